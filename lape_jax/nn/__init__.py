@@ -1,0 +1,1 @@
+"""Building blocks in Flax linen: position tables, joining methods, attention, encoder."""

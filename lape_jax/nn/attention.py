@@ -1,0 +1,81 @@
+"""Multi-head self-attention, with an optional relative position bias on the logits."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from lape_jax.errors import UserError, nearest
+from lape_jax.nn.layers import normal_02
+from lape_jax.nn.position import relative_position_index
+
+IMPLEMENTATIONS = ("xla", "cudnn")
+
+
+def check_implementation(implementation: str, attn_dropout: float) -> None:
+    """Raises UserError for an unknown attention `implementation`, or one that cannot do what is asked of it."""
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"attention={nearest(implementation, IMPLEMENTATIONS)}")
+    if implementation == "cudnn" and attn_dropout:
+        raise UserError("attention='cudnn' has no attention dropout: use attention='xla' or attn_dropout=0")
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(head_dim) + bias) v, then a projection; q, k and v come from one fused matmul.
+
+    Logits and softmax are float32 or better. `jax.nn.dot_product_attention` serves cuDNN; its XLA path always takes the
+    softmax in float32, which would spoil float64 models, and has no dropout, so that path is written out here.
+
+    Attributes:
+        heads: number of heads; must divide the width.
+        grid: rows and columns of patches if there is a relative position bias, else None. The bias of the tokens before
+            the patches (class, distillation), as query or key, is zero.
+        qkv_bias: whether the fused projection has a bias.
+        attn_dropout: dropout on the attention weights.
+        dropout: dropout after the projection.
+        implementation: "xla" or "cudnn".
+        dtype: type to compute in.
+    """
+
+    heads: int
+    grid: tuple[int, int] | None = None
+    qkv_bias: bool = True
+    attn_dropout: float = 0.0
+    dropout: float = 0.0
+    implementation: str = "xla"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
+        batch, tokens, width = x.shape
+        dense = {"dtype": self.dtype, "kernel_init": normal_02}
+        qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **dense)(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
+        bias = None if self.grid is None else self.relative_bias(tokens)
+        if self.implementation == "cudnn":
+            bias = None if bias is None else bias[None].astype(q.dtype)
+            y = jax.nn.dot_product_attention(q, k, v, bias, implementation="cudnn")
+        else:
+            y = self.attend(q, k, v, bias, train)
+        y = nn.Dense(width, name="proj", **dense)(y.reshape(batch, tokens, width))
+        return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+    def attend(self, q, k, v, bias, train: bool) -> Float[Array, "b n heads hd"]:
+        full = jnp.promote_types(q.dtype, jnp.float32)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=full) / math.sqrt(q.shape[-1])
+        if bias is not None:
+            logits = logits + bias
+        weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+        weights = nn.Dropout(self.attn_dropout, deterministic=not train)(weights)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+    def relative_bias(self, tokens: int) -> Float[Array, "heads n n"]:
+        height, width = self.grid
+        rows = (2 * height - 1) * (2 * width - 1)
+        table = self.param("relative_position_bias_table", nn.initializers.zeros, (rows, self.heads))
+        bias = jnp.moveaxis(table[relative_position_index(self.grid)], -1, 0)
+        extra = tokens - height * width
+        return jnp.pad(bias, ((0, 0), (extra, 0), (extra, 0)))

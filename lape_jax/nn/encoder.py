@@ -1,0 +1,168 @@
+"""The transformer block, and the scan over blocks that carries tokens and position embedding."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from lape_jax.errors import UserError, nearest
+from lape_jax.nn.attention import Attention
+from lape_jax.nn.join import JOINS, PENorm
+from lape_jax.nn.layers import LayerScale, Mlp, drop_path, layer_norm
+
+# What the backward pass may keep: a name of jax.checkpoint_policies, "full" (keep nothing) or "none" (no remat).
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Carry(NamedTuple):
+    """What passes from block to block."""
+
+    tokens: Float[Array, "b n d"]
+    pe: Float[Array, "n d"] | None
+
+
+class LayerInputs(NamedTuple):
+    """What differs from block to block but is not learned by it."""
+
+    drop_path: Float[Array, "*l"]  # stochastic depth rate
+    pe: Float[Array, "*l n d"] | None  # this block's own table, for joinings that have one per layer
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block whose attention is fed by a joining method.
+
+    x <- x + DropPath(LS(Attention(join(x, pe))));  x <- x + DropPath(LS(Mlp(LN2(x)))).
+
+    Attributes: see `lape_jax.models.vit.ViT`; `train` turns dropout and stochastic depth on.
+    """
+
+    heads: int
+    mlp_hidden: int
+    join: str
+    pe_norm: str
+    relative_grid: tuple[int, int] | None
+    dropout: float
+    attn_dropout: float
+    stochastic_depth: bool
+    layer_scale: float | None
+    ln_eps: float
+    attention: str
+    dtype: DTypeLike
+    train: bool
+
+    @nn.compact
+    def __call__(self, carry: Carry, layer: LayerInputs) -> tuple[Carry, dict[str, jax.Array | None]]:
+        x, pe = carry
+        norm1 = layer_norm(self.ln_eps, self.dtype, "norm1")
+        join = JOINS[self.join]
+        pe_norm = PENorm(self.pe_norm, self.ln_eps, name="pe_norm") if join.normalises_pe else None
+        x, attention_input, delivered, pe = join.attend(x, pe if layer.pe is None else layer.pe, norm1, pe_norm)
+        attention = Attention(
+            self.heads,
+            grid=self.relative_grid,
+            attn_dropout=self.attn_dropout,
+            dropout=self.dropout,
+            implementation=self.attention,
+            dtype=self.dtype,
+            name="attn",
+        )
+        x = x + self.branch(attention(attention_input, self.train), layer.drop_path, "ls1")
+        mlp = Mlp(self.mlp_hidden, self.dropout, self.dtype, name="mlp")
+        hidden = mlp(layer_norm(self.ln_eps, self.dtype, "norm2")(x), self.train)
+        x = x + self.branch(hidden, layer.drop_path, "ls2")
+        handed_on = None if join.table_per_layer else pe
+        return Carry(x, handed_on), {"tokens": x, "pe": delivered}
+
+    def branch(self, y: jax.Array, rate: jax.Array, scale_name: str) -> jax.Array:
+        if self.layer_scale is not None:
+            y = LayerScale(self.layer_scale, name=scale_name)(y)
+        if self.train and self.stochastic_depth:
+            y = drop_path(y, rate, self.make_rng("dropout"))
+        return y
+
+
+class Encoder(nn.Module):
+    """`depth` blocks as one `nn.scan`: parameters stacked on a leading layer axis, tokens and PE carried.
+
+    May be run in segments: `encoder(carry, first=3, count=3)` enters block 3 with a carry and leaves after block 5 with
+    another. Segments in sequence equal one full run (stochastic layers draw other samples).
+
+    Attributes:
+        depth: number of blocks.
+        block: keyword arguments of `Block`, without `train` and `stochastic_depth`.
+        drop_path: stochastic depth rate of the last block; the rates rise linearly from 0.
+        unroll: blocks per iteration of the scan, 1 to `depth`.
+        remat: which residuals the backward pass keeps, one of `REMAT_POLICIES`.
+
+    Neither `unroll` nor `remat` changes parameters or results.
+    """
+
+    depth: int
+    block: dict
+    drop_path: float = 0.0
+    unroll: int = 1
+    remat: str = "none"
+
+    def check(self) -> None:
+        """Raises UserError if a knob is out of range."""
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f"remat={nearest(self.remat, REMAT_POLICIES)}")
+        if not 1 <= self.unroll <= self.depth:
+            raise UserError(f"unroll={self.unroll} is not between 1 and depth={self.depth}")
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: Carry,
+        layer_pe: Float[Array, "l n d"] | None = None,
+        *,
+        train: bool,
+        first: int = 0,
+        count: int | None = None,
+    ) -> tuple[Carry, dict[str, jax.Array | None]]:
+        """Runs blocks first .. first+count-1 (all by default).
+
+        Args:
+            carry: tokens and PE that enter block `first`.
+            layer_pe: tables of all `depth` layers, for joinings that have one per layer.
+            train: whether dropout and stochastic depth act.
+
+        Returns:
+            The carry that leaves, and per layer (leading axis) the tokens after the block and the PE it delivered.
+        """
+        stop = self.depth if count is None else first + count
+        if not 0 <= first < stop <= self.depth:
+            raise UserError(f"blocks {first} to {stop - 1} are not a segment of the {self.depth} blocks there are")
+        blocks = self.stack(train)
+        inputs = LayerInputs(jnp.linspace(0, self.drop_path, self.depth), layer_pe)
+        if (first, stop) == (0, self.depth):
+            return blocks(carry, inputs)
+        if self.is_initializing():
+            blocks(carry, inputs)  # creates the parameters of all layers, which a segment's run could not
+
+        def cut(tree):
+            return jax.tree.map(lambda leaf: leaf[first:stop], tree)
+
+        segment = nn.map_variables(lambda stack, *args: stack(*args), "params", trans_in_fn=cut)
+        return segment(blocks, carry, cut(inputs))
+
+    def stack(self, train: bool) -> nn.Module:
+        block = Block
+        if self.remat != "none":
+            # Inside a rolled loop nothing can be merged with the forward pass, and the guard against it costs time.
+            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            unroll=self.unroll,
+        )
+        return scanned(**self.block, stochastic_depth=self.drop_path > 0, train=train, name="blocks")

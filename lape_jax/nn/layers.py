@@ -1,0 +1,100 @@
+"""The small parts of a transformer: patch embedding, MLP, LayerNorm, stochastic depth, layer scale."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+# PyTorch's trunc_normal_(std=.02) cuts at +-2, a hundred standard deviations away: a normal distribution.
+normal_02 = nn.initializers.normal(0.02)
+
+
+def torch_uniform(fan_in: int):
+    """PyTorch's default initialiser of convolutions, weight and bias: uniform in +-1/sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def layer_norm(eps: float, dtype, name: str) -> nn.LayerNorm:
+    """LayerNorm over channels: g (z - mean) / sqrt(var + eps) + b, two-pass variance, float32 or better inside and out.
+
+    The float32 result lets a PE be added before the one rounding to the compute type.
+    """
+    return nn.LayerNorm(epsilon=eps, dtype=jnp.promote_types(dtype, jnp.float32), use_fast_variance=False, name=name)
+
+
+class PatchEmbed(nn.Module):
+    """Cuts an image into patches and projects each linearly (a convolution whose stride is its kernel).
+
+    Attributes:
+        width: D, channels of a token.
+        patch_size: height and width of a patch in pixels.
+        dtype: type to compute in.
+    """
+
+    width: int
+    patch_size: tuple[int, int]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        init = torch_uniform(math.prod(self.patch_size) * images.shape[-1])
+        project = nn.Conv(
+            self.width,
+            self.patch_size,
+            self.patch_size,
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=init,
+            bias_init=init,
+            name="proj",
+        )
+        tokens = project(images)
+        return tokens.reshape(tokens.shape[0], -1, self.width)
+
+
+class Mlp(nn.Module):
+    """fc2(gelu(fc1(x))) with the exact (erf) GELU, and dropout after both layers.
+
+    Attributes:
+        hidden: channels between the two layers.
+        dropout: probability of dropping a unit.
+        dtype: type to compute in.
+    """
+
+    hidden: int
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
+        width = x.shape[-1]
+        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=normal_02, name="fc1")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(nn.gelu(x, approximate=False))
+        x = nn.Dense(width, dtype=self.dtype, kernel_init=normal_02, name="fc2")(x)
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+
+class LayerScale(nn.Module):
+    """x * gamma, one learned gamma per channel, all starting at `init` (CaiT, Touvron et al. 2021)."""
+
+    init: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        gamma = self.param("gamma", nn.initializers.constant(self.init), (x.shape[-1],))
+        return x * gamma.astype(x.dtype)
+
+
+def drop_path(branch: Float[Array, "b n d"], rate: Float[Array, ""], key: jax.Array) -> Float[Array, "b n d"]:
+    """Stochastic depth: drops the whole branch of a sample with probability `rate`, scales the others by 1/(1-rate)."""
+    keep = 1 - rate
+    mask = jax.random.bernoulli(key, keep, (branch.shape[0], 1, 1))
+    return jnp.where(mask, branch / keep.astype(branch.dtype), 0)

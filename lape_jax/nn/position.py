@@ -1,0 +1,76 @@
+"""Position tables: what a position looks like before anything is done with it.
+
+Absolute tables have one row per token in sequence order: class token, distillation token, then the patches row by row.
+Which of the first two exist depends on the model; together they are the `extra_rows`. Frozen tables are NumPy float64
+constants, so that a model in float64 sees them exactly; they are never parameters.
+"""
+
+import numpy as np
+from jaxtyping import Float64, Int32
+
+from lape_jax.errors import UserError, nearest
+
+LEARNABLE, SINCOS_1D, SINCOS_2D = "learnable", "sincos_1d", "sincos_2d"
+ABSOLUTE = (LEARNABLE, SINCOS_1D, SINCOS_2D)
+RELATIVE, NONE = "relative", "none"
+KINDS = (*ABSOLUTE, RELATIVE, *(f"{kind}+{RELATIVE}" for kind in ABSOLUTE), NONE)
+
+
+def parse_pe(pe: str) -> tuple[str | None, bool]:
+    """Splits a `pe` name into (absolute table or None, whether there is a relative position bias).
+
+    Raises:
+        UserError: `pe` is not one of `KINDS`.
+    """
+    if pe not in KINDS:
+        raise UserError(f"pe={nearest(pe, KINDS)}")
+    parts = pe.split("+")
+    absolute = parts[0] if parts[0] in ABSOLUTE else None
+    return absolute, RELATIVE in parts
+
+
+def sincos_1d(rows: int, width: int) -> Float64[np.ndarray, "n d"]:
+    """1-D sinusoid over the token sequence (Vaswani et al. 2017): the first row, the class token's, is position 0.
+
+    w[p, i] = sin(p / 10000^(2 floor(i/2) / width)) for even i, cos of the same for odd i.
+    """
+    position = np.arange(rows, dtype=np.float64)[:, None]
+    channel = np.arange(width)
+    angle = position / 10000.0 ** (2 * (channel // 2) / width)
+    return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
+
+
+def sincos_2d(grid: tuple[int, int], width: int, extra_rows: int = 0) -> Float64[np.ndarray, "n d"]:
+    """2-D sinusoid over the patch grid; the `extra_rows` before the patches are zero.
+
+    With h = width/2, m = floor((d mod h)/2) and omega_m = 10000^(-2m/h), the argument is column * omega_m for channels
+    d < h and row * omega_m for the rest; even d take the sine, odd d the cosine (LaPE reference code).
+
+    Raises:
+        UserError: `width` is not divisible by 4.
+    """
+    if width % 4:
+        raise UserError(f"pe='sincos_2d' needs a width divisible by 4, not {width}")
+    half = width // 2
+    channel = np.arange(half)
+    omega = 10000.0 ** (-2 * (channel // 2) / half)
+
+    def encode(coordinate):
+        angle = coordinate[:, None] * omega
+        return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
+
+    row, column = (axis.reshape(-1).astype(np.float64) for axis in np.indices(grid))
+    patches = np.concatenate([encode(column), encode(row)], axis=1)
+    return np.concatenate([np.zeros((extra_rows, width)), patches])
+
+
+def relative_position_index(grid: tuple[int, int]) -> Int32[np.ndarray, "n n"]:
+    """Row of the relative bias table for each (query, key) pair of patches (Swin, eq. 4).
+
+    index[i, j] = (r_i - r_j + gh - 1) * (2 gw - 1) + (c_i - c_j + gw - 1), from 0 to (2gh-1)(2gw-1) - 1.
+    """
+    row, column = (axis.reshape(-1) for axis in np.indices(grid))
+    height, width = grid
+    down = row[:, None] - row[None, :] + height - 1
+    right = column[:, None] - column[None, :] + width - 1
+    return (down * (2 * width - 1) + right).astype(np.int32)
