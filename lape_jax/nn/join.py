@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 Tokens = Float[Array, "b n d"]
 Position = Float[Array, "n d"]
-Norm = Callable[[jax.Array], jax.Array]
+Norm = Callable[[jax.Array], jax.Array]  # a LayerNorm; there is no `pe_norm` where `normalises_pe` is False
 
 
 class Joined(NamedTuple):
@@ -43,7 +43,7 @@ class Default:
     def stem(self, tokens: Tokens, table: Position) -> tuple[Tokens, Position | None]:
         return (tokens + table).astype(tokens.dtype), None
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm) -> Joined:
+    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         return Joined(x, norm1(x), None, pe)
 
 
@@ -56,7 +56,7 @@ class Shared:
     def stem(self, tokens: Tokens, table: Position) -> tuple[Tokens, Position | None]:
         return tokens, table
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm) -> Joined:
+    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         x = (x + pe).astype(x.dtype)
         return Joined(x, norm1(x), pe, pe)
 
@@ -76,7 +76,7 @@ class LapeSharing:
     def stem(self, tokens: Tokens, table: Position) -> tuple[Tokens, Position | None]:
         return tokens, table
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm) -> Joined:
+    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         p = pe_norm(pe)
         return Joined(x, norm1(x) + p, p, pe)
 
@@ -87,7 +87,7 @@ class Lape(LapeSharing):
     The sum enters q, k and v, and nothing else: not the residual stream, the MLP or the final LayerNorm.
     """
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm) -> Joined:
+    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         p = pe_norm(pe)
         return Joined(x, norm1(x) + p, p, p)
 
