@@ -1,0 +1,1 @@
+"""On-device augmentation: jitted, batch-wise, a pure function of images and key."""

@@ -1,0 +1,179 @@
+"""What the command lines share: their options, config files with overrides, quiet logs, and errors in one line.
+
+    COMMAND --config=FILE.py[:arg,arg=value] --workdir=DIR [--config.key=value ...] [--option=value ...]
+
+FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/train/config.py). Exit codes: 0 done,
+1 a bug (with its traceback), 2 a mistake in what was given (one line on stderr), 130 interrupted.
+"""
+
+import argparse
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+
+from lape_jax.errors import UserError, nearest
+from lape_jax.train import config as configs
+from lape_jax.train.validation import validate
+
+_VALUES = {"config": "FILE", "workdir": "DIR"}
+Main = Callable[[ConfigDict, argparse.Namespace], None]
+
+
+def run(
+    main: Main,
+    argv: Sequence[str] | None = None,
+    *,
+    description: str = "",
+    required: Sequence[str] = (),
+    options: Mapping[str, str] | None = None,
+) -> int:
+    """Calls `main(config, args)` with what the command line says, and returns the exit code.
+
+        if __name__ == "__main__":
+            sys.exit(cli.run(main, description=__doc__, required=("config", "workdir")))
+
+    `config` is complete and valid: that of --config or, without it, of DIR/config.json, with the overrides put in.
+    `args` holds the text of every option by its name, "" where it was not given.
+
+    Args:
+        main: the command.
+        argv: the arguments, by default those of the process.
+        description: what --help says about the command.
+        required: the options that must be given.
+        options: further options, name -> help text, beside --config and --workdir.
+    """
+    quiet_logs()
+    try:
+        args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {})
+        main(load_config(args.config, args.workdir, overrides), args)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def quiet_logs() -> None:
+    """Only warnings reach stderr, one line each, whichever library they come from."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.addLevelName(logging.ERROR, "error")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+
+
+def parse(
+    argv: Sequence[str], description: str, required: Sequence[str], options: Mapping[str, str]
+) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """Splits the command line into the options by name and the (key, text) overrides of the config, in order."""
+    overrides, rest = _split_overrides(argv)
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m MODULE`
+    parser = _Parser(
+        prog=f"python -m {module.name}" if module else None,
+        description=description,
+        epilog="Any key of the config can be set: --config.optimizer.lr=3e-4 --config.total_epochs=100",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file, and its argument")
+    parser.add_argument("--workdir", default="", metavar="DIR", help="directory of the run: checkpoints, metrics, ...")
+    for name, text in options.items():
+        parser.add_argument(f"--{name}", default="", metavar=name.upper(), help=text)
+    args, unknown = parser.parse_known_args(rest)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        raise UserError(f"option {nearest(name, [f'--{n}' for n in ('config', 'workdir', *options)])}")
+    for name in required:
+        if not getattr(args, name):
+            raise UserError(f"--{name}={_VALUES.get(name, '...')} is missing")
+    return args, overrides
+
+
+def load_config(file: str, workdir: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+    """The valid config of `--config=file`, or else of the run in `workdir`, with the overrides put in."""
+    if file:
+        config = configs.resolve(read_config_file(file))
+    elif workdir:
+        config = configs.from_json(Path(workdir) / "config.json")
+    else:
+        raise UserError("--config=FILE is missing, and so is a --workdir=DIR to take the config from")
+    configs.override(config, overrides)
+    validate(config)
+    return config
+
+
+def read_config_file(file: str) -> ConfigDict:
+    """What `get_config(ARG)` of the Python file `PATH` returns, for `file` = "PATH" or "PATH:ARG".
+
+    Raises UserError if there is no such file, or naming the line of it that raised.
+    """
+    path, _, arg = file.partition(":")
+    try:
+        source = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        siblings = sorted(str(sibling) for sibling in Path(path).parent.glob("*.py"))
+        near = f": {nearest(path, siblings)}" if siblings else ""
+        raise UserError(
+            f"config file {path!r} cannot be read ({getattr(error, 'strerror', None) or error}){near}"
+        ) from None
+    try:
+        # Executed here and not imported: a config is data, no module that others may import, and leaves no .pyc behind.
+        module = {"__name__": Path(path).stem, "__file__": path}
+        exec(compile(source, path, "exec"), module)
+        if "get_config" not in module:
+            raise UserError(f"config file {path!r} has no get_config(arg) function")
+        config = module["get_config"](arg)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except SyntaxError as error:
+        raise UserError(f"config file {error.filename!r}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        raise UserError(_explain(error, path)) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {path!r} returned {type(config).__name__}: it must return a ConfigDict")
+    return config
+
+
+def _explain(error: Exception, path: str) -> str:
+    """One line for an exception that a config file raised: where, and what was wrong."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), "?")
+    text = str(error)
+    # ml_collections says only 'optimzer', or lists the whole config after it.
+    key = re.match(r"\W*(?:Key \W)?(\w+)", text)
+    if key and isinstance(error, AttributeError | KeyError) and "ml_collections" in frames[-1].filename:
+        text = str(configs.unknown_key(key[1]))
+    else:
+        text = f"{type(error).__name__}: {text}"
+    return f"config file {path!r}, line {line}: {text}"
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Takes `--config.key=text`, `--config.key text`, `--config.flag` and `--noconfig.flag` out of `argv`."""
+    overrides, rest, waiting = [], [], list(argv)
+    while waiting:
+        arg = waiting.pop(0)
+        match = re.fullmatch(r"--(no)?config\.([^=]*)(?:=(.*))?", arg, re.DOTALL)
+        if not match:
+            rest.append(arg)
+            continue
+        no, key, text = match.groups()
+        if no and text is not None:
+            raise UserError(f"{arg}: --noconfig.{key} takes no value")
+        if no or text is None:
+            bare = no or not waiting or waiting[0].startswith("--")
+            text = str(not no).lower() if bare else waiting.pop(0)
+        overrides.append((key, text))
+    return overrides, rest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(message)

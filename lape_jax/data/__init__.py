@@ -1,0 +1,10 @@
+"""Images and labels, from where they lie to fixed-size uint8 batches.
+
+sources.py   random-access data sets: `digits`, `folder`, and `open_split`, which picks one from a config
+records.py   the third source: data sets that TFDS prepared as array_record
+order.py     which example stands where: a pure function of (seed, step, position)
+decode.py    encoded bytes -> pixels, and the crops for training and evaluation
+corrupt.py   images that cannot be read: skipped, named, counted, limited
+pipeline.py  batches decoded ahead of the step, in threads (Grain)
+resident.py  a small set decoded whole, to live on the device
+"""

@@ -1,0 +1,228 @@
+"""Batches of decoded and cropped images, made ahead of the step by threads (Grain), the same whoever makes them.
+
+Which examples a batch holds, and how each is cropped, is a function of (seed, step, position in the global batch)
+alone. So a run resumes at any step at once, on any number of hosts or threads, with the same pixels.
+"""
+
+import dataclasses
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypedDict
+
+import grain
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from lape_jax.data import decode, order
+from lape_jax.data.corrupt import CorruptImage, CorruptLog
+from lape_jax.data.sources import Source
+from lape_jax.errors import UserError
+
+# Examples per task: handing a task to a thread costs as much time as decoding a tiny image.
+_CHUNK = 8
+# Whole batches kept ready, beside those that the threads work on.
+_READY = 2
+
+
+class Batch(TypedDict):
+    """A host's share of a global batch. Where mask is 0 there is no example: image and label are zero."""
+
+    image: UInt8[np.ndarray, "b size size channels"]
+    label: Int32[np.ndarray, " b"]
+    mask: Float32[np.ndarray, " b"]
+
+
+def train_batches(
+    source: Source,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    total_steps: int,
+    size: int,
+    channels: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    threads: int,
+    max_corrupt: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Batches":
+    """The batches of steps start_step .. total_steps-1: shuffled epochs, random resized crops.
+
+    A corrupt image is skipped (mask 0), logged once by name, and listed in `Batches.corrupt`.
+
+    Args:
+      batch_size: of the global batch; this process makes an equal, contiguous share of it.
+      max_corrupt: how many distinct corrupt images are tolerated, on each process.
+
+    Raises:
+      UserError: the batch does not fit the data set or the processes; while iterating: too many corrupt images.
+    """
+    order.batch_indices(seed, start_step, batch_size, len(source))  # too large a batch fails here, not in a thread
+
+    def read(step: int, position: int) -> tuple[np.ndarray, int]:
+        index = int(order.batch_indices(seed, step, batch_size, len(source))[position])
+        example = source[index]
+        pixels = decode.decode(example.image, channels, example.name)
+        return decode.train_crop(pixels, size, order.augment_rng(seed, step, position), scale, ratio), example.label
+
+    positions = order.host_slice(batch_size, process_index, process_count)
+    return Batches(read, range(start_step, total_steps), positions, (size, size, channels), threads, max_corrupt)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    size: int,
+    channels: int,
+    crop_ratio: float,
+    threads: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Batches":
+    """Every example once, in order, centre-cropped; the last batch is filled up with mask 0.
+
+    Every process makes the same number of batches.
+
+    Raises:
+      UserError: there are no examples, or the processes cannot share a batch; while iterating: a corrupt image.
+    """
+    if len(source) == 0:
+        raise UserError("there are no examples to evaluate")
+
+    def read(step: int, position: int) -> tuple[np.ndarray, int] | None:
+        index = step * batch_size + position
+        return read_eval(source, index, size, channels, crop_ratio) if index < len(source) else None
+
+    positions = order.host_slice(batch_size, process_index, process_count)
+    steps = range(-(-len(source) // batch_size))
+    return Batches(read, steps, positions, (size, size, channels), threads, max_corrupt=0)
+
+
+def read_eval(source: Source, index: int, size: int, channels: int, crop_ratio: float) -> tuple[np.ndarray, int]:
+    """One example as evaluation sees it: (uint8 pixels (size, size, channels), label).
+
+    Raises:
+      CorruptImage: it cannot be read.
+    """
+    example = source[index]
+    pixels = decode.decode(example.image, channels, example.name)
+    return decode.eval_crop(pixels, size, crop_ratio), example.label
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Some consecutive examples of a batch, and the errors of those that could not be read."""
+
+    batch: Batch
+    errors: tuple[CorruptImage, ...]
+
+
+class Batches(Iterator[Batch]):
+    """Iterates over batches that threads make ahead of time, beginning as soon as this is created.
+
+    Close it, or use it as a context manager, to stop the threads before the end. An error in a thread is raised by
+    next() when its batch is due, and closes it.
+
+    Args:
+      read: (step, position in the global batch) -> (pixels, label), None for a place to be left empty, or CorruptImage.
+        Runs in threads.
+      steps: those to make, one batch each.
+      positions: those that belong to this process.
+      shape: of one image.
+      threads: how many read at a time.
+      max_corrupt: how many distinct corrupt images are tolerated.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], tuple[np.ndarray, int] | None],
+        steps: range,
+        positions: range,
+        shape: tuple[int, int, int],
+        threads: int,
+        max_corrupt: int,
+    ):
+        if threads < 1:
+            raise UserError(f"data.threads is {threads}, but at least one thread must read")
+        chunks = [positions[i : i + _CHUNK] for i in range(0, len(positions), _CHUNK)]
+        stopped = threading.Event()
+
+        def make_part(task: int) -> _Part:
+            step, chunk = divmod(task, len(chunks))
+            return _read_part(read, steps[step], chunks[chunk], shape, stopped)
+
+        self._log = CorruptLog(max_corrupt)
+        tasks = grain.MapDataset.range(len(steps) * len(chunks)).map(make_part)
+        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(len(chunks), 2 * threads))
+        batches = tasks.to_iter_dataset(ahead).batch(len(chunks), batch_fn=_concatenate)
+        # Joins parts to batches in a thread of its own, which also keeps the others busy during a long step.
+        iterator = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_READY))
+        iterator.start_prefetch()
+        self._iterator = iterator
+        # Also called when this is dropped and when the interpreter exits, while Grain can still be closed.
+        self._finalizer = weakref.finalize(self, _stop, iterator, stopped)
+
+    @property
+    def corrupt(self) -> dict[str, str]:
+        """The corrupt images in the batches so far: name -> reason."""
+        return self._log.reasons
+
+    def __next__(self) -> Batch:
+        if not self._finalizer.alive:
+            raise StopIteration
+        try:
+            part = next(self._iterator)
+            for error in part.errors:
+                self._log.add(error)
+        except BaseException:
+            self.close()
+            raise
+        return part.batch
+
+    def close(self) -> None:
+        """Stops the threads; a closed iterator has ended."""
+        self._finalizer()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _stop(iterator: grain.DatasetIterator, stopped: threading.Event) -> None:
+    stopped.set()
+    iterator.close()
+
+
+def _read_part(
+    read: Callable[[int, int], tuple[np.ndarray, int] | None],
+    step: int,
+    positions: range,
+    shape: tuple[int, int, int],
+    stopped: threading.Event,
+) -> _Part:
+    image = np.zeros((len(positions), *shape), np.uint8)
+    label = np.zeros(len(positions), np.int32)
+    mask = np.zeros(len(positions), np.float32)
+    errors = []
+    for row, position in enumerate(positions):
+        if stopped.is_set():
+            break  # nobody will look at this part
+        try:
+            if (found := read(step, position)) is not None:
+                image[row], label[row] = found
+                mask[row] = 1
+        except CorruptImage as error:
+            errors.append(error)
+    return _Part(Batch(image=image, label=label, mask=mask), tuple(errors))
+
+
+def _concatenate(parts: Sequence[_Part]) -> _Part:
+    fields = ("image", "label", "mask")
+    batch = Batch(**{field: np.concatenate([part.batch[field] for part in parts]) for field in fields})
+    return _Part(batch, tuple(error for part in parts for error in part.errors))

@@ -1,0 +1,65 @@
+"""A small data set decoded whole, to be put on the device once, so that no step waits for the host."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from lape_jax.data import order
+from lape_jax.data.corrupt import CorruptImage, CorruptLog
+from lape_jax.data.pipeline import Batch, read_eval
+from lape_jax.data.sources import Source
+
+
+def load(source: Source, *, size: int, channels: int, crop_ratio: float, threads: int, max_corrupt: int = 0) -> Batch:
+    """Decodes and centre-crops every example, in order, into one Batch as long as the data set.
+
+    A corrupt image keeps its place, with mask 0, and is logged by name: so indices, and the number of steps in an
+    epoch, are those of the data set, as they are in the pipeline.
+
+    Args:
+      max_corrupt: how many corrupt images are tolerated; leave it 0 for evaluation.
+
+    Raises:
+      UserError: more images than that are corrupt.
+    """
+    count = len(source)
+    data = Batch(
+        image=np.zeros((count, size, size, channels), np.uint8),
+        label=np.zeros(count, np.int32),
+        mask=np.zeros(count, np.float32),
+    )
+
+    def read(indices: range) -> list[CorruptImage]:
+        errors = []
+        for index in indices:
+            try:
+                data["image"][index], data["label"][index] = read_eval(source, index, size, channels, crop_ratio)
+                data["mask"][index] = 1
+            except CorruptImage as error:
+                errors.append(error)
+        return errors
+
+    log = CorruptLog(max_corrupt)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for errors in pool.map(read, [range(count)[start : start + 64] for start in range(0, count, 64)]):
+            for error in errors:
+                log.add(error)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return data
+
+
+def batches(data: Batch, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+    """Every example once, in order; the last batch is filled up with mask 0. Each process gets its share of a batch.
+
+    Raises:
+      UserError: the processes cannot share a batch equally.
+    """
+    share = order.host_slice(batch_size, process_index, process_count)
+    for start in range(0, len(data["label"]), batch_size):
+        part = slice(start + share.start, start + share.stop)
+        arrays = {name: array[part] for name, array in data.items()}
+        missing = len(share) - len(arrays["label"])
+        yield Batch(**{name: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for name, a in arrays.items()})

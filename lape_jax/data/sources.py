@@ -1,0 +1,207 @@
+"""Data sets with random access: index -> (image, label, name). In which order they are read is decided elsewhere."""
+
+import dataclasses
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lape_jax.data.corrupt import CorruptImage
+from lape_jax.errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
+
+SOURCES = ("digits", "folder", "tfds")
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Example:
+    """An image as it is stored (an encoded file, or pixels), its class, and a name by which a person can find it."""
+
+    image: bytes | UInt8[np.ndarray, "h w c"]
+    label: int
+    name: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set. Reading is safe from many threads at once and raises CorruptImage for what cannot be read."""
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def open_split(data_config: Any, split: str) -> Source:
+    """Opens what `data_config` describes.
+
+    Args:
+      data_config: has the attributes source ("digits", "folder" or "tfds"), path, name, train_split and val_split.
+      split: "train" or "val"; where it lies is data_config.train_split or data_config.val_split (digits: fixed).
+
+    Raises:
+      UserError: an unknown source, or one that is missing, empty or not laid out as it should be.
+    """
+    where = {"train": data_config.train_split, "val": data_config.val_split}[split]
+    match data_config.source:
+        case "digits":
+            return digits(split)
+        case "folder":
+            return folder(data_config.path, where, train=data_config.train_split)
+        case "tfds":
+            # Imported here because importing TFDS takes a while.
+            from lape_jax.data.records import tfds_records
+
+            return tfds_records(data_config.name, data_config.path, where)
+        case unknown:
+            raise UserError(f"data.source: {nearest(unknown, SOURCES)}")
+
+
+class ArraySource:
+    """Pixels that are already in memory."""
+
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "n h w c"],
+        labels: Sequence[int],
+        names: Sequence[str],
+        classes: tuple[str, ...],
+    ):
+        self.images, self.labels, self.names, self.classes = images, labels, names, classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.images[index], int(self.labels[index]), self.names[index])
+
+
+def digits(split: str) -> ArraySource:
+    """The 1,797 handwritten digits, 8x8 pixels, that come with scikit-learn (UCI Optical Recognition, test part).
+
+    A pixel v in 0..16 becomes p = round(255 v / 16), from which round(16 p / 255) gives v back. A fifth of each class
+    (rounded) is for validation: always the same 359 images, whatever the seed; the other 1,438 are for training.
+    """
+    from sklearn.datasets import load_digits  # takes most of a second to import, for this source only
+
+    data = load_digits()
+    chosen: list[np.ndarray] = []
+    for label in range(10):
+        members = np.flatnonzero(data.target == label)
+        keys = np.random.Philox(key=label).random_raw(len(members))
+        held_out = np.argsort(keys, kind="stable")[: round(len(members) / 5)]
+        mask = np.isin(np.arange(len(members)), held_out)
+        chosen.append(members[mask if split == "val" else ~mask])
+    indices = np.sort(np.concatenate(chosen))
+    images = np.rint(data.images[indices] * 255 / 16).astype(np.uint8)[..., None]
+    return ArraySource(
+        images, data.target[indices], [f"digits[{i}]" for i in indices], tuple(str(label) for label in range(10))
+    )
+
+
+class FolderSource:
+    """Image files, a directory for each class; `files` are paths relative to `root`."""
+
+    def __init__(self, root: str, files: list[str], labels: np.ndarray, classes: tuple[str, ...]):
+        self.root, self.files, self.labels, self.classes = root, files, labels, classes
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        path = os.path.join(self.root, self.files[index])
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise CorruptImage(path, error.strerror or str(error)) from error
+        return Example(data, int(self.labels[index]), path)
+
+
+def folder(root: str, split: str, train: str = "train") -> FolderSource:
+    """The JPEG and PNG files below root/split/CLASS/, at any depth, sorted by class and path.
+
+    Classes are the directories of root/`train`, sorted; those of another split must be among them. Hidden files and
+    directories are left out, as are other files (with a warning); symbolic links are followed.
+
+    Raises:
+      UserError: a directory is missing, has no classes or an unknown class, or a class has no images.
+    """
+    root = os.path.expanduser(root)
+    if not root:
+        raise UserError(f"data.path is empty: it must name a directory that holds {train}/ and {split}/")
+    classes = _class_names(root, train)
+    names = classes if split == train else _class_names(root, split)
+    directory = os.path.join(root, split)
+    if strangers := [name for name in names if name not in classes]:
+        close = difflib.get_close_matches(strangers[0], classes, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(f"class {strangers[0]!r} of {directory} is not a class of {os.path.join(root, train)}{hint}")
+
+    # Threads because a network file system answers slowly, but many questions at once.
+    with ThreadPoolExecutor(16) as pool:
+        listings = list(pool.map(_list_images, [os.path.join(directory, name) for name in names]))
+    for name, (images, others) in zip(names, listings, strict=True):
+        if not images:
+            raise UserError(
+                f"class directory {os.path.join(directory, name)} holds no JPEG or PNG file; it holds {_some(others)}"
+            )
+    if others := [f"{name}/{path}" for name, (_, rest) in zip(names, listings, strict=True) for path in rest]:
+        logger.warning("%s: left out %d files that are no JPEG or PNG: %s", directory, len(others), _some(others))
+    files = [f"{name}/{path}" for name, (images, _) in zip(names, listings, strict=True) for path in images]
+    number = {name: label for label, name in enumerate(classes)}
+    labels = np.repeat([number[name] for name in names], [len(images) for images, _ in listings])
+    return FolderSource(directory, files, labels, classes)
+
+
+def _class_names(root: str, split: str) -> tuple[str, ...]:
+    """The class directories of root/split, sorted."""
+    if not os.path.isdir(root):
+        raise UserError(f"data.path {root!r} is not a directory")
+    directory = os.path.join(root, split)
+    if not os.path.isdir(directory):
+        raise UserError(f"{root} has no directory {split!r}; it holds {_some(os.listdir(root))}")
+    entries = [entry for entry in os.scandir(directory) if not entry.name.startswith(".")]
+    names = sorted(entry.name for entry in entries if entry.is_dir())
+    if not names:
+        found = _some([entry.name for entry in entries])
+        raise UserError(f"{directory} has no class directories, only {found}; it must hold one directory per class")
+    return tuple(names)
+
+
+def _list_images(directory: str, above: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
+    """All (image files, other files) below `directory`, as sorted paths relative to it."""
+    images, others = [], []
+    try:
+        with os.scandir(directory) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot list {directory}: {error.strerror}") from error
+    for entry in visible:
+        if entry.is_dir():
+            parents = (*above, os.path.realpath(directory))
+            if entry.is_symlink() and os.path.realpath(entry.path) in parents:
+                raise UserError(f"{entry.path} is a symbolic link to a directory that it lies in")
+            for target, paths in zip((images, others), _list_images(entry.path, parents), strict=True):
+                target += [f"{entry.name}/{path}" for path in paths]
+        else:
+            (images if entry.name.lower().endswith(SUFFIXES) else others).append(entry.name)
+    return sorted(images), sorted(others)
+
+
+def _some(names: list[str]) -> str:
+    """Up to eight of the names, for a message.
+
+    >>> _some(["b", "a"])
+    'a, b'
+    """
+    shown = ", ".join(sorted(names)[:8])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > 8 else shown or "nothing"

@@ -1,0 +1,86 @@
+"""Parameters as a flat dict of NumPy arrays, and the check that they are those of a model."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from lape_jax.errors import UserError
+
+FLOATS = tuple(np.dtype(kind) for kind in (np.float16, jnp.bfloat16, np.float32, np.float64))
+
+
+def to_flat(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+    """The parameters by '/'-joined path, on the host, after a check that they are those of `model`.
+
+    Raises:
+        UserError: they are not, or a weight is not floating point or not finite.
+    """
+    if not isinstance(variables, Mapping) or not isinstance(variables.get("params"), Mapping):
+        raise UserError("variables should be a dict with the parameters under 'params'")
+    flat = {path: as_array(path, value) for path, value in flatten_dict(variables["params"], sep="/").items()}
+    check(flat, shapes(model), "the variables")
+    return flat
+
+
+def from_flat(arrays: Mapping[str, Any], model: nn.Module) -> dict:
+    """The variables `{"params": ...}` of `model` from its parameters by '/'-joined path: the inverse of `to_flat`.
+
+    Raises:
+        UserError: they are not the model's, or a weight is not floating point or not finite.
+    """
+    flat = {path: copy(as_array(path, value)) for path, value in arrays.items()}
+    check(flat, shapes(model), "the weights")
+    return {"params": unflatten_dict(flat, sep="/")}
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of `model` by '/'-joined path."""
+    return {path: leaf.shape for path, leaf in flatten_dict(model.param_shapes(), sep="/").items()}
+
+
+def check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raises UserError, naming every entry that is at fault, unless `arrays` are finite weights of these `shapes`."""
+    common = [name for name in shapes if name in arrays]
+    misshapen = [name for name in common if arrays[name].shape != shapes[name]]
+    untyped = [name for name in common if arrays[name].dtype not in FLOATS]
+    sound = [name for name in common if name not in misshapen and name not in untyped]
+    faults = {
+        "it lacks": [name for name in shapes if name not in arrays],
+        "the model has no": [name for name in arrays if name not in shapes],
+        "shapes differ:": [f"{name} is {arrays[name].shape} and should be {shapes[name]}" for name in misshapen],
+        "not floating point:": [f"{name} is {arrays[name].dtype}" for name in untyped],
+        "not finite:": [name for name in sound if not np.isfinite(arrays[name]).all()],
+    }
+    lists = [f"{fault} {', '.join(sorted(names, key=natural))}" for fault, names in faults.items() if names]
+    if lists:
+        raise UserError(f"{what} does not fit the model: {'; '.join(lists)}")
+
+
+def as_array(name: Any, value: Any) -> np.ndarray:
+    """`value` as a NumPy array of its own type in native byte order; a PyTorch tensor is recognised by its methods."""
+    if not isinstance(name, str):
+        raise UserError(f"weights should have names, and {name!r} is none")
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16 that PyTorch knows of; float32 holds each of its values.
+        is_bfloat16 = str(value.dtype) == "torch.bfloat16"
+        value = value.float().numpy().astype(jnp.bfloat16) if is_bfloat16 else value.numpy()
+    if not isinstance(value, np.ndarray | np.generic | jax.Array):
+        raise UserError(f"{name} should be an array, and is a {type(value).__name__}")
+    array = np.asarray(value)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def copy(array: np.ndarray) -> np.ndarray:
+    return np.array(array, order="C")
+
+
+def natural(name: str) -> list[str | int]:
+    """Sorting key that puts blocks.10 behind blocks.2."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,1 @@
+"""What is task-specific about training: loss, metrics, evaluation."""

@@ -1,0 +1,232 @@
+"""The one training loop."""
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from lape_jax.data import order, pipeline, resident, sources
+from lape_jax.errors import UserError
+from lape_jax.tasks import classify
+from lape_jax.train import chrono, feed, optim, setup, sharding
+from lape_jax.train import state as states
+from lape_jax.train.checkpoint import Checkpoints
+from lape_jax.train.evaluation import Evaluator
+from lape_jax.train.signals import StopRequest
+from lape_jax.train.writers import Writers, clock_time
+
+_log = logging.getLogger(__name__)
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Trains as `config` says and leaves everything in `workdir`; resumes there if a run was interrupted.
+
+    The state at a step, and the metrics written up to it, are functions of the config alone: not of when the run was
+    interrupted. SIGTERM and Ctrl-C save a checkpoint at the next step boundary and return (Ctrl-C: KeyboardInterrupt).
+
+    Args:
+        config: complete and valid (see `lape_jax.train.validation.validate`).
+        workdir: created if it does not exist.
+
+    Returns:
+        The last evaluation's metrics, e.g. {"val/top1": 97.8, ...} in percent; of an interrupted run those so far.
+
+    Raises:
+        UserError: config, data, workdir or checkpoint do not fit, or the loss became NaN or infinite.
+    """
+    workdir = Path(workdir)
+
+    # ---- Data and model -------------------------------------------------------------------------------------------
+    source = sources.open_split(config.data, "train")
+    val_source = sources.open_split(config.data, "val")
+    model = setup.build_model(config, len(source.classes))
+    mesh = sharding.make_mesh(config.mesh)
+    order.batch_indices(config.seed, 0, config.batch_size, len(source))  # is there at least one batch?
+    steps_per_epoch = len(source) // config.batch_size
+    duration = functools.partial(chrono.steps, config, batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
+    total = duration("total")
+    every = {name: duration(name, total_steps=total) for name in ("log", "eval", "checkpoint")}
+    warmup = duration("warmup", total_steps=total)
+
+    # ---- State: shapes first, then created (or restored) right where it belongs --------------------------------------
+    params = model.param_shapes()
+    tx = optim.make(config.optimizer, params, total, warmup)
+    learning_rate = optim.schedule(config.optimizer, total, warmup)
+    init = states.initialiser(model, tx, ema=config.ema_decay > 0)
+    abstract = states.abstract(init, mesh, config.sharding)
+    update = states.update_function(
+        classify.training_loss(model, config),
+        tx,
+        seed=config.seed,
+        accumulate=config.optimizer.accumulate,
+        ema_decay=config.ema_decay,
+    )
+    differences = setup.compare_with_workdir(config, workdir)
+    _make_writable(workdir)
+
+    with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
+        restored = checkpoints.restore(abstract)
+        state, step = restored or (states.create(init, abstract, config.seed), 0)
+        for line in differences:
+            _log.warning("%s", line)
+
+        with Writers(workdir, step) as writers:
+            writers.write_config(config)
+            evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source))
+            batches = _open_feed(config, source, update, abstract, mesh, step, total)
+            flops = chrono.flops_per_image(model, {"params": params})
+            peak = chrono.peak_flops(mesh.devices.flatten().tolist())
+            clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
+            _introduce(writers.console, config, model, mesh, params, step, total, steps_per_epoch)
+
+            # ---- The loop ------------------------------------------------------------------------------------------
+            results: dict[str, float] = {}
+            first_step = step
+            try:
+                while step < total and not stop.received:
+                    boundaries = [interval * (step // interval + 1) for interval in every.values()]
+                    count = min(*boundaries, total, step + batches.max_steps) - step
+                    state = batches.run(state, step, count)
+                    step += count
+                    due = {name for name, interval in every.items() if step % interval == 0 or step == total}
+
+                    if step == first_step + count:  # the first call compiled
+                        jax.block_until_ready(state.step)
+                        clock.start(step, batches.waited)
+                    if due or stop.received:
+                        _check_finite(state, config, len(source), checkpoints)
+                    if "log" in due:
+                        scalars = _means(state.sums) | {"lr": float(learning_rate(step - 1))}
+                        scalars |= {"epoch": step / steps_per_epoch} | clock.tick(step, batches.waited)
+                        state = state.replace(sums=jax.tree.map(lambda s: s * 0, state.sums))
+                        writers.write(step, scalars)
+                        writers.console.progress(step, total, scalars, clock.eta)
+                    if "eval" in due:
+                        with clock.paused():
+                            results = _evaluate(evaluator, state)
+                        writers.write(step, results)
+                        writers.console.line(_describe(f"step {step}/{total}", results))
+                    if "checkpoint" in due:
+                        checkpoints.save(step, state, results if "eval" in due else None)
+            finally:
+                batches.close()
+
+            # ---- The end, or the interruption ----------------------------------------------------------------------
+            if stop.received and step < total:
+                checkpoints.save(step, state)
+                checkpoints.wait()
+                writers.console.summary(
+                    f"stopped by {stop.received.name} at step {step}/{total}, saved in {workdir}; "
+                    f"the same command resumes"
+                )
+                if stop.received.name == "SIGINT":
+                    raise KeyboardInterrupt
+                return results
+            checkpoints.wait()
+            if not results:  # the run had been complete before
+                results = _evaluate(evaluator, state)
+            speed = f", {clock.img_per_sec:,.0f} img/s" if clock.img_per_sec else ""
+            writers.console.summary(
+                _describe(f"done: {total} steps in {clock_time(clock.seconds)}{speed}", results)
+                + f"  best checkpoint: step {checkpoints.best_step()}, in {workdir}"
+            )
+            return results
+
+
+def _open_feed(
+    config: ConfigDict, source: Any, update: Any, abstract: Any, mesh: Any, step: int, total: int
+) -> feed.Resident | feed.Streamed:
+    """Where the batches come from: the device, if `data.resident`, else the host."""
+    data = config.data
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    common = {"size": data.image_size, "channels": data.channels, "threads": data.threads}
+    common |= {"max_corrupt": data.max_corrupt}
+    sharding.batch_sharding(mesh, config.batch_size // config.optimizer.accumulate)  # fail before decoding anything
+    if data.resident:
+        return feed.Resident(
+            update,
+            resident.load(source, crop_ratio=data.crop_ratio, **common),
+            shardings,
+            mesh,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            max_steps=config.steps_per_dispatch,
+        )
+    batches = pipeline.train_batches(
+        source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=step,
+        total_steps=total,
+        scale=data.scale,
+        ratio=data.ratio,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **common,
+    )
+    return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size)
+
+
+def _evaluate(evaluator: Evaluator, state: states.TrainState) -> dict[str, float]:
+    """Of the weights, and beside them of their running mean if there is one."""
+    results = evaluator(state.params)
+    return results if state.ema is None else results | evaluator(state.ema, prefix="val/ema_")
+
+
+def _means(sums: dict[str, jax.Array]) -> dict[str, float]:
+    values = {name: float(value) for name, value in jax.device_get(sums).items()}
+    examples = max(values["examples"], 1.0)
+    return {
+        "train/loss": values["loss"] / examples,
+        "train/top1": 100 * values["top1"] / examples,
+        "train/grad_norm": values["grad_norm"] / values["steps"],
+    }
+
+
+def _check_finite(state: states.TrainState, config: ConfigDict, size: int, checkpoints: Checkpoints) -> None:
+    bad = int(state.first_bad_step)
+    if bad == states.NEVER:
+        return
+    checkpoints.wait()
+    saved = checkpoints.steps()
+    indices = order.batch_indices(config.seed, bad, config.batch_size, size).tolist()
+    raise UserError(
+        f"the loss or its gradient became NaN or infinite in step {bad} (after {bad} good ones); the last good "
+        f"checkpoint is {f'that of step {saved[-1]}' if saved else 'none'}; examples of the batch: {indices}"
+    )
+
+
+def _make_writable(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".lape_jax_probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"workdir {str(workdir)!r} cannot be written: {error.strerror}") from None
+
+
+def _introduce(
+    console: Any, config: Any, model: Any, mesh: Any, params: Any, step: int, total: int, epoch: int
+) -> None:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    console.line(
+        f"{config.model.name} (join {model.joining}, pe {model.pe}): {count:,} parameters on {mesh.size} "
+        f"{mesh.devices.flat[0].device_kind} ({axes})"
+    )
+    for group in optim.describe(config.optimizer, params):
+        console.line(f"  {group}")
+    start = f"resuming at step {step} of" if step else "training for"
+    console.line(f"{start} {total} steps ({total / epoch:.1f} epochs of {epoch} steps, batch {config.batch_size})")
+
+
+def _describe(head: str, results: dict[str, float]) -> str:
+    parts = [f"{head}  top-1 {results['val/top1']:.2f}%  top-5 {results['val/top5']:.2f}%"]
+    parts.append(f"loss {results['val/loss']:.4f}")
+    if "val/ema_top1" in results:
+        parts.append(f"EMA top-1 {results['val/ema_top1']:.2f}%")
+    return "  ".join([*parts, f"({results['val/examples']} images)"])

@@ -1,0 +1,104 @@
+"""What makes a configuration one that a run can start from, beyond its keys and types."""
+
+import functools
+import math
+import operator
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lape_jax.errors import UserError, nearest
+from lape_jax.train.config import DURATIONS, resolve
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError, naming key, value and what would be right, unless a run could start from `config`.
+
+    `config.model` is left to `models.create`, and paths and names of data sets to `data.open_split`.
+    """
+    config = resolve(config)
+    for name, units in DURATIONS.items():
+        key = next((f"{name}_{unit}" for unit in units if config[f"{name}_{unit}"] is not None), None)
+        if key is None:
+            raise UserError(f"config has no {name} duration: set one of {', '.join(f'{name}_{u}' for u in units)}")
+        if config[key] < 0 or (config[key] == 0 and name != "warmup"):
+            raise UserError(
+                f"config.{key} is {config[key]}: it must be {'at least' if name == 'warmup' else 'above'} 0"
+            )
+        if key.endswith("_percent") and config[key] > 100:
+            raise UserError(f"config.{key} is {config[key]}: it must be at most 100 (percent of the run)")
+    for keys, right, words in _RULES:
+        for key in keys:
+            if not right(value := _get(config, key)):
+                raise UserError(f"config.{key} is {value!r}: it must be {words}")
+    for key, choices in _CHOICES.items():
+        if (value := _get(config, key)) not in choices:
+            raise UserError(f"config.{key}: {nearest(value, choices)}")
+    data, accumulate = config.data, config.optimizer.accumulate
+    for key in ("mean", "std"):
+        if len(data[key]) != data.channels:
+            raise UserError(
+                f"config.data.{key} has {len(data[key])} values, but config.data.channels is {data.channels}"
+            )
+    for source, key in (("folder", "path"), ("tfds", "name")):
+        if data.source == source and not data[key]:
+            raise UserError(f"config.data.{key} is empty: data.source={source} needs it (--config.data.{key}=...)")
+    if config.batch_size % accumulate:
+        raise UserError(
+            f"config.batch_size {config.batch_size} is no multiple of config.optimizer.accumulate {accumulate}"
+        )
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    return functools.reduce(operator.getitem, key.split("."), config)
+
+
+def _numbers(value: tuple) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+
+
+def _range(value: tuple) -> bool:
+    return len(value) == 2 and _numbers(value) and 0 < value[0] <= value[1]
+
+
+def _pairs(value: tuple) -> bool:
+    return all(isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) and _regex(p[0]) for p in value)
+
+
+def _factors(value: tuple) -> bool:
+    return _pairs(value) and _numbers(tuple(p[1] for p in value)) and all(p[1] >= 0 for p in value)
+
+
+def _regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+_CHOICES = {
+    "dtype": ("float32", "bfloat16", "float64"),
+    "data.source": ("digits", "folder", "tfds"),
+}
+# (keys, what holds for a right value, how to say so)
+_RULES = (
+    (("seed", "data.max_corrupt"), lambda v: v >= 0, "at least 0"),
+    (("optimizer.warmup_lr", "optimizer.min_lr", "optimizer.weight_decay"), lambda v: v >= 0, "at least 0"),
+    (("optimizer.clip_norm",), lambda v: v >= 0, "at least 0 (0 = off)"),
+    (("optimizer.lr", "optimizer.eps"), lambda v: v > 0, "above 0"),
+    (("optimizer.beta1", "optimizer.beta2"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    (("loss.label_smoothing", "ema_decay"), lambda v: 0 <= v < 1, "at least 0 (off) and below 1"),
+    (("batch_size", "eval_batch_size", "steps_per_dispatch", "keep_checkpoints"), lambda v: v >= 1, "at least 1"),
+    (("data.image_size", "data.threads", "optimizer.accumulate"), lambda v: v >= 1, "at least 1"),
+    (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
+    (("data.crop_ratio",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    (("data.mean",), _numbers, "a tuple of numbers"),
+    (("data.std",), lambda v: _numbers(v) and all(s > 0 for s in v), "a tuple of numbers above 0"),
+    (("data.scale",), lambda v: _range(v) and v[1] <= 1, "a pair (smallest, largest) in (0, 1]"),
+    (("data.ratio",), _range, "a pair (smallest, largest) of numbers above 0"),
+    (("mesh.data", "mesh.fsdp", "mesh.tensor"), lambda v: v == -1 or v >= 1, "at least 1, or -1 = the other devices"),
+    (("optimizer.lr_mults", "optimizer.wd_mults"), _factors, "a tuple of (regex, factor of at least 0) pairs"),
+    (("sharding",), _pairs, "a tuple of (regex, strategy) pairs"),
+)

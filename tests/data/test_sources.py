@@ -1,0 +1,148 @@
+import logging
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data.sources import digits, folder, open_split
+from lape_jax.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path, encode):
+    """tree("train/cat/1.png", ...) -> a directory with these files; every image is 1x1 with its own colour."""
+
+    def make(*files: str) -> str:
+        for number, name in enumerate(files):
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(np.full((1, 1, 3), number, np.uint8)))
+        return str(tmp_path)
+
+    return make
+
+
+def test_digits_are_the_real_ones_and_reversible():
+    data = load_digits()
+    total = 0
+    for split, size in (("train", 1438), ("val", 359)):
+        source = digits(split)
+        assert len(source) == size
+        assert source.classes == tuple("0123456789")
+        for example in map(source.__getitem__, range(size)):
+            index = int(example.name[len("digits[") : -1])
+            assert example.image.shape == (8, 8, 1)
+            np.testing.assert_array_equal(np.rint(example.image[..., 0] * 16 / 255), data.images[index])
+            assert example.label == data.target[index]
+        total += size
+    assert total == len(data.target)
+    assert {(16, 255), (8, 128), (0, 0)} <= {(v, round(v * 255 / 16)) for v in range(17)}
+
+
+def test_the_split_of_the_digits_is_fixed_disjoint_and_stratified():
+    names = {split: digits(split).names for split in ("train", "val")}
+    assert not set(names["train"]) & set(names["val"])
+    # Frozen: published accuracies hold for this split.
+    assert names["val"][:4] == []
+    # A fifth of 178, 182, 177, 183, 181, 182, 181, 179, 174, 180 examples.
+    assert np.bincount(digits("val").labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
+
+
+def test_a_folder_is_read_in_sorted_order(tree):
+    root = tree("train/dog/b.png", "train/dog/a.JPG", "train/cat/x.jpeg", "train/dog/deep/er/c.PNG", "val/dog/1.png")
+    train = folder(root, "train")
+    assert train.classes == ("cat", "dog")
+    assert len(train) == 4
+    found = [
+        (os.path.relpath(example.name, root), example.label, example.image)
+        for example in map(train.__getitem__, range(4))
+    ]
+    contents = [Path(root, name).read_bytes() for name, _, _ in found]
+    assert [name for name, _, _ in found] == [
+        "train/cat/x.jpeg",
+        "train/dog/a.JPG",
+        "train/dog/b.png",
+        "train/dog/deep/er/c.PNG",
+    ]
+    assert [label for _, label, _ in found] == [0, 1, 1, 1]
+    assert [image for _, _, image in found] == contents
+    # Labels of val are those of train, though val lacks a class.
+    assert [folder(root, "val")[0].label, folder(root, "val").classes] == [1, ("cat", "dog")]
+
+
+def test_hidden_and_other_files_are_left_out(tree, caplog):
+    root = tree("train/cat/1.png", "train/cat/._1.png", "train/cat/notes.txt", "train/.cache/2.png", "train/readme.png")
+    with caplog.at_level(logging.WARNING):
+        source = folder(root, "train")
+    assert source.files == ["cat/1.png"]
+    assert source.classes == ("cat",)
+    assert "left out 1 files that are no JPEG or PNG: cat/notes.txt" in caplog.text
+
+
+def test_symbolic_links_are_followed(tree):
+    root = Path(tree("store/1.png", "store/sub/2.png", "train/dog/3.png"))
+    (root / "train/cat").symlink_to(root / "store")
+    (root / "train/dog/link.png").symlink_to(root / "store/1.png")
+    (root / "train/dog/broken.png").symlink_to(root / "nowhere")
+    source = folder(str(root), "train")
+    assert source.files == ["cat/1.png", "cat/sub/2.png", "dog/3.png", "dog/broken.png", "dog/link.png"]
+    assert source[4].image == source[0].image
+    with pytest.raises(CorruptImage, match=r"dog/broken\.png cannot be read: No such file or directory"):
+        source[3]
+    (root / "store/loop").symlink_to(root / "store")
+    with pytest.raises(UserError, match="loop is a symbolic link to a directory that it lies in"):
+        folder(str(root), "train")
+
+
+def test_the_home_directory_is_expanded(tree, monkeypatch):
+    monkeypatch.setenv("HOME", tree("sets/train/a/1.png"))
+    assert len(folder("~/sets", "train")) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "message"),
+    [
+        (["training/a/1.png", "test/a/1.png"], "train", "has no directory 'train'; it holds test, training"),
+        (["train/a/1.png", "test/a/1.png"], "val", "has no directory 'val'; it holds test, train"),
+        (["train/1.png"], "train", "train has no class directories, only 1.png; it must hold one directory per class"),
+        (["train/a/1.png", "train/b/1.gif"], "train", r"train/b holds no JPEG or PNG file; it holds 1\.gif"),
+        (["train/a/1.png", "train/b/.1.png"], "train", "train/b holds no JPEG or PNG file; it holds nothing"),
+        (["train/cat/1.png", "val/cats/1.png"], "val", r"class 'cats' of .*val is not a class of .*train .*mean 'cat'"),
+        (["train/cat/1.png", "val/owl/1.png"], "val", r"class 'owl' of .*val is not a class of .*train$"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(tree, files, split, message):
+    root = tree(*files)
+    with pytest.raises(UserError, match=message):
+        folder(root, split)
+
+
+def test_a_root_that_is_no_directory(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name, message in [
+        ("no", "'.*no' is not a directory"),
+        ("file", "not a directory"),
+        ("empty", "it holds nothing"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            folder(str(tmp_path / name), "train")
+    with pytest.raises(UserError, match=r"data\.path is empty: it must name a directory that holds train/ and val/"):
+        folder("", "val")
+
+
+def test_a_split_is_opened_from_a_config(tree):
+    config = SimpleNamespace(source="digits", path="", name="", train_split="train", val_split="val")
+    assert len(open_split(config, "train")) == 1438
+    assert len(open_split(config, "val")) == 359
+    root = tree("learn/a/1.png", "learn/b/2.png", "check/b/3.png")
+    config = SimpleNamespace(source="folder", path=root, name="", train_split="learn", val_split="check")
+    assert [len(open_split(config, "train")), len(open_split(config, "val"))] == [2, 1]
+    assert open_split(config, "val")[0].label == 1
+    config.source = "folders"
+    with pytest.raises(UserError, match="data.source: 'folders' is not one of .*did you mean 'folder'"):
+        open_split(config, "train")

@@ -1,0 +1,187 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from lape_jax import cli
+from lape_jax.errors import UserError
+from lape_jax.train.config import to_json
+
+CONFIG = """\
+from lape_jax.train.config import base, parse_arg
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, join="lape", debug=False, seed=0)
+    config = base()
+    config.model.join = arg.join
+    config.seed = arg.seed
+    config.total_epochs = 60.0
+    config.warmup_epochs = 5.0
+    config.log_steps = config.eval_steps = config.checkpoint_steps = 100
+    return config
+"""
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging():
+    """`quiet_logs` is for a process of its own: undo it."""
+    root, levels = logging.getLogger(), [logging.getLevelName(level) for level in (logging.WARNING, logging.ERROR)]
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for number, name in zip((logging.WARNING, logging.ERROR), levels, strict=True):
+        logging.addLevelName(number, name)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "digits.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command; returns its exit code, the config and the arguments it got, and what it wrote to stderr."""
+
+    def run(*argv, main=None, **settings):
+        got = [None, None]
+
+        def keep(config, args):
+            got[:] = config, args
+
+        code = cli.run(main or keep, argv, **settings)
+        return code, *got, capsys.readouterr().err
+
+    return run
+
+
+def test_config_argument_overrides_and_options(run, file, tmp_path):
+    argv = [f"--config={file}:join=default,seed=3", "--workdir", str(tmp_path), "--weights=w.npz"]
+    argv += ["--config.optimizer.lr=1", "--config.batch_size", "64", "--config.data.flip", "--config.model.width=96"]
+    argv += ["--config.total_steps=10", "--noconfig.data.resident", "--config.data.mean=(0.5, -1, 1e-1)"]
+    code, config, args, err = run(*argv, required=("config", "workdir"), options={"weights": "a file"})
+    assert (code, err) == (0, "")
+    assert (args.workdir, args.weights) == (str(tmp_path), "w.npz")
+    assert config.model.to_dict() == {"name": "deit_ti", "join": "default", "width": 96}
+    assert (config.seed, config.batch_size, config.optimizer.lr) == (3, 64, 1.0)
+    assert (config.data.flip, config.data.resident, config.data.mean) == (True, False, (0.5, -1, 0.1))
+    assert (config.total_steps, config.total_epochs) == (10, None)
+
+
+def test_config_of_a_workdir(run, file, tmp_path):
+    _, config, _, _ = run(f"--config={file}:seed=7")
+    (tmp_path / "config.json").write_text(to_json(config))
+    code, again, _, _ = run(f"--workdir={tmp_path}", "--config.eval_batch_size=9")
+    assert (code, again.seed, again.eval_batch_size) == (0, 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--config=FILE is missing"),
+        (["--config={file}"], "--workdir=DIR is missing"),
+        (["--config={file}", "--wrkdir=x"], "option '--wrkdir' is not one of --config, --workdir (did you mean '--wor"),
+        (["--config={file}", "--workdir"], "argument --workdir: expected one argument"),
+        (["--config={file}", "--workdir=x", "extra"], "option 'extra' is not one of --config, --workdir"),
+        (["--config={file}x", "--workdir=x"], "digits.pyx' cannot be read (No such file or directory): "),
+        (["--config=/nowhere/digits.py", "--workdir=x"], "config file '/nowhere/digits.py' cannot be read"),
+        (["--config={file}:jion=default", "--workdir=x"], "(did you mean 'join'?)"),
+        (["--config={file}:seed=x", "--workdir=x"], "config argument 'seed' is 'x': it must be an int"),
+        (
+            ["--config={file}:debug=maybe", "--workdir=x"],
+            "config argument 'debug' is 'maybe': it must be true or false",
+        ),
+        (["--config={file}", "--workdir=x", "--config.optimzer.lr=1"], "(did you mean config.optimizer.lr?)"),
+        (
+            ["--config={file}", "--workdir=x", "--config.batch_size=abc"],
+            "config.batch_size is 'abc': it must be an int",
+        ),
+        (["--config={file}", "--workdir=x", "--config.batch_size"], "config.batch_size is 'true': it must be an int"),
+        (["--config={file}", "--workdir=x", "--config.data.flip=maybe"], "it must be true or false"),
+        (["--config={file}", "--workdir=x", "--noconfig.data.flip=1"], "takes no value"),
+        (["--config={file}", "--workdir=x", "--config.batch_size=0"], "it must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(run, file, argv, message):
+    code, config, _, err = run(*(arg.format(file=file) for arg in argv), required=("config", "workdir"))
+    assert code == 2
+    assert config is None
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.optimzer.lr = 1.0", "line 11: unknown key config.optimzer (did you mean config.optimizer?)"),
+        ("config.batchsize = 1", "line 11: unknown key config.batchsize (did you mean config.batch_size?)"),
+        ("config.update(batchsize=1)", "line 11: unknown key config.batchsize (did you mean config.batch_size?)"),
+        ("config.batch_size = 'x'", "line 11: TypeError: Could not override field 'batch_size'"),
+        ("config.total_steps = 9", "config sets total_steps and total_epochs"),
+        ("1 / 0", "line 11: ZeroDivisionError: division by zero"),
+        ("{}['a']", "line 11: KeyError: 'a'"),
+        ("import lape", "line 11: ModuleNotFoundError: No module named 'lape'"),
+        ("x = = 1", "line 11: invalid syntax"),
+        ("return None", "returned NoneType: it must return a ConfigDict"),
+    ],
+)
+def test_broken_config_files(run, tmp_path, line, message):
+    lines = CONFIG.splitlines()
+    lines.insert(10, f"    {line}")
+    path = tmp_path / "broken.py"
+    path.write_text("\n".join(lines))
+    code, _, _, err = run(f"--config={path}")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_config_file_without_get_config(run, tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    assert "has no get_config(arg) function" in run(f"--config={tmp_path / 'empty.py'}")[-1]
+
+
+def test_what_main_raises(run, file):
+    def fail(error):
+        def main(config, args):
+            raise error
+
+        return main
+
+    assert run(f"--config={file}", main=fail(UserError("no such\nthing")))[::3] == (2, "error: no such thing\n")
+    assert run(f"--config={file}", main=fail(KeyboardInterrupt()))[::3] == (130, "interrupted\n")
+    with pytest.raises(ZeroDivisionError):
+        run(f"--config={file}", main=fail(ZeroDivisionError()))
+
+
+def test_help(run, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run("--help", description="Trains.", options={"weights": "a file"})
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("Trains.", "--config", "--workdir", "--weights", "--config.optimizer.lr"))
+
+
+def test_logs_in_a_process_of_its_own(file):
+    script = f"""
+import logging, sys
+from absl import logging as absl_logging
+from lape_jax import cli
+def main(config, args):
+    logging.getLogger("lape_jax.data").warning("skipped %s", "a.png")
+    logging.getLogger("jax._src.xla_bridge").info("spam")
+    logging.getLogger("absl").info("spam")
+    absl_logging.info("spam")
+    absl_logging.warning("careful")
+sys.exit(cli.run(main, ["--config={file}"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stderr == "warning: skipped a.png\nwarning: careful\n"
+    assert done.stdout == ""

@@ -1,0 +1,249 @@
+"""The optimiser against hand-computed schedules, a NumPy re-implementation, and torch.optim.AdamW (marker `peer`)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from lape_jax.errors import UserError
+from lape_jax.train import optim
+
+PARAMS = {
+    "patch_embed": {"proj": {"kernel": (2, 2, 1, 4), "bias": (4,)}},
+    "cls_token": (1, 1, 4),
+    "dist_token": (1, 1, 4),
+    "pos_embed": (6, 4),
+    "blocks": {
+        "norm1": {"scale": (3, 4), "bias": (3, 4)},
+        "pe_norm": {"scale": (3,)},
+        "attn": {
+            "qkv": {"kernel": (3, 4, 12), "bias": (3, 12)},
+            "relative_position_bias_table": (3, 9, 2),
+        },
+        "ls1": {"gamma": (3, 4)},
+    },
+    "norm": {"scale": (4,), "bias": (4,)},
+    "head": {"kernel": (4, 5), "bias": (5,)},
+}
+
+
+def config(**overrides):
+    base = {
+        "lr": 1e-2,
+        "warmup_lr": 1e-4,
+        "min_lr": 1e-3,
+        "weight_decay": 0.3,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "eps": 1e-8,
+        "clip_norm": 0.0,
+        "lr_mults": (),
+        "wd_mults": (),
+    }
+    return ConfigDict({**base, **overrides})
+
+
+def shapes(tree=PARAMS):
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), tree, is_leaf=lambda s: isinstance(s, tuple))
+
+
+def random_tree(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: rng.normal(scale=scale, size=s.shape), shapes())
+
+
+def test_schedule_is_timms_by_hand():
+    rate = optim.schedule(config(lr=1e-3, warmup_lr=1e-6, min_lr=1e-5), total_steps=12, warmup_steps=3)
+    expected = {
+        0: 1e-6,
+        1: 1e-6 + 999e-6 / 3,
+        2: 1e-6 + 2 * 999e-6 / 3,
+        3: 1e-5 + 99e-5 * (1 + math.sqrt(0.5)) / 2,  # cos(pi/4): counted from step 0
+        4: 1e-5 + 99e-5 * 0.75,  # cos(pi/3)
+        6: 1e-5 + 99e-5 * 0.5,  # cos(pi/2)
+        8: 1e-5 + 99e-5 * 0.25,
+        12: 1e-5,
+        13: 1e-5,  # the cosine would rise again
+        1000: 1e-5,
+    }
+    for step, value in expected.items():
+        np.testing.assert_allclose(rate(step), value, rtol=2e-7, atol=2e-10, err_msg=str(step))
+    np.testing.assert_allclose(jax.jit(rate)(jnp.arange(14)), [rate(t) for t in range(14)], rtol=1e-6)
+
+
+def test_schedule_gives_deits_published_rates():
+    # DeiT, 300 epochs with 5 of warm-up, lr 1e-3 at batch 1024 (here per epoch, as timm steps it).
+    rate = optim.schedule(config(lr=1e-3, warmup_lr=1e-6, min_lr=1e-5), total_steps=300, warmup_steps=5)
+    assert [f"{rate(t):.3e}" for t in (0, 1, 5, 99, 298)] == [
+        "1.000e-06",
+        "2.008e-04",
+        "9.993e-04",
+        "7.570e-04",
+        "1.011e-05",
+    ]
+
+
+def test_schedule_without_warmup_starts_at_the_peak():
+    rate = optim.schedule(config(lr=0.5, min_lr=0.0), total_steps=4, warmup_steps=0)
+    half = math.sqrt(0.5)
+    np.testing.assert_allclose(
+        [rate(t) for t in range(5)], [0.5, 0.25 * (1 + half), 0.25, 0.25 * (1 - half), 0.0], atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(0, 0), (10, 11), (10, -1)])
+def test_impossible_schedules_are_user_errors(total, warmup):
+    with pytest.raises(UserError, match="step"):
+        optim.schedule(config(), total, warmup)
+
+
+def test_default_decay_follows_the_official_rule():
+    _, wd = optim.multipliers(config(), shapes())
+    assert wd == {
+        "patch_embed": {"proj": {"kernel": 1.0, "bias": 0.0}},
+        "cls_token": 0.0,
+        "dist_token": 1.0,
+        "pos_embed": 0.0,
+        "blocks": {
+            "norm1": {"scale": 0.0, "bias": 0.0},
+            "pe_norm": {"scale": 0.0},
+            "attn": {"qkv": {"kernel": 1.0, "bias": 0.0}, "relative_position_bias_table": 1.0},
+            "ls1": {"gamma": 0.0},
+        },
+        "norm": {"scale": 0.0, "bias": 0.0},
+        "head": {"kernel": 1.0, "bias": 0.0},
+    }
+
+
+def test_unshared_position_tables_decay():
+    _, wd = optim.multipliers(config(), shapes({"pos_embed": (3, 6, 4), "cls_token": (1, 1, 4)}))
+    assert wd == {"pos_embed": 1.0, "cls_token": 0.0}
+
+
+def test_first_matching_rule_wins_on_whole_names():
+    lr, wd = optim.multipliers(
+        config(lr_mults=(("head/.*", 10), ("head/bias", 7.0), (".*", 1)), wd_mults=(("norm", 5.0), (".*", 2.0))),
+        shapes(),
+    )
+    assert lr["head"] == {"kernel": 10.0, "bias": 10.0}
+    assert wd["norm"] == {"scale": 2.0, "bias": 2.0}  # "norm" is not the whole of "norm/scale"
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([("blocks/.*", 1.0)], "optimizer.lr_mults: no rule matches the parameter 'cls_token'"),
+        ([("blocks/(", 1.0)], "'blocks/\\(' is not a regular expression"),
+        ([(".*", -1.0)], "-1.0 is not a number >= 0"),
+        ([(".*", "1")], "'1' is not a number >= 0"),
+        ([(".*",)], "is not a \\(regex, value\\) pair"),
+        ([".*"], "is not a \\(regex, value\\) pair"),
+    ],
+)
+def test_bad_rules_are_user_errors(rules, message):
+    with pytest.raises(UserError, match=message):
+        optim.make(config(lr_mults=rules), shapes(), 10, 1)
+
+
+def test_describe_counts_each_group():
+    lines = optim.describe(config(lr_mults=(("head/.*", 0.0), (".*", 0.5))), shapes())
+    assert lines == [
+        "lr x 0.5, weight decay x 1: 4 tensors, 218 parameters",
+        "lr x 0.5, weight decay x 0: 10 tensors, 115 parameters",
+        "frozen: 2 tensors, 25 parameters",
+    ]
+
+
+def reference_run(cfg, wd_mults, lr_mults, steps, total, warmup):
+    """AdamW after the formulas, in float64 NumPy, on flat lists."""
+    params = [np.array(p) for p in jax.tree.leaves(random_tree(0))]
+    first, second = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params]
+    wd_mults, lr_mults = jax.tree.leaves(wd_mults), jax.tree.leaves(lr_mults)
+    for t in range(steps):
+        grads = [g * (m != 0) for g, m in zip(jax.tree.leaves(random_tree(t + 1)), lr_mults, strict=True)]
+        norm = math.sqrt(sum((g**2).sum() for g in grads))
+        if cfg.clip_norm and norm > cfg.clip_norm:
+            grads = [g * (cfg.clip_norm / norm) for g in grads]
+        if t < warmup:
+            lr = cfg.warmup_lr + t * (cfg.lr - cfg.warmup_lr) / warmup
+        else:
+            lr = cfg.min_lr + (cfg.lr - cfg.min_lr) * (1 + math.cos(math.pi * t / total)) / 2
+        for i, g in enumerate(grads):
+            first[i] = cfg.beta1 * first[i] + (1 - cfg.beta1) * g
+            second[i] = cfg.beta2 * second[i] + (1 - cfg.beta2) * g**2
+            mean, var = first[i] / (1 - cfg.beta1 ** (t + 1)), second[i] / (1 - cfg.beta2 ** (t + 1))
+            step = mean / (np.sqrt(var) + cfg.eps) + cfg.weight_decay * wd_mults[i] * params[i]
+            params[i] = params[i] - lr * lr_mults[i] * step
+    return params
+
+
+def our_run(cfg, steps, total, warmup):
+    params = jax.tree.map(jnp.asarray, random_tree(0))
+    tx = optim.make(cfg, params, total, warmup)
+    state = tx.init(params)
+
+    @jax.jit
+    def update(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for t in range(steps):
+        params, state = update(params, state, jax.tree.map(jnp.asarray, random_tree(t + 1)))
+    return params
+
+
+def test_ten_updates_agree_with_numpy():
+    cfg = config(clip_norm=2.0, lr_mults=(("head/.*", 3.0), ("blocks/.*/qkv/.*", 0.0), (".*", 1.0)))
+    with jax.enable_x64():
+        ours = our_run(cfg, 10, total=20, warmup=3)
+        lr, wd = optim.multipliers(cfg, shapes())
+        for a, b in zip(jax.tree.leaves(ours), reference_run(cfg, wd, lr, 10, total=20, warmup=3), strict=True):
+            assert a.dtype == np.float64
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.peer
+def test_ten_updates_agree_with_torch_adamw():
+    torch = pytest.importorskip("torch")
+    cfg = config(clip_norm=1.0)
+    with jax.enable_x64():
+        ours = jax.tree.leaves(our_run(cfg, 10, total=20, warmup=3))
+        rate = optim.schedule(cfg, 20, 3)
+        rates = [float(rate(t)) for t in range(10)]
+    tensors = [torch.nn.Parameter(torch.tensor(p)) for p in jax.tree.leaves(random_tree(0))]
+    _, wd = optim.multipliers(cfg, shapes())
+    decayed = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if mult]
+    others = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if not mult]
+    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    peer = torch.optim.AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
+    for t in range(10):
+        grads = [torch.tensor(g) for g in jax.tree.leaves(random_tree(t + 1))]
+        norm = torch.sqrt(sum((g**2).sum() for g in grads))
+        for tensor, grad in zip(tensors, grads, strict=True):
+            # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6; we (and optax) by the norm
+            tensor.grad = grad * torch.clamp(cfg.clip_norm / norm, max=1.0)
+        for group in peer.param_groups:
+            group["lr"] = rates[t]
+        peer.step()
+    for a, b in zip(ours, tensors, strict=True):
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-12, atol=1e-13)
+
+
+def test_frozen_parameters_stay_even_where_gradients_are_not_finite():
+    params = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    tx = optim.make(config(lr_mults=(("a", 0), (".*", 1.0)), clip_norm=1.0), params, 10, 0)
+    updates, _ = jax.jit(tx.update)({"a": jnp.full(3, jnp.nan), "b": jnp.ones(3)}, tx.init(params), params)
+    np.testing.assert_array_equal(updates["a"], 0.0)
+    assert np.all(np.isfinite(updates["b"]))
+    assert np.all(updates["b"] < 0)
+
+
+def test_weight_decay_without_parameters_is_refused():
+    params = {"a": jnp.ones(3)}
+    tx = optim.make(config(), params, 10, 0)
+    with pytest.raises(ValueError, match="needs the parameters"):
+        tx.update(params, tx.init(params))
