@@ -47,7 +47,7 @@ def base() -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the data order, augmentation and dropout
-    config.dtype = "float32"  # of the computation (parameters are float32, or float64 for "float64")
+    config.dtype = "float32"  # of the computation, or "bfloat16"; parameters are float32
     config.model = ConfigDict({"name": "deit_ti"})  # name, and any field of that model: models.create(**config.model)
 
     config.data = data = ConfigDict()

@@ -64,7 +64,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         accumulate=config.optimizer.accumulate,
         ema_decay=config.ema_decay,
     )
-    differences = setup.compare_with_workdir(config, workdir)
+    differences = setup.compare_with_workdir(config, model, workdir)
     _make_writable(workdir)
 
     with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:

@@ -1,5 +1,6 @@
 """From a config to the things a run is made of: model, data, optimiser. Training and evaluation share it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,12 +16,9 @@ from lape_jax.data.sources import Source
 from lape_jax.errors import UserError
 from lape_jax.train import config as configs
 
-# Settings of a model that change how it is computed, and not what.
-_NUMERICS = ("unroll", "remat", "attention", "dtype")
-
 
 def build_model(config: ConfigDict, num_classes: int) -> Any:
-    """The model of `config.model`; image size, channels, type and classes come from the rest of the config and the data.
+    """The model of `config.model`; the rest of the config and the data imply image size, channels, type and classes.
 
     Raises:
         UserError: `config.model` contradicts the data or cannot be built.
@@ -59,27 +57,35 @@ def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int], It
     return lambda batch_size: resident.batches(load(), batch_size, jax.process_index(), jax.process_count())
 
 
-def compare_with_workdir(config: ConfigDict, workdir: Path) -> list[str]:
+def compare_with_workdir(config: ConfigDict, model: Any, workdir: Path) -> list[str]:
     """How `config` differs from the one that the run in `workdir` has had so far, one line per key.
 
     Raises:
-        UserError: it describes another model; shapes alone would not always show that.
+        UserError: it describes another model than `model`; shapes alone would not always show that.
     """
     if not (workdir / "config.json").exists():
         return []
-    before, now = (_flat(c) for c in (configs.from_json(workdir / "config.json"), config))
-    lines = []
-    for key in sorted({*before, *now}):
-        was, is_ = before.get(key), now.get(key)
-        if was == is_:
-            continue
-        if key.startswith("model.") and key.removeprefix("model.") not in _NUMERICS:
+    before = configs.from_json(workdir / "config.json")
+    was, now = (_identity(m) for m in (build_model(before, model.num_classes), model))
+    for field in now:
+        if was.get(field) != now[field]:
             raise UserError(
-                f"{workdir} holds a run of another model: its config.{key} is {was!r}, this one's is {is_!r}; "
-                f"use another --workdir, or the config it was started with"
+                f"{workdir} holds a run of another model: its {field} is {was.get(field)!r}, this one's is "
+                f"{now[field]!r}; use another --workdir, or the config it was started with"
             )
-        lines.append(f"config.{key} was {was!r} so far, and is {is_!r} from here on")
-    return lines
+    was, now = _flat(before), _flat(config)
+    return [
+        f"config.{key} was {was.get(key)!r} so far, and is {now.get(key)!r} from here on"
+        for key in sorted({*was, *now})
+        if was.get(key) != now.get(key)
+    ]
+
+
+def _identity(model: Any) -> dict[str, Any]:
+    """What makes a model the one it is: its class and fields, but those that change only how it is computed or regularised."""
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    how = ("unroll", "remat", "attention", "dtype", "dropout", "attn_dropout", "drop_path", "parent", "name")
+    return {"family": type(model).__name__, **{k: v for k, v in fields.items() if k not in how}, "join": model.joining}
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

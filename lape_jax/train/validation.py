@@ -79,7 +79,7 @@ def _regex(text: str) -> bool:
 
 
 _CHOICES = {
-    "dtype": ("float32", "bfloat16", "float64"),
+    "dtype": ("float32", "bfloat16"),
     "data.source": ("digits", "folder", "tfds"),
 }
 # (keys, what holds for a right value, how to say so)

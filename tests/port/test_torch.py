@@ -156,7 +156,7 @@ def test_logits_of_timm(name):
     model = models.create("deit_ti_distilled", **sizes, join="default", layer_scale=1.0)
     variables = port.load(GOLDEN / f"{name}.pth", model)
     with np.load(GOLDEN / "vit.npz") as expected:
-        logits, _ = model.apply(variables, expected["images"].astype(np.float32))
+        logits, _ = model.apply(variables, jnp.asarray(expected["images"], jnp.float32))
         np.testing.assert_allclose(logits, expected["logits"], rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Makes the files beside it: `python tests/port/golden/make.py`, with PyTorch and timm (they were made with 2.13, 1.0.31).
+"""Makes the files beside it: `python tests/port/golden/make.py`, with PyTorch and timm (made with 2.13, 1.0.31).
 
 vit.pth, vit_legacy.pth   a tiny distilled ViT of timm with layer scales, as a training checkpoint, in both formats
 vit.npz                   images (NHWC) and the logits that timm computes for them, in float64
