@@ -8,6 +8,7 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import TypedDict
 
 import grain
@@ -115,10 +116,11 @@ def read_eval(source: Source, index: int, size: int, channels: int, crop_ratio: 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Some consecutive examples of a batch, and the errors of those that could not be read."""
+    """Some consecutive examples of a batch, and what went wrong with them (the rest is of no use after a failure)."""
 
     batch: Batch
-    errors: tuple[CorruptImage, ...]
+    corrupt: tuple[CorruptImage, ...] = ()
+    failure: Exception | None = None  # carried, because Grain rewrites the message of an exception that it passes on
 
 
 class Batches(Iterator[Batch]):
@@ -157,14 +159,14 @@ class Batches(Iterator[Batch]):
 
         self._log = CorruptLog(max_corrupt)
         tasks = grain.MapDataset.range(len(steps) * len(chunks)).map(make_part)
-        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(len(chunks), 2 * threads))
+        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         batches = tasks.to_iter_dataset(ahead).batch(len(chunks), batch_fn=_concatenate)
         # Joins parts to batches in a thread of its own, which also keeps the others busy during a long step.
         iterator = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_READY))
         iterator.start_prefetch()
-        self._iterator = iterator
-        # Also called when this is dropped and when the interpreter exits, while Grain can still be closed.
-        self._finalizer = weakref.finalize(self, _stop, iterator, stopped)
+        self._running = [iterator]
+        # Also called when this is dropped, and when the interpreter exits while Grain can still be closed.
+        self._stop = weakref.finalize(self, _stop, self._running, stopped)
 
     @property
     def corrupt(self) -> dict[str, str]:
@@ -172,11 +174,13 @@ class Batches(Iterator[Batch]):
         return self._log.reasons
 
     def __next__(self) -> Batch:
-        if not self._finalizer.alive:
+        if not self._running:
             raise StopIteration
         try:
-            part = next(self._iterator)
-            for error in part.errors:
+            part = next(self._running[0])
+            if part.failure is not None:
+                raise part.failure
+            for error in part.corrupt:
                 self._log.add(error)
         except BaseException:
             self.close()
@@ -185,7 +189,7 @@ class Batches(Iterator[Batch]):
 
     def close(self) -> None:
         """Stops the threads; a closed iterator has ended."""
-        self._finalizer()
+        self._stop()
 
     def __enter__(self) -> "Batches":
         return self
@@ -194,9 +198,10 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def _stop(iterator: grain.DatasetIterator, stopped: threading.Event) -> None:
+def _stop(running: list[grain.DatasetIterator], stopped: threading.Event) -> None:
     stopped.set()
-    iterator.close()
+    while running:
+        running.pop().close()
 
 
 def _read_part(
@@ -209,20 +214,23 @@ def _read_part(
     image = np.zeros((len(positions), *shape), np.uint8)
     label = np.zeros(len(positions), np.int32)
     mask = np.zeros(len(positions), np.float32)
-    errors = []
+    corrupt = []
     for row, position in enumerate(positions):
         if stopped.is_set():
-            break  # nobody will look at this part
+            raise CancelledError  # reaches nobody, but ends the making of a batch that nobody will look at
         try:
             if (found := read(step, position)) is not None:
                 image[row], label[row] = found
                 mask[row] = 1
         except CorruptImage as error:
-            errors.append(error)
-    return _Part(Batch(image=image, label=label, mask=mask), tuple(errors))
+            corrupt.append(error)
+        except Exception as error:
+            return _Part(Batch(image=image, label=label, mask=mask), failure=error)
+    return _Part(Batch(image=image, label=label, mask=mask), tuple(corrupt))
 
 
 def _concatenate(parts: Sequence[_Part]) -> _Part:
     fields = ("image", "label", "mask")
     batch = Batch(**{field: np.concatenate([part.batch[field] for part in parts]) for field in fields})
-    return _Part(batch, tuple(error for part in parts for error in part.errors))
+    failures = [part.failure for part in parts if part.failure is not None]
+    return _Part(batch, tuple(error for part in parts for error in part.corrupt), failures[0] if failures else None)

@@ -111,7 +111,7 @@ def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     """The keys of the image and of the class label: the supervised pair if there is one, or else the only ones."""
     features = builder.info.features
     of_kind = {
-        kind: [key for key, feature in features.items() if isinstance(feature, kind)]
+        kind: [key for key in sorted(features) if isinstance(features[key], kind)]
         for kind in (tfds.features.Image, tfds.features.ClassLabel)
     }
     pair = builder.info.supervised_keys or ()

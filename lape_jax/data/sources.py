@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.errors import UserError, nearest
@@ -71,7 +71,7 @@ class ArraySource:
     def __init__(
         self,
         images: UInt8[np.ndarray, "n h w c"],
-        labels: Sequence[int],
+        labels: Sequence[int] | Int[np.ndarray, " n"],
         names: Sequence[str],
         classes: tuple[str, ...],
     ):

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 
 from lape_jax.errors import UserError, nearest
+from lape_jax.models.fields import cast
 from lape_jax.models.vit import ViT
 
 _DEIT = {
@@ -24,15 +25,17 @@ def create(name: str, **overrides) -> nn.Module:
     """The model called `name`, with any of its attributes overridden.
 
     Raises:
-        UserError (a ValueError): unknown name or attribute, or a combination that cannot be built.
+        UserError (a ValueError): unknown name or attribute, a value of a wrong type, or a combination that cannot be
+            built.
     """
-    if name not in VARIANTS:
+    if name not in list(VARIANTS):  # a list, as `name` may be something that has no hash
         raise UserError(f"model {nearest(name, VARIANTS)}")
     family, settings = VARIANTS[name]
-    fields = [field.name for field in dataclasses.fields(family) if field.name not in ("parent", "name")]
+    fields = {field.name: field for field in dataclasses.fields(family) if field.name not in ("parent", "name")}
     for key in overrides:
         if key not in fields:
             raise UserError(f"setting {nearest(key, fields)} of model {name!r}")
-    model = family(**{**settings, **overrides})
+    chosen = {key: cast(fields[key], value) for key, value in overrides.items()}
+    model = family(**{**settings, **chosen})
     model.check()
     return model

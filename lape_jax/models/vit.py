@@ -86,7 +86,7 @@ class ViT(nn.Module):
     def joining(self) -> str:
         """The joining method, with `join=None` resolved."""
         absolute, _ = position.parse_pe(self.pe)
-        return self.join or ("lape" if absolute else "default")
+        return ("lape" if absolute else "default") if self.join is None else self.join
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -105,24 +105,21 @@ class ViT(nn.Module):
         for field in ("dropout", "attn_dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} is not a rate in [0, 1)")
+        if not self.ln_eps > 0:
+            raise UserError(f"ln_eps={self.ln_eps} is not a positive number")
         check_implementation(self.attention, self.attn_dropout)
         self._encoder().check()
 
     def _check_sizes(self) -> None:
-        for field in ("num_classes", "in_channels", "width", "depth", "heads"):
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)!r} is not a positive whole number")
-        sizes = []
-        for field in ("image_size", "patch_size"):
-            size = getattr(self, field)
-            pair = _pair(size) if isinstance(size, int | tuple | list) else ()
-            if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-                raise UserError(f"{field}={size!r} is neither a positive number of pixels nor a (height, width) pair")
-            sizes.append(pair)
-        if any(side % patch for side, patch in zip(*sizes, strict=True)):
+        for field in ("num_classes", "image_size", "patch_size", "in_channels", "width", "depth", "heads"):
+            if min(_pair(getattr(self, field))) < 1:
+                raise UserError(f"{field}={getattr(self, field)} is not positive")
+        if any(side % patch for side, patch in zip(_pair(self.image_size), _pair(self.patch_size), strict=True)):
             raise UserError(f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}")
         if self.width % self.heads:
             raise UserError(f"width={self.width} is not divisible by heads={self.heads}")
+        if self.width * self.mlp_ratio < 1:
+            raise UserError(f"mlp_ratio={self.mlp_ratio} leaves an MLP without hidden units at width={self.width}")
 
     def _check_joining(self) -> None:
         absolute, _ = position.parse_pe(self.pe)
@@ -146,9 +143,9 @@ class ViT(nn.Module):
         token = (1, 1, self.width)
         self.patch_embed = PatchEmbed(self.width, _pair(self.patch_size), self.dtype)
         if self.pool == "token":
-            self.cls_token = self.param("cls_token", normal_02, token)
+            self.cls_token = self.param("cls_token", normal_02, token, jnp.float32)
         if self.distilled:
-            self.dist_token = self.param("dist_token", normal_02, token)
+            self.dist_token = self.param("dist_token", normal_02, token, jnp.float32)
         self.position_table = self._table()
         self.pos_dropout = nn.Dropout(self.dropout)
         self.encoder = self._encoder()
@@ -168,7 +165,7 @@ class ViT(nn.Module):
         if absolute == position.LEARNABLE:
             if JOINS[self.joining].table_per_layer:
                 shape = (self.depth, *shape)
-            table = self.param("pos_embed", normal_02, shape)
+            table = self.param("pos_embed", normal_02, shape, jnp.float32)
         elif absolute == position.SINCOS_1D:
             table = position.sincos_1d(rows, self.width)
         else:

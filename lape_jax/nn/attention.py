@@ -13,6 +13,7 @@ from lape_jax.nn.layers import normal_02
 from lape_jax.nn.position import relative_position_index
 
 IMPLEMENTATIONS = ("xla", "cudnn")
+Heads = Float[Array, "b n heads hd"]
 
 
 def check_implementation(implementation: str, attn_dropout: float) -> None:
@@ -21,6 +22,19 @@ def check_implementation(implementation: str, attn_dropout: float) -> None:
         raise UserError(f"attention={nearest(implementation, IMPLEMENTATIONS)}")
     if implementation == "cudnn" and attn_dropout:
         raise UserError("attention='cudnn' has no attention dropout: use attention='xla' or attn_dropout=0")
+
+
+def attend_cudnn(q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads n n"] | None) -> Heads:
+    """softmax(q k^T / sqrt(head_dim) + bias) v by cuDNN's flash attention.
+
+    Raises:
+        UserError: cuDNN is not there, or takes no inputs of this type or shape.
+    """
+    bias = None if bias is None else bias[None].astype(q.dtype)
+    try:
+        return jax.nn.dot_product_attention(q, k, v, bias, implementation="cudnn")
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"attention='cudnn' is not possible here, use attention='xla': {error}") from error
 
 
 class Attention(nn.Module):
@@ -55,15 +69,11 @@ class Attention(nn.Module):
         qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **dense)(x)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         bias = None if self.grid is None else self.relative_bias(tokens)
-        if self.implementation == "cudnn":
-            bias = None if bias is None else bias[None].astype(q.dtype)
-            y = jax.nn.dot_product_attention(q, k, v, bias, implementation="cudnn")
-        else:
-            y = self.attend(q, k, v, bias, train)
+        y = attend_cudnn(q, k, v, bias) if self.implementation == "cudnn" else self.attend(q, k, v, bias, train)
         y = nn.Dense(width, name="proj", **dense)(y.reshape(batch, tokens, width))
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
-    def attend(self, q, k, v, bias, train: bool) -> Float[Array, "b n heads hd"]:
+    def attend(self, q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads n n"] | None, train: bool) -> Heads:
         full = jnp.promote_types(q.dtype, jnp.float32)
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=full) / math.sqrt(q.shape[-1])
         if bias is not None:
@@ -75,7 +85,7 @@ class Attention(nn.Module):
     def relative_bias(self, tokens: int) -> Float[Array, "heads n n"]:
         height, width = self.grid
         rows = (2 * height - 1) * (2 * width - 1)
-        table = self.param("relative_position_bias_table", nn.initializers.zeros, (rows, self.heads))
+        table = self.param("relative_position_bias_table", nn.initializers.zeros, (rows, self.heads), jnp.float32)
         bias = jnp.moveaxis(table[relative_position_index(self.grid)], -1, 0)
         extra = tokens - height * width
         return jnp.pad(bias, ((0, 0), (extra, 0), (extra, 0)))

@@ -137,7 +137,7 @@ class PENorm(nn.Module):
             y = y - jnp.mean(y, axis=-1, keepdims=True)
             y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         if scale:
-            y = y * self.param("scale", nn.initializers.ones, (width,) if scale == "vector" else ())
+            y = y * self.param("scale", nn.initializers.ones, (width,) if scale == "vector" else (), jnp.float32)
         if bias:
-            y = y + self.param("bias", nn.initializers.zeros, (width,))
+            y = y + self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
         return y.astype(jnp.promote_types(pe.dtype, jnp.float32))

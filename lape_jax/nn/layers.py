@@ -89,7 +89,7 @@ class LayerScale(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        gamma = self.param("gamma", nn.initializers.constant(self.init), (x.shape[-1],))
+        gamma = self.param("gamma", nn.initializers.constant(self.init), (x.shape[-1],), jnp.float32)
         return x * gamma.astype(x.dtype)
 
 

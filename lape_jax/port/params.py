@@ -24,7 +24,7 @@ def to_flat(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndar
     if not isinstance(variables, Mapping) or not isinstance(variables.get("params"), Mapping):
         raise UserError("variables should be a dict with the parameters under 'params'")
     flat = {path: as_array(path, value) for path, value in flatten_dict(variables["params"], sep="/").items()}
-    check(flat, shapes(model), "the variables")
+    check(flat, shapes(model), "the tree of variables")
     return flat
 
 
@@ -35,7 +35,7 @@ def from_flat(arrays: Mapping[str, Any], model: nn.Module) -> dict:
         UserError: they are not the model's, or a weight is not floating point or not finite.
     """
     flat = {path: copy(as_array(path, value)) for path, value in arrays.items()}
-    check(flat, shapes(model), "the weights")
+    check(flat, shapes(model), "the file")
     return {"params": unflatten_dict(flat, sep="/")}
 
 

@@ -79,10 +79,9 @@ class _Machine:
 
     def run(self, stream: io.BufferedIOBase) -> Any:
         for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "STOP":
-                return self.stack.pop()
-            self.step(opcode.name, argument)
-        raise ValueError("the pickle does not end")
+            if opcode.name != "STOP":  # which is the last one
+                self.step(opcode.name, argument)
+        return self.stack.pop()
 
     def step(self, opcode: str, argument: Any) -> None:
         if opcode in LITERALS:

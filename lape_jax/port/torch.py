@@ -126,8 +126,8 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
         value = flat[entry.path] if entry.layer is None else np.asarray(flat[entry.path][entry.layer])
         state_dict[entry.names[0]] = copy(entry.axes.to_torch(value))
     for name, constant in _constants(model).items():
-        is_index = constant.dtype.kind == "i"
-        state_dict[name] = constant if is_index else constant.astype(state_dict["patch_embed.proj.weight"].dtype)
+        dtype = constant.dtype if constant.dtype.kind == "i" else state_dict["patch_embed.proj.weight"].dtype
+        state_dict[name] = constant.astype(dtype)  # a copy
     return dict(sorted(state_dict.items(), key=lambda item: natural(item[0])))
 
 

@@ -70,13 +70,13 @@ class Checkpoints:
         """The step of the highest metric (of equal ones the first), None if no checkpoint has it."""
         return _best({step: records.score(self._record(step), self._metric) for step in self.steps()})
 
-    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> bool:
+    def save(self, step: int, state: Any, metrics: Mapping[str, Any] | None = None) -> bool:
         """Starts saving `state`, and returns as soon as the state may be donated or changed.
 
         Args:
             step: the number of finished training steps.
             state: any pytree of arrays.
-            metrics: of this state, if it was evaluated; without it the checkpoint never counts as the best.
+            metrics: numbers by name, if this state was evaluated; without them the checkpoint never counts as the best.
 
         Returns:
             False if this step is already saved (then nothing happens).

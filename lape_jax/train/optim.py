@@ -100,15 +100,15 @@ def make(config: Any, params: Any, total_steps: int, warmup_steps: int) -> optax
         UserError: a parameter that no rule covers, a bad rule or multiplier, or an impossible schedule.
     """
     lr_mults, wd_mults = multipliers(config, params)
-    steps = [optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps), _decay(config, wd_mults)]
-    steps.append(optax.scale_by_learning_rate(schedule(config, total_steps, warmup_steps)))
-    if config.clip_norm:
-        steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    if 0.0 in jax.tree.leaves(lr_mults):
-        steps.insert(0, _scale(jax.tree.map(lambda mult: float(mult != 0), lr_mults)))
-    if set(jax.tree.leaves(lr_mults)) != {1.0}:
-        steps.append(_scale(lr_mults))
-    return optax.chain(*steps)
+    # Always the same pieces, so that a run can be resumed with, for example, another clip_norm.
+    return optax.chain(
+        _scale(jax.tree.map(lambda mult: float(mult != 0), lr_mults)),
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
+        _decay(config, wd_mults),
+        optax.scale_by_learning_rate(schedule(config, total_steps, warmup_steps)),
+        _scale(lr_mults),
+    )
 
 
 def multipliers(config: Any, params: Any) -> tuple[Any, Any]:

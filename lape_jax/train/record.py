@@ -15,7 +15,7 @@ from lape_jax.errors import UserError
 from lape_jax.train import rules
 
 
-def make(step: int, state: Any, metrics: Mapping[str, float]) -> dict:
+def make(step: int, state: Any, metrics: Mapping[str, Any]) -> dict:
     """The record of `state`: {"step", "metrics", "tree": {name: {"shape", "dtype", "digest"}}}, ready for JSON."""
     tree = {
         name: {"shape": leaf.shape, "dtype": leaf.dtype.name, "digest": digest}

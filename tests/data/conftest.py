@@ -82,7 +82,7 @@ def write_tfds() -> Callable[..., Path]:
         supervised: bool = True,
     ) -> Path:
         from array_record.python.array_record_module import ArrayRecordWriter
-        from tensorflow_datasets.proto.tf_example_pb2 import Example as Record
+        from tensorflow_datasets.proto import tf_example_pb2
 
         directory.mkdir(parents=True)
         name = directory.parts[-3] if config else directory.parts[-2]
@@ -109,7 +109,7 @@ def write_tfds() -> Callable[..., Path]:
                 file = directory / f"{name}-{split}.{form}-{number:05d}-of-{len(shards):05d}"
                 writer = ArrayRecordWriter(str(file), "group_size:1")
                 for image, label in shard:
-                    record = Record()
+                    record = tf_example_pb2.Example()
                     for key, kind in kinds.items():
                         value = record.features.feature[key]
                         if kind == "Image":

@@ -272,7 +272,7 @@ def test_wrong_settings_are_named(numbered):
         train(source, batch_size=11)
     with pytest.raises(UserError, match="4 examples cannot be shared equally by 3 processes"):
         train(source, process_count=3)
-    with pytest.raises(UserError, match="data.threads is 0"):
+    with pytest.raises(UserError, match=r"data\.threads is 0"):
         train(source, threads=0)
     with pytest.raises(UserError, match="no examples to evaluate"):
         evaluate(numbered(0))

@@ -1,4 +1,3 @@
-import json
 import os
 import resource
 import subprocess
@@ -79,24 +78,25 @@ def test_what_is_not_there_is_named_with_what_is(pets, name, split, message):
 
 
 def test_an_empty_or_missing_directory(tmp_path):
-    with pytest.raises(UserError, match="holds no TFDS data set; prepare it once, .*: tfds build pets"):
+    with pytest.raises(UserError, match=r"holds no TFDS data set; prepare it once, .*: tfds build pets"):
         tfds_records("pets", str(tmp_path), "train")
-    with pytest.raises(UserError, match="data.path .*/nowhere' is not a directory"):
+    with pytest.raises(UserError, match=r"data\.path .*/nowhere' is not a directory"):
         tfds_records("pets", str(tmp_path / "nowhere"), "train")
 
 
 def test_other_formats_and_features_are_refused(pets, write_tfds):
     examples = {"train": [(pets.images[0], 0)]}
     write_tfds(pets.path / "old/1.0.0", examples, form="tfrecord")
-    with pytest.raises(UserError, match="old/1.0.0 is stored as tfrecord; prepare it once"):
+    with pytest.raises(UserError, match=r"old/1\.0\.0 is stored as tfrecord; prepare it once"):
         tfds_records("old", pets.data_dir, "train")
     write_tfds(pets.path / "two/1.0.0", examples, extra={"mirror": "Image"}, supervised=False)
-    with pytest.raises(UserError, match="must have one image and one class label.*of which Image: image, mirror"):
+    with pytest.raises(UserError, match=r"must have one image and one class label.*of which Image: image, mirror"):
         tfds_records("two", pets.data_dir, "train")
     # The supervised pair, or a single candidate, decides.
     write_tfds(pets.path / "pair/1.0.0", examples, extra={"mirror": "Image"})
     write_tfds(pets.path / "single/1.0.0", examples, supervised=False)
-    assert tfds_records("pair", pets.data_dir, "train")[0] == tfds_records("single", pets.data_dir, "train")[0] or True
+    for name in ("pair", "single"):
+        assert tfds_records(name, pets.data_dir, "train")[0].image == pets.images[0]
 
 
 def test_damage(pets):
@@ -111,10 +111,10 @@ def test_damage(pets):
     with pytest.raises(CorruptImage, match=r"pets/1.0.10 train\[\d\] cannot be read: Corrupted"):
         [source[index] for index in range(5, 10)]
     shard.unlink()
-    with pytest.raises(UserError, match="1 of the 3 files of pets/1.0.10 are missing: .*00001-of-00003"):
+    with pytest.raises(UserError, match=r"1 of the 3 files of pets/1.0.10 are missing: .*00001-of-00003"):
         tfds_records("pets", pets.data_dir, "train")
     (directory / "features.json").write_text("{}")
-    with pytest.raises(UserError, match="pets/1.0.10 is not a readable TFDS data set"):
+    with pytest.raises(UserError, match=r"pets/1\.0\.10 is not a readable TFDS data set"):
         tfds_records("pets", pets.data_dir, "train")
 
 

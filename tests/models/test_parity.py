@@ -5,6 +5,7 @@ that each layer was given, and the gradient of a scalar loss by every parameter.
 by tensor (marker `peer`, needs PyTorch), and as golden numbers, which need numpy alone.
 """
 
+import contextlib
 import functools
 import pathlib
 
@@ -17,9 +18,11 @@ from lape_jax import models, port
 from tests.reference import cases
 
 TINY = [*cases.every_combination(), *cases.variations()]
+COMPILED = [
+    case for case in TINY if case.name in ("default-learnable", "shared-sincos_1d", "unshared-learnable+relative")
+]
+COMPILED += [cases.Case(join="lape_sharing"), cases.Case(pe="sincos_2d+relative", join="lape")]
 TOLERANCE = 1e-9  # relative to the largest entry (goldens: to the norm) of the reference's tensor
-# These tensors are too small for XLA's optimiser to pay: without it the file takes a third of the time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 each_case = pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
 
@@ -47,9 +50,13 @@ def create(case: cases.Case, dtype=jnp.float64):
 
 
 @functools.cache
-def answer(case: cases.Case) -> dict[str, np.ndarray]:
-    """The same tensors under the same names as golden/make.py's `answer`, from lape_jax."""
-    with jax.enable_x64(True):
+def answer(case: cases.Case, compiled: bool = False) -> dict[str, np.ndarray]:
+    """The same tensors under the same names as golden/make.py's `answer`, from lape_jax.
+
+    Operation by operation unless `compiled`: all cases share their operations, so that each is compiled once, where
+    compiling 131 models would take minutes.
+    """
+    with jax.enable_x64(True), contextlib.nullcontext() if compiled else jax.disable_jit():
         model = create(case)
         images, cotangent = jnp.asarray(cases.images(case)), cases.cotangent(case)
 
@@ -57,18 +64,18 @@ def answer(case: cases.Case) -> dict[str, np.ndarray]:
             logits, out = model.apply({"params": params}, images, train=False)
             found = {"logits": logits, "tokens": out["tokens"], "pe": out["pe"]}
             if case.distilled:
-                pair, _ = model.apply({"params": params}, images, train=True)
-                found |= {"cls_logits": pair[0], "dist_logits": pair[1]}
+                (found["cls_logits"], found["dist_logits"]), _ = model.apply({"params": params}, images, train=True)
             return jnp.sum(logits * cotangent), found
 
-        step = jax.jit(jax.grad(loss, has_aux=True), compiler_options=FAST_COMPILE)
+        step = jax.jit(jax.grad(loss, has_aux=True) if case.has_gradients else lambda params: (params, loss(params)[1]))
         gradients, found = step(port.from_torch(cases.weights(case), model)["params"])
-        by_name = port.to_torch({"params": gradients}, model)
-        found |= {f"grad {name}": by_name[name] for name in cases.shapes(case)}
-        assert {str(value.dtype) for value in jax.tree.leaves(found)} == {"float64"}
         found = {name: np.asarray(value) for name, value in found.items() if value is not None}
-    gradients = {name: found.pop(f"grad {name}") for name in cases.shapes(case)}
-    return found | {f"grad {name}": value for name, value in cases.stack_layers(gradients).items()}
+        if case.has_gradients:
+            by_name = port.to_torch({"params": gradients}, model)
+            stacked = cases.stack_layers({name: np.asarray(by_name[name]) for name in cases.shapes(case)})
+            found |= {f"grad {name}": value for name, value in stacked.items()}
+    assert {str(value.dtype) for value in found.values()} == {"float64"}
+    return found
 
 
 def assert_close(name: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float, scale: float | None = None) -> None:
@@ -84,19 +91,28 @@ def goldens() -> dict[str, np.ndarray]:
         return dict(file)
 
 
+def assert_golden(case: cases.Case, found: dict[str, np.ndarray]) -> None:
+    stored, ours = goldens()[case.name], cases.golden(found)
+    assert stored.shape == ours.shape, f"the reference gave other tensors than these: {', '.join(sorted(found))}"
+    logits = case.batch * case.classes
+    assert_close("logits", ours[:logits], stored[:logits], TOLERANCE)
+    names = [name for name in sorted(found) if name != "logits"]
+    for name, row, expected in zip(names, ours[logits:].reshape(-1, 4), stored[logits:].reshape(-1, 4), strict=True):
+        assert_close(f"sketch of {name}", row, expected, TOLERANCE, scale=expected[0])
+
+
 def test_goldens_are_those_of_the_cases():
     assert set(goldens()) == {case.name for case in (*TINY, *cases.realistic())}
 
 
 @each_case
 def test_matches_goldens(case):
-    stored, ours = goldens()[case.name], cases.golden(answer(case))
-    assert stored.shape == ours.shape, "other tensors than the reference's: is golden/make.py's answer the same?"
-    split = case.batch * case.classes
-    assert_close("logits", ours[:split], stored[:split], TOLERANCE)
-    names = [name for name in sorted(answer(case)) if name != "logits"]
-    for name, ours_row, row in zip(names, ours[split:].reshape(-1, 4), stored[split:].reshape(-1, 4), strict=True):
-        assert_close(f"sketch of {name}", ours_row, row, TOLERANCE, scale=row[0])
+    assert_golden(case, answer(case))
+
+
+@pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
+def test_compiled_matches_goldens(case):
+    assert_golden(case, answer(case, compiled=True))
 
 
 @pytest.mark.peer
@@ -105,8 +121,7 @@ def test_matches_live_reference(case):
     pytest.importorskip("torch")
     from tests.models.golden import make
 
-    theirs = make.answer(case)
-    ours = answer(case)
+    ours, theirs = answer(case), make.answer(case)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert_close(name, ours[name], value, TOLERANCE)
@@ -119,14 +134,14 @@ def test_deit_tiny_at_full_size(join, distilled):
     pytest.importorskip("torch")
     from tests.reference import torch_vit
 
-    case = cases.Case(
-        join=join, distilled=distilled, image=(224, 224), patch=(16, 16), width=192, depth=12, heads=3, classes=1000
-    )
-    weights, images = cases.weights(case), cases.images(case)[:1]
+    size = {"image": (224, 224), "patch": (16, 16), "width": 192, "depth": 12, "heads": 3, "classes": 1000, "batch": 1}
+    case = cases.Case(join=join, distilled=distilled, **size)
+    weights, images = cases.weights(case), cases.images(case)
     theirs = torch_vit.forward(case, weights, images)
     with jax.enable_x64(True):
         model = models.create("deit_ti_distilled" if distilled else "deit_ti", join=join, dtype=jnp.float64)
-        logits, out = jax.jit(functools.partial(model.apply, train=False))(port.from_torch(weights, model), images)
+        apply = jax.jit(functools.partial(model.apply, train=False))
+        logits, out = apply(port.from_torch(weights, model), jnp.asarray(images))
     assert_close("logits", np.asarray(logits), theirs["logits"], TOLERANCE)
     assert_close("tokens", np.asarray(out["tokens"]), theirs["tokens"], TOLERANCE)
     if join == "lape":

@@ -72,6 +72,11 @@ class Case:
         return self.join in ("lape", "lape_sharing")
 
     @property
+    def has_gradients(self) -> bool:
+        """Whether gradients are compared: for every PE x joining, and for every pe_norm on the learnable table."""
+        return not self.has_pe_norm or self.pe_norm == "layernorm" or self.pe == "learnable"
+
+    @property
     def grid(self) -> tuple[int, int]:
         return self.image[0] // self.patch[0], self.image[1] // self.patch[1]
 

@@ -20,7 +20,6 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lape_jax.errors import UserError
-from lape_jax.train import record
 from lape_jax.train.checkpoint import Checkpoints
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.scale_by_learning_rate(lambda t: 0.1))
@@ -117,17 +116,15 @@ def test_saving_a_step_again_changes_nothing(tmp_path):
 
 def test_the_saved_state_may_be_donated_at_once(tmp_path):
     step = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
-    big = jnp.arange(2_000_000, dtype=jnp.float32)
+    big = jnp.arange(500_000, dtype=jnp.float32)
     state = {"big": big, "more": [big + i for i in range(4)]}
     jax.block_until_ready(state)
     with Checkpoints(tmp_path) as checkpoints:
         for i in (1, 2, 3):
             before = jax.tree.map(lambda x: np.array(x, copy=True), state)
             checkpoints.save(i, state)
-            saved = state["big"]
             for _ in range(3):
                 state = step(state)
-            assert saved.is_deleted()  # the step really took the buffer
             jax.block_until_ready(state)
             restored, _ = checkpoints.restore(abstract(state), step=i)
             assert_bits_equal(restored, before)
@@ -150,19 +147,6 @@ def test_restores_onto_other_meshes(tmp_path):
         state, _ = Checkpoints(tmp_path).restore(shape)
         assert {k: x.sharding for k, x in state.items()} == where
         assert_bits_equal(state, values)
-
-
-def test_digest_depends_on_values_and_not_on_their_place():
-    x = np.array([1, 2, 2**31, 2**31], np.uint32)
-    assert record.digests({"a": x, "b": np.array([3, 5], np.uint16), "c": np.array([2**32 + 9], np.int64)}) == [
-        3,
-        8,
-        10,
-    ]
-    wide = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("x", "y"))
-    for spec in (PartitionSpec(), PartitionSpec("x"), PartitionSpec("y", None), PartitionSpec("x", "y")):
-        assert record.digests([jax.device_put(wide, NamedSharding(mesh, spec))]) == record.digests([wide])
 
 
 def data_files(directory):
@@ -212,7 +196,8 @@ def zero(step):
 
 def swap_state(step):  # whole and readable, but not what the record says
     shutil.rmtree(step / "state")
-    shutil.copytree(step.parent / "10" / "state", step / "state")
+    other = "10" if step.name == "20" else "20"
+    shutil.copytree(step.parent / other / "state", step / "state")
 
 
 DAMAGES = [
@@ -250,6 +235,19 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, capfd, damage):
     assert step == 20
     assert_bits_equal(state, make_state(20))
     assert capfd.readouterr().err == ""  # nothing of Orbax's on the console
+
+
+@pytest.mark.parametrize("damage", [flip_byte, flip_record_byte, empty, zero])
+def test_damage_to_an_older_one_disturbs_nothing(tmp_path, caplog, damage):
+    save_all(tmp_path, {10: 0.9, 20: 0.5})
+    damage(tmp_path / "checkpoints" / "10")
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.restore(abstract(make_state()))[1] == 20
+        checkpoints.save(30, make_state(30))
+        checkpoints.save(40, make_state(40))
+    assert caplog.records == []
+    best = 10 if damage is flip_byte else 20  # the others lose the record, and with it the metric
+    assert Checkpoints(tmp_path).steps() == [best, 30, 40]
 
 
 def test_a_second_damage_of_a_step_is_set_aside_too(tmp_path):
@@ -356,7 +354,7 @@ KILLED = """
 
     def state(step):
         noise = np.random.default_rng(0).normal(size=(200, 1000)).astype(np.float32)
-        return {"params": {"w": noise + step, "more": [noise * step] * 3}, "step": np.array(step)}
+        return {"params": {"w": noise + step, "more": [noise * step] * 3}, "step": np.int32([step])}
 
     def check(found):
         for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(state(found[1])), strict=True):

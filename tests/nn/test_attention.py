@@ -1,0 +1,134 @@
+"""Attention against a plain NumPy computation, its relative bias by hand, and its numerics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lape_jax.errors import UserError
+from lape_jax.nn.attention import Attention, check_implementation
+
+BATCH, TOKENS, WIDTH, HEADS = 2, 5, 6, 2
+GRID = (2, 2)  # and one token before the patches
+
+
+def random_params(grid=None):
+    draw = np.random.default_rng(0).standard_normal
+    params = {
+        "qkv": {"kernel": draw((WIDTH, 3 * WIDTH)), "bias": draw(3 * WIDTH)},
+        "proj": {"kernel": draw((WIDTH, WIDTH)), "bias": draw(WIDTH)},
+    }
+    if grid:
+        params["relative_position_bias_table"] = draw(((2 * grid[0] - 1) * (2 * grid[1] - 1), HEADS))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jnp.asarray(np.random.default_rng(1).standard_normal((BATCH, TOKENS, WIDTH)), jnp.float32)
+
+
+def by_head(params, x, bias):
+    """The same in NumPy, one sample and head at a time; bias (heads, n, n)."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    qkv = np.asarray(x, np.float64) @ params["qkv"]["kernel"] + params["qkv"]["bias"]
+    size = WIDTH // HEADS
+    y = np.zeros(x.shape)
+    for sample in range(BATCH):
+        for head in range(HEADS):
+            q, k, v = (
+                qkv[sample, :, part * WIDTH + head * size : part * WIDTH + (head + 1) * size] for part in range(3)
+            )
+            weights = np.exp(q @ k.T / np.sqrt(size) + bias[head])
+            weights /= weights.sum(axis=1, keepdims=True)
+            y[sample, :, head * size : (head + 1) * size] = weights @ v
+    return y @ params["proj"]["kernel"] + params["proj"]["bias"]
+
+
+def test_matches_a_plain_computation(x):
+    params = random_params()
+    y = jax.jit(lambda x: Attention(HEADS).apply({"params": params}, x, train=False))(x)
+    np.testing.assert_allclose(y, by_head(params, x, np.zeros(HEADS)), rtol=1e-4, atol=1e-5)
+
+
+def test_relative_bias_reaches_patches_only(x):
+    params = random_params(GRID)
+    table = np.asarray(params["relative_position_bias_table"])
+    attention = Attention(HEADS, grid=GRID)
+    y, bias = jax.jit(
+        lambda x: attention.apply(
+            {"params": params}, x, train=False, capture_intermediates=lambda _, method: method == "relative_bias"
+        )
+    )(x)
+    # The bias of head h between query i and key j, row by row: 4 - 3 (row difference of j) - (column difference of j)
+    index = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+    expected = np.zeros((HEADS, TOKENS, TOKENS))  # row and column 0 stay zero: the class token
+    expected[:, 1:, 1:] = table.T[:, index]
+    np.testing.assert_allclose(bias["intermediates"]["relative_bias"][0], expected, rtol=1e-6)
+    np.testing.assert_allclose(y, by_head(params, x, expected), rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_and_their_start(x):
+    params = jax.jit(lambda x: Attention(HEADS, grid=GRID).init(jax.random.key(0), x, train=False))(x)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, random_params(GRID))
+    np.testing.assert_array_equal(params["relative_position_bias_table"], 0)
+    np.testing.assert_array_equal(params["qkv"]["bias"], 0)
+
+
+def test_without_qkv_bias(x):
+    shapes = jax.eval_shape(lambda x: Attention(HEADS, qkv_bias=False).init(jax.random.key(0), x, train=False), x)
+    assert set(shapes["params"]["qkv"]) == {"kernel"}
+
+
+def selector(q, k, v):
+    """Parameters that give token i of a one-hot sequence the rows q[i], k[i] and v[i], unprojected."""
+    kernel = np.concatenate([np.asarray(part, np.float32) for part in (q, k, v)], axis=1)
+    return {
+        "qkv": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(kernel.shape[1])},
+        "proj": {"kernel": jnp.eye(len(kernel)), "bias": jnp.zeros(len(kernel))},
+    }
+
+
+def test_logits_are_float32_in_bfloat16():
+    # q k / sqrt(4) = 256 and 257 for the two keys: bfloat16 has no 257, and would weigh them equally.
+    q, k, v = np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4))
+    q[0, :2], k[0, 0], k[1, :2], v[1, 0] = (16, 1), 32, (32, 2), 1
+    x = jnp.eye(4, dtype=jnp.bfloat16)[None, :2]
+    y = Attention(heads=1, dtype=jnp.bfloat16).apply({"params": selector(q, k, v)}, x, train=False)
+    assert y.dtype == jnp.bfloat16
+    assert float(y[0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-1)), rel=5e-3)
+
+
+def test_dropout_of_weights_in_training_only():
+    # Zero queries weigh the 4 keys equally, and values are one-hot: the output is the matrix of weights.
+    x = jnp.broadcast_to(jnp.eye(4), (500, 4, 4))
+    params = {"params": selector(np.zeros((4, 4)), np.zeros((4, 4)), np.eye(4))}
+    attention = Attention(heads=1, attn_dropout=0.5)
+    np.testing.assert_allclose(attention.apply(params, x, train=False), 0.25)
+    y = np.asarray(attention.apply(params, x, train=True, rngs={"dropout": jax.random.key(0)}))
+    assert set(np.unique(y)) == {0.0, 0.5}
+    assert y.mean() == pytest.approx(0.25, abs=0.01)
+    assert 0.3 < (y.std(axis=2) > 0).mean() < 1  # weights of one query are dropped one by one
+
+
+def test_dropout_of_the_projection_in_training_only():
+    x = jnp.broadcast_to(jnp.eye(4), (500, 4, 4))
+    params = {"params": selector(np.zeros((4, 4)), np.zeros((4, 4)), np.eye(4))}
+    attention = Attention(heads=1, dropout=0.5)
+    np.testing.assert_allclose(attention.apply(params, x, train=False), 0.25)
+    y = np.asarray(attention.apply(params, x, train=True, rngs={"dropout": jax.random.key(0)}))
+    assert set(np.unique(y)) == {0.0, 0.5}
+
+
+def test_cudnn_is_missed_where_it_is_used_and_not_before():
+    check_implementation("cudnn", attn_dropout=0.0)
+    attention = Attention(HEADS, implementation="cudnn", dtype=jnp.bfloat16)
+    with pytest.raises(UserError, match="attention='cudnn' is not possible here, use attention='xla': cuDNN is not det"):
+        attention.init(jax.random.key(0), jnp.zeros((1, TOKENS, WIDTH), jnp.bfloat16), train=False)
+
+
+def test_impossible_implementations_are_user_errors():
+    with pytest.raises(UserError, match=r"attention='cuddn' is not one of xla, cudnn \(did you mean 'cudnn'\?\)"):
+        check_implementation("cuddn", attn_dropout=0.0)
+    with pytest.raises(UserError, match="attention='cudnn' has no attention dropout: use attention='xla' or attn_dropo"):
+        check_implementation("cudnn", attn_dropout=0.1)

@@ -1,0 +1,79 @@
+"""What is said about a state dict that does not fit the model."""
+
+import numpy as np
+import pytest
+
+from lape_jax import port
+from lape_jax.errors import UserError
+from tests.port.tiny import random_variables, tiny
+
+
+def refusal(state_dict, model):
+    with pytest.raises(UserError) as caught:
+        port.from_torch(state_dict, model)
+    return str(caught.value)
+
+
+def test_every_name_is_listed():
+    model = tiny(depth=11)
+    state_dict = port.to_torch(random_variables(model), model)
+    lape = [f"blocks.{i}.pe_norm.{leaf}" for i in range(11) for leaf in ("bias", "weight")]
+    without = {name: array for name, array in state_dict.items() if "pe_norm" not in name}
+    given = {"head_dist.bias": np.zeros(5), **without, "dist_token": np.zeros((1, 1, 32))}
+    assert refusal(given, model) == (
+        f"the state dict does not fit the model: it lacks {', '.join(lape)}; "
+        f"the model has no dist_token, head_dist.bias"
+    )
+    assert refusal(state_dict, tiny(depth=11, join="default")) == (
+        f"the state dict does not fit the model: the model has no {', '.join(lape)}"
+    )
+    assert refusal({}, tiny(depth=1)).count(",") == 22 - 1
+
+
+def test_each_kind_of_misfit_in_one_message():
+    model = tiny()
+    state_dict = port.to_torch(random_variables(model), model)
+    state_dict["head.weight"] = np.zeros((3, 32), np.float32)
+    state_dict["patch_embed.proj.weight"] = state_dict["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+    state_dict["norm.bias"] = np.zeros(32, np.int32)
+    state_dict["blocks.0.norm1.bias"] = np.zeros(32, np.complex64)
+    state_dict["blocks.1.norm1.bias"] = np.full(32, np.inf, np.float16)
+    state_dict["cls_token"][0, 0, 7] = np.nan
+    assert refusal(state_dict, model) == (
+        "the state dict does not fit the model: shapes differ: head.weight is (3, 32) and should be (5, 32), "
+        "patch_embed.proj.weight is (8, 8, 3, 32) and should be (32, 3, 8, 8); "
+        "not floating point: blocks.0.norm1.bias is complex64, norm.bias is int32; "
+        "not finite: blocks.1.norm1.bias, cls_token"
+    )
+
+
+def test_layers_of_different_type():
+    model = tiny()
+    state_dict = port.to_torch(random_variables(model), model)
+    state_dict["blocks.1.norm1.bias"] = state_dict["blocks.1.norm1.bias"].astype(np.float16)
+    assert refusal(state_dict, model) == (
+        "the layers of blocks/norm1/bias have different types (float16, float32), and are one array here"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epoch": 3}, "epoch should be an array, and is a int"),
+        ({"w": [1.0, 2.0]}, "w should be an array, and is a list"),
+        ({"w": {"nested": 1}}, "w should be an array, and is a dict"),
+        ({"model": {0: np.zeros(3)}}, "weights should have names, and 0 is none"),
+    ],
+)
+def test_no_arrays(given, message):
+    assert refusal(given, tiny()) == message
+
+
+def test_variables_that_are_not_the_models():
+    model = tiny()
+    variables = random_variables(model)
+    for wrong in ({}, variables["params"], {"params": None}):
+        with pytest.raises(UserError, match="variables should be a dict with the parameters under 'params'"):
+            port.to_torch(wrong, model)
+    with pytest.raises(UserError, match="the model has no blocks/pe_norm/bias, blocks/pe_norm/scale"):
+        port.to_torch(variables, tiny(join="default"))
