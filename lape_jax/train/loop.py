@@ -88,13 +88,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             try:
                 while step < total and not stop.received:
                     boundaries = [interval * (step // interval + 1) for interval in every.values()]
-                    count = min(*boundaries, total, step + batches.max_steps) - step
+                    # The first call compiles, and makes one step only, so that the clock can start right after it.
+                    most = 1 if step == first_step else batches.max_steps
+                    count = min(*boundaries, total, step + most) - step
                     state = batches.run(state, step, count)
                     step += count
                     due = {name for name, interval in every.items() if step % interval == 0 or step == total}
 
-                    if step == first_step + count:  # the first call compiled
+                    if step == first_step + 1:
                         jax.block_until_ready(state.step)
+                        writers.console.line(f"first step made after {clock.seconds:.1f} s (compilation)")
                         clock.start(step, batches.waited)
                     if due or stop.received:
                         _check_finite(state, config, len(source), checkpoints)
