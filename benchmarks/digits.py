@@ -28,9 +28,8 @@ def main():
         for join in JOINS:
             workdir = Path(args.out) / f"{join}_{seed}"
             first, total = run(f"{args.config}:join={join},seed={seed}", workdir)
-            top1 = [json.loads(line) for line in (workdir / "metrics.jsonl").open() if "val/top1" in line][-1][
-                "val/top1"
-            ]
+            metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+            top1 = [scalars["val/top1"] for scalars in metrics if "val/top1" in scalars][-1]
             rows[join].append((top1, first, total))
             print(
                 f"{join:8} seed {seed}  top-1 {top1:6.2f} %  first step {first:5.1f} s  in all {total:5.1f} s",

@@ -168,8 +168,10 @@ def _class_names(root: str, split: str) -> tuple[str, ...]:
         raise UserError(f"data.path {root!r} is not a directory")
     directory = os.path.join(root, split)
     if not os.path.isdir(directory):
-        raise UserError(f"{root} has no directory {split!r}; it holds {_some(os.listdir(root))}")
-    entries = [entry for entry in os.scandir(directory) if not entry.name.startswith(".")]
+        raise UserError(
+            f"{root} has no directory {split!r}; it holds {_some([entry.name for entry in _entries(root)])}"
+        )
+    entries = _entries(directory)
     names = sorted(entry.name for entry in entries if entry.is_dir())
     if not names:
         found = _some([entry.name for entry in entries])
@@ -180,12 +182,7 @@ def _class_names(root: str, split: str) -> tuple[str, ...]:
 def _list_images(directory: str, above: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
     """All (image files, other files) below `directory`, as sorted paths relative to it."""
     images, others = [], []
-    try:
-        with os.scandir(directory) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"cannot list {directory}: {error.strerror}") from error
-    for entry in visible:
+    for entry in _entries(directory):
         if entry.is_dir():
             parents = (*above, os.path.realpath(directory))
             if entry.is_symlink() and os.path.realpath(entry.path) in parents:
@@ -195,6 +192,15 @@ def _list_images(directory: str, above: tuple[str, ...] = ()) -> tuple[list[str]
         else:
             (images if entry.name.lower().endswith(SUFFIXES) else others).append(entry.name)
     return sorted(images), sorted(others)
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    """What is not hidden in a directory."""
+    try:
+        with os.scandir(directory) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot list {directory}: {error.strerror}") from error
 
 
 def _some(names: list[str]) -> str:

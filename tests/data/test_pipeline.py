@@ -148,8 +148,8 @@ def test_reading_runs_ahead_of_the_consumer_but_not_for_ever():
         seen = source.reads
         wait_until(lambda: source.reads >= max(8, seen))  # while the first batch is being used
         time.sleep(0.2)
-        # Two finished batches, one in the making, and two tasks for each of four threads.
-        assert source.reads <= 4 * (1 + 2 + 2) + 8 * 4
+        # One batch used, two ready, up to two in the making, and two tasks (a batch each) for each of four threads.
+        assert source.reads <= 4 * (1 + 2 + 2 + 8)
 
 
 def test_evaluation_covers_every_example_once_in_order(numbered):
