@@ -13,6 +13,7 @@ def get_config(arg=""):
     config.seed = arg.seed
 
     config.model.name = "vit_micro"
+    config.model.width, config.model.heads = 32, 2  # six blocks, 76,000 parameters
     config.model.patch_size = 2  # 4 x 4 patches
     config.model.join = arg.join
     config.model.pe = arg.pe

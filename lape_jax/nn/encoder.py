@@ -1,6 +1,7 @@
 """The transformer block, and the scan over blocks that carries tokens and position embedding."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -106,7 +107,7 @@ class Encoder(nn.Module):
     """
 
     depth: int
-    block: dict
+    block: Mapping[str, Any]
     drop_path: float = 0.0
     unroll: int = 1
     remat: str = "none"

@@ -83,13 +83,13 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """x * gamma, one learned gamma per channel, all starting at `init` (CaiT, Touvron et al. 2021)."""
+    """x * gamma, one learned gamma per channel, all starting at `initial` (CaiT, Touvron et al. 2021)."""
 
-    init: float
+    initial: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        gamma = self.param("gamma", nn.initializers.constant(self.init), (x.shape[-1],), jnp.float32)
+        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],), jnp.float32)
         return x * gamma.astype(x.dtype)
 
 

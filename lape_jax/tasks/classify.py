@@ -30,7 +30,7 @@ def in_top(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int) -> Boo
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     later_equal = (logits == own) & (jnp.arange(logits.shape[1]) >= labels[:, None])
     ahead = ~((logits < own) | later_equal)  # written so that NaN, which compares to nothing, counts as ahead
-    return ahead.sum(axis=1) < k
+    return (ahead.sum(axis=1) < k) & ~jnp.isnan(own[:, 0])
 
 
 def training_loss(model: Any, config: Any) -> Callable:

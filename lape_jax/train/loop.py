@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import contextlib
 import functools
 import logging
 from pathlib import Path
@@ -70,13 +71,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
         restored = checkpoints.restore(abstract)
         state, step = restored or (states.create(init, abstract, config.seed), 0)
-        for line in differences:
-            _log.warning("%s", line)
+        evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source))
+        opened = _open_feed(config, source, update, abstract, mesh, step, total)
 
-        with Writers(workdir, step) as writers:
+        # From here on everything fits, so the workdir may be changed.
+        with contextlib.closing(opened) as batches, Writers(workdir, step) as writers:
             writers.write_config(config)
-            evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source))
-            batches = _open_feed(config, source, update, abstract, mesh, step, total)
+            for line in differences:
+                _log.warning("%s", line)
             flops = chrono.flops_per_image(model, {"params": params})
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
             clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
@@ -85,40 +87,38 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             # ---- The loop ------------------------------------------------------------------------------------------
             results: dict[str, float] = {}
             first_step = step
-            try:
-                while step < total and not stop.received:
-                    boundaries = [interval * (step // interval + 1) for interval in every.values()]
-                    # The first call compiles, and makes one step only, so that the clock can start right after it.
-                    most = 1 if step == first_step else batches.max_steps
-                    count = min(*boundaries, total, step + most) - step
-                    state = batches.run(state, step, count)
-                    step += count
-                    due = {name for name, interval in every.items() if step % interval == 0 or step == total}
+            while step < total and not stop.received:
+                boundaries = [interval * (step // interval + 1) for interval in every.values()]
+                # The first call compiles, and makes one step only, so that the clock can start right after it.
+                most = 1 if step == first_step else batches.max_steps
+                count = min(*boundaries, total, step + most) - step
+                state = batches.run(state, step, count)
+                step += count
+                due = {name for name, interval in every.items() if step % interval == 0 or step == total}
 
-                    if step == first_step + 1:
-                        jax.block_until_ready(state.step)
-                        writers.console.line(f"first step made after {clock.seconds:.1f} s (compilation)")
-                        clock.start(step, batches.waited)
-                    if due or stop.received:
-                        _check_finite(state, config, len(source), checkpoints)
-                    if "log" in due:
-                        scalars = _means(state.sums) | {"lr": float(learning_rate(step - 1))}
-                        scalars |= {"epoch": step / steps_per_epoch} | clock.tick(step, batches.waited)
-                        state = state.replace(sums=jax.tree.map(lambda s: s * 0, state.sums))
-                        writers.write(step, scalars)
-                        writers.console.progress(step, total, scalars, clock.eta)
-                    if "eval" in due:
-                        with clock.paused():
-                            results = _evaluate(evaluator, state)
-                        writers.write(step, results)
-                        writers.console.line(_describe(f"step {step}/{total}", results))
-                    if "checkpoint" in due:
-                        checkpoints.save(step, state, results if "eval" in due else None)
-            finally:
-                batches.close()
+                if step == first_step + 1:
+                    jax.block_until_ready(state.step)
+                    writers.console.line(f"first step made after {clock.seconds:.1f} s (compilation)")
+                    clock.start(step, batches.waited)
+                if due:
+                    _check_finite(state, config, len(source), checkpoints)
+                if "log" in due:
+                    scalars = _means(state.sums) | {"lr": float(learning_rate(step - 1))}
+                    scalars |= {"epoch": step / steps_per_epoch} | clock.tick(step, batches.waited)
+                    state = state.replace(sums=jax.tree.map(lambda s: s * 0, state.sums))
+                    writers.write(step, scalars)
+                    writers.console.progress(step, total, scalars, clock.eta)
+                if "eval" in due:
+                    with clock.paused():
+                        results = _evaluate(evaluator, state)
+                    writers.write(step, results)
+                    writers.console.line(_describe(f"step {step}/{total}", results))
+                if "checkpoint" in due:
+                    checkpoints.save(step, state, results if "eval" in due else None)
 
             # ---- The end, or the interruption ----------------------------------------------------------------------
             if stop.received and step < total:
+                _check_finite(state, config, len(source), checkpoints)
                 checkpoints.save(step, state)
                 checkpoints.wait()
                 writers.console.summary(

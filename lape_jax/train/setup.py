@@ -82,7 +82,7 @@ def compare_with_workdir(config: ConfigDict, model: Any, workdir: Path) -> list[
 
 
 def _identity(model: Any) -> dict[str, Any]:
-    """What makes a model the one it is: its class and fields, but those that change only how it is computed or regularised."""
+    """What makes a model the one it is: its class and fields, without those that change only how it runs."""
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     how = ("unroll", "remat", "attention", "dtype", "dropout", "attn_dropout", "drop_path", "parent", "name")
     return {"family": type(model).__name__, **{k: v for k, v in fields.items() if k not in how}, "join": model.joining}

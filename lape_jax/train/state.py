@@ -15,14 +15,17 @@ NEVER = -1  # value of `first_bad_step` while every step was finite
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a run is at a step; what a checkpoint holds."""
+    """Everything that a run is at a step; what a checkpoint holds.
 
-    step: jax.Array  # int32, updates made so far
+    The leaves are arrays, or what stands for them in trees of the same structure: shapes, shardings.
+    """
+
+    step: Any  # int32, updates made so far
     params: Any
     ema: Any  # running mean of params, or None
     opt_state: Any
-    sums: dict[str, jax.Array]  # since the last log line: loss, top1, examples, grad_norm, steps
-    first_bad_step: jax.Array  # int32, the first step whose loss or gradient was not finite, else NEVER
+    sums: dict[str, Any]  # since the last log line: loss, top1, examples, grad_norm, steps
+    first_bad_step: Any  # int32, the first step whose loss or gradient was not finite, else NEVER
 
 
 def zero_sums() -> dict[str, jax.Array]:
@@ -102,7 +105,7 @@ def update_function(
         ema = state.ema
         if ema_decay:
             ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         bad = ~jnp.isfinite(sums["loss"] + norm)
         return TrainState(
             step=state.step + 1,

@@ -1,13 +1,11 @@
 """The model against an independent reference, tests/reference/torch_vit.py, on the same random weights in float64.
 
-Every PE x joining x pe_norm that exists, and the options orthogonal to them: logits, the tokens after each layer, the PE
-that each layer was given, and the gradient of a scalar loss by every parameter. The reference is met twice: alive, tensor
-by tensor (marker `peer`, needs PyTorch), and as golden numbers, which need numpy alone.
+Every PE x joining x pe_norm that exists, and the options orthogonal to them: logits, the tokens after each layer, the
+PE that each layer was given, and the gradient of a scalar loss by every parameter (`Case.has_gradients`). The reference
+is met twice: alive, tensor by tensor (marker `peer`, needs PyTorch), and as golden numbers, which need numpy alone.
 """
 
-import contextlib
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +13,8 @@ import numpy as np
 import pytest
 
 from lape_jax import models, port
+from tests.models import stepwise
+from tests.models.compare import assert_close, create, goldens
 from tests.reference import cases
 
 TINY = [*cases.every_combination(), *cases.variations()]
@@ -27,37 +27,15 @@ TOLERANCE = 1e-9  # relative to the largest entry (goldens: to the norm) of the 
 each_case = pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
 
 
-def create(case: cases.Case, dtype=jnp.float64):
-    return models.create(
-        "deit_ti",
-        num_classes=case.classes,
-        image_size=case.image,
-        patch_size=case.patch,
-        in_channels=case.channels,
-        width=case.width,
-        depth=case.depth,
-        heads=case.heads,
-        mlp_ratio=case.mlp_ratio,
-        pe=case.pe,
-        join=case.join,
-        pe_norm=case.pe_norm,
-        pool=case.pool,
-        distilled=case.distilled,
-        layer_scale=1e-4 if case.layer_scale else None,
-        ln_eps=case.ln_eps,
-        dtype=dtype,
-    )
-
-
 @functools.cache
 def answer(case: cases.Case, compiled: bool = False) -> dict[str, np.ndarray]:
     """The same tensors under the same names as golden/make.py's `answer`, from lape_jax.
 
-    Operation by operation unless `compiled`: all cases share their operations, so that each is compiled once, where
-    compiling 131 models would take minutes.
+    Run operation by operation unless `compiled`: all cases are made of the same small operations.
     """
-    with jax.enable_x64(True), contextlib.nullcontext() if compiled else jax.disable_jit():
+    with jax.enable_x64(True):
         model = create(case)
+        weights = port.from_torch(cases.weights(case), model)["params"]
         images, cotangent = jnp.asarray(cases.images(case)), cases.cotangent(case)
 
         def loss(params):
@@ -67,8 +45,8 @@ def answer(case: cases.Case, compiled: bool = False) -> dict[str, np.ndarray]:
                 (found["cls_logits"], found["dist_logits"]), _ = model.apply({"params": params}, images, train=True)
             return jnp.sum(logits * cotangent), found
 
-        step = jax.jit(jax.grad(loss, has_aux=True) if case.has_gradients else lambda params: (params, loss(params)[1]))
-        gradients, found = step(port.from_torch(cases.weights(case), model)["params"])
+        step = jax.grad(loss, has_aux=True) if case.has_gradients else loss
+        gradients, found = jax.jit(step)(weights) if compiled else stepwise.run(step, weights)
         found = {name: np.asarray(value) for name, value in found.items() if value is not None}
         if case.has_gradients:
             by_name = port.to_torch({"params": gradients}, model)
@@ -76,19 +54,6 @@ def answer(case: cases.Case, compiled: bool = False) -> dict[str, np.ndarray]:
             found |= {f"grad {name}": value for name, value in stacked.items()}
     assert {str(value.dtype) for value in found.values()} == {"float64"}
     return found
-
-
-def assert_close(name: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float, scale: float | None = None) -> None:
-    scale = np.abs(theirs).max() if scale is None else scale
-    assert ours.shape == theirs.shape, f"{name}: shape {ours.shape} against {theirs.shape}"
-    error = np.abs(ours - theirs).max()
-    assert error <= tolerance * scale, f"{name}: differs by {error / scale:.1e} of its scale, allowed {tolerance:.0e}"
-
-
-@functools.cache
-def goldens() -> dict[str, np.ndarray]:
-    with np.load(pathlib.Path(__file__).parent / "golden" / "parity.npz") as file:
-        return dict(file)
 
 
 def assert_golden(case: cases.Case, found: dict[str, np.ndarray]) -> None:
@@ -142,7 +107,7 @@ def test_deit_tiny_at_full_size(join, distilled):
         model = models.create("deit_ti_distilled" if distilled else "deit_ti", join=join, dtype=jnp.float64)
         apply = jax.jit(functools.partial(model.apply, train=False))
         logits, out = apply(port.from_torch(weights, model), jnp.asarray(images))
-    assert_close("logits", np.asarray(logits), theirs["logits"], TOLERANCE)
-    assert_close("tokens", np.asarray(out["tokens"]), theirs["tokens"], TOLERANCE)
+    assert_close("logits", logits, theirs["logits"], TOLERANCE)
+    assert_close("tokens", out["tokens"], theirs["tokens"], TOLERANCE)
     if join == "lape":
-        assert_close("pe", np.asarray(out["pe"]), theirs["pe"], TOLERANCE)
+        assert_close("pe", out["pe"], theirs["pe"], TOLERANCE)

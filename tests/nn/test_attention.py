@@ -1,5 +1,7 @@
 """Attention against a plain NumPy computation, its relative bias by hand, and its numerics."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from lape_jax.errors import UserError
 from lape_jax.nn.attention import Attention, check_implementation
+from tests.quick import jit
 
 BATCH, TOKENS, WIDTH, HEADS = 2, 5, 6, 2
 GRID = (2, 2)  # and one token before the patches
@@ -28,6 +31,10 @@ def x():
     return jnp.asarray(np.random.default_rng(1).standard_normal((BATCH, TOKENS, WIDTH)), jnp.float32)
 
 
+def run(attention, params, x, train=False):
+    return jit(partial(attention.apply, train=train))({"params": params}, x, rngs={"dropout": jax.random.key(0)})
+
+
 def by_head(params, x, bias):
     """The same in NumPy, one sample and head at a time; bias (heads, n, n)."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
@@ -47,7 +54,7 @@ def by_head(params, x, bias):
 
 def test_matches_a_plain_computation(x):
     params = random_params()
-    y = jax.jit(lambda x: Attention(HEADS).apply({"params": params}, x, train=False))(x)
+    y = run(Attention(HEADS), params, x)
     np.testing.assert_allclose(y, by_head(params, x, np.zeros(HEADS)), rtol=1e-4, atol=1e-5)
 
 
@@ -55,12 +62,12 @@ def test_relative_bias_reaches_patches_only(x):
     params = random_params(GRID)
     table = np.asarray(params["relative_position_bias_table"])
     attention = Attention(HEADS, grid=GRID)
-    y, bias = jax.jit(
+    y, bias = jit(
         lambda x: attention.apply(
             {"params": params}, x, train=False, capture_intermediates=lambda _, method: method == "relative_bias"
         )
     )(x)
-    # The bias of head h between query i and key j, row by row: 4 - 3 (row difference of j) - (column difference of j)
+    # The row of the table for query i and key j of a 2 x 2 grid, see test_position.py
     index = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     expected = np.zeros((HEADS, TOKENS, TOKENS))  # row and column 0 stay zero: the class token
     expected[:, 1:, 1:] = table.T[:, index]
@@ -69,7 +76,7 @@ def test_relative_bias_reaches_patches_only(x):
 
 
 def test_parameters_and_their_start(x):
-    params = jax.jit(lambda x: Attention(HEADS, grid=GRID).init(jax.random.key(0), x, train=False))(x)["params"]
+    params = jit(lambda x: Attention(HEADS, grid=GRID).init(jax.random.key(0), x, train=False))(x)["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, random_params(GRID))
     np.testing.assert_array_equal(params["relative_position_bias_table"], 0)
     np.testing.assert_array_equal(params["qkv"]["bias"], 0)
@@ -94,41 +101,32 @@ def test_logits_are_float32_in_bfloat16():
     q, k, v = np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4))
     q[0, :2], k[0, 0], k[1, :2], v[1, 0] = (16, 1), 32, (32, 2), 1
     x = jnp.eye(4, dtype=jnp.bfloat16)[None, :2]
-    y = Attention(heads=1, dtype=jnp.bfloat16).apply({"params": selector(q, k, v)}, x, train=False)
+    y = run(Attention(heads=1, dtype=jnp.bfloat16), selector(q, k, v), x)
     assert y.dtype == jnp.bfloat16
     assert float(y[0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-1)), rel=5e-3)
 
 
-def test_dropout_of_weights_in_training_only():
-    # Zero queries weigh the 4 keys equally, and values are one-hot: the output is the matrix of weights.
+@pytest.mark.parametrize("where", ["attn_dropout", "dropout"])
+def test_dropout_in_training_only(where):
+    # Zero queries weigh the 4 keys equally, and values are one-hot: the output is the matrix of weights, all 1/4.
     x = jnp.broadcast_to(jnp.eye(4), (500, 4, 4))
-    params = {"params": selector(np.zeros((4, 4)), np.zeros((4, 4)), np.eye(4))}
-    attention = Attention(heads=1, attn_dropout=0.5)
-    np.testing.assert_allclose(attention.apply(params, x, train=False), 0.25)
-    y = np.asarray(attention.apply(params, x, train=True, rngs={"dropout": jax.random.key(0)}))
+    params = selector(np.zeros((4, 4)), np.zeros((4, 4)), np.eye(4))
+    attention = Attention(heads=1, **{where: 0.5})
+    np.testing.assert_allclose(run(attention, params, x), 0.25)
+    y = np.asarray(run(attention, params, x, train=True))
     assert set(np.unique(y)) == {0.0, 0.5}
     assert y.mean() == pytest.approx(0.25, abs=0.01)
-    assert 0.3 < (y.std(axis=2) > 0).mean() < 1  # weights of one query are dropped one by one
-
-
-def test_dropout_of_the_projection_in_training_only():
-    x = jnp.broadcast_to(jnp.eye(4), (500, 4, 4))
-    params = {"params": selector(np.zeros((4, 4)), np.zeros((4, 4)), np.eye(4))}
-    attention = Attention(heads=1, dropout=0.5)
-    np.testing.assert_allclose(attention.apply(params, x, train=False), 0.25)
-    y = np.asarray(attention.apply(params, x, train=True, rngs={"dropout": jax.random.key(0)}))
-    assert set(np.unique(y)) == {0.0, 0.5}
 
 
 def test_cudnn_is_missed_where_it_is_used_and_not_before():
     check_implementation("cudnn", attn_dropout=0.0)
     attention = Attention(HEADS, implementation="cudnn", dtype=jnp.bfloat16)
-    with pytest.raises(UserError, match="attention='cudnn' is not possible here, use attention='xla': cuDNN is not det"):
-        attention.init(jax.random.key(0), jnp.zeros((1, TOKENS, WIDTH), jnp.bfloat16), train=False)
+    with pytest.raises(UserError, match="attention='cudnn' is not possible here, use attention='xla': cuDNN"):
+        jax.eval_shape(partial(attention.init, train=False), jax.random.key(0), jnp.zeros((1, TOKENS, WIDTH)))
 
 
 def test_impossible_implementations_are_user_errors():
     with pytest.raises(UserError, match=r"attention='cuddn' is not one of xla, cudnn \(did you mean 'cudnn'\?\)"):
         check_implementation("cuddn", attn_dropout=0.0)
-    with pytest.raises(UserError, match="attention='cudnn' has no attention dropout: use attention='xla' or attn_dropo"):
+    with pytest.raises(UserError, match="attention='cudnn' has no attention dropout: use attention='xla' or"):
         check_implementation("cudnn", attn_dropout=0.1)

@@ -93,7 +93,7 @@ def test_every_name_is_tested():
 
 @pytest.mark.parametrize(
     ("pe", "meant"),
-    [("learnabel", "learnable"), ("relative+learnable", "learnable+relative"), ("sincos2d", "sincos_2d")],
+    [("learnabel", "learnable"), ("learnable+relativ", "learnable+relative"), ("sincos2d", "sincos_2d")],
 )
 def test_wrong_names_are_user_errors(pe, meant):
     with pytest.raises(UserError) as error:

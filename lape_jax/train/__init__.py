@@ -1,0 +1,1 @@
+"""Training: configuration, state, optimiser, sharding, checkpoints, the loop."""

@@ -1,0 +1,304 @@
+"""The encoder: the scan and its knobs, segments, and what LaPE is and is not, in float64 on a tiny model."""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lape_jax.errors import UserError
+from lape_jax.nn.encoder import REMAT_POLICIES, Block, Carry, Encoder, LayerInputs
+from lape_jax.nn.join import JOINS
+from tests.quick import jit
+
+DEPTH, BATCH, TOKENS, WIDTH, EPS = 3, 2, 5, 4, 1e-6
+BLOCK = {
+    "heads": 2,
+    "mlp_hidden": 6,
+    "join": "lape",
+    "pe_norm": "layernorm",
+    "relative_grid": None,
+    "dropout": 0.0,
+    "attn_dropout": 0.0,
+    "layer_scale": None,
+    "ln_eps": EPS,
+    "attention": "xla",
+    "dtype": jnp.float64,
+}
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def encoder(depth=DEPTH, drop_path=0.0, unroll=1, remat="none", **block):
+    return Encoder(depth, {**BLOCK, **block}, drop_path, unroll, remat)
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape)
+
+
+def entering(join="lape"):
+    """(the carry that enters block 0, the tables of all layers), as the joining wants them."""
+    carry = Carry(draw(BATCH, TOKENS, WIDTH), None if join in ("default", "unshared") else draw(TOKENS, WIDTH))
+    return carry, draw(DEPTH, TOKENS, WIDTH) if join == "unshared" else None
+
+
+def random_params(model, join="lape"):
+    """Parameters in which nothing is zero or one, of all of the encoder's layers."""
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), *entering(join))["params"]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: draw(*leaf.shape, seed=len(str(path))) / 2 + (path[-1].key == "scale"), shapes
+    )
+
+
+@functools.cache
+def run(join="lape", train=False, segments=((0, None),), depth=DEPTH, drop_path=0.0, unroll=1, remat="none", **block):
+    """(tokens that leave, out, gradients by parameters, carry and tables) of the encoder, run in `segments`."""
+    model = encoder(depth, drop_path, unroll, remat, join=join, **dict(block))
+    cotangent = draw(BATCH, TOKENS, WIDTH, seed=1)
+    carry, layer_pe = entering(join)
+    layer_pe = None if layer_pe is None else layer_pe[:depth]
+
+    def loss(params, carry, layer_pe):
+        outs = []
+        for first, count in segments:
+            carry, out = model.apply(
+                {"params": params},
+                carry,
+                layer_pe,
+                train=train,
+                first=first,
+                count=count,
+                rngs={"dropout": jax.random.key(1)},
+            )
+            outs.append(out)
+        out = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
+        return jnp.sum(carry.tokens * cotangent), {"tokens": carry.tokens, "out": out}
+
+    params = jax.tree.map(lambda leaf: leaf[:depth], random_params(encoder(join=join, **block), join))
+    gradients, found = jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(params, carry, layer_pe)
+    return jax.device_get(found | {"gradients": gradients})
+
+
+def assert_same(ours, theirs, tolerance=1e-11):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    ours, theirs = jax.device_get((ours, theirs))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype == np.float64
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=str(path))
+
+
+# ---- One result, whatever the knobs ----------------------------------------------------------------------------------
+
+STOCHASTIC = {"train": True, "dropout": 0.3, "attn_dropout": 0.3, "drop_path": 0.5}
+KNOBS = [
+    {"unroll": DEPTH},
+    *({"remat": policy} for policy in REMAT_POLICIES if policy != "none"),
+    {"unroll": 2, "remat": "full"},
+]
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_knobs_change_neither_results_nor_gradients(knobs):
+    """With all that is random switched on: the knobs do not change what is drawn, either."""
+    assert_same(run(**STOCHASTIC, **knobs), run(**STOCHASTIC))
+
+
+def test_the_stochastic_run_is_stochastic():
+    differs = np.abs(run(**STOCHASTIC)["tokens"] - run()["tokens"])
+    assert np.all(differs.max(axis=(1, 2)) > 1e-2)
+
+
+def test_knobs_do_not_change_the_parameters():
+    def params(model):
+        return jax.device_get(jit(functools.partial(model.init, train=False))(jax.random.key(0), *entering()))
+
+    plain = params(encoder())
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(plain)} == {DEPTH}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(plain)} == {"float32"}
+    kernel = plain["params"]["blocks"]["attn"]["qkv"]["kernel"]
+    assert np.abs(kernel[0] - kernel[1]).max() > 1e-3  # each layer starts as itself
+    jax.tree.map(np.testing.assert_array_equal, plain, params(encoder(unroll=DEPTH, remat="full")))
+
+
+@pytest.mark.parametrize("join", ["unshared", "lape"])
+def test_scan_equals_a_loop_over_blocks(join):
+    params = random_params(encoder(join=join), join)["blocks"]
+
+    @jit
+    def loop(params, carry, layer_pe):
+        out = []
+        for index in range(DEPTH):
+            block = Block(**{**BLOCK, "join": join}, stochastic_depth=False, train=False)
+            layer = LayerInputs(jnp.zeros(()), None if layer_pe is None else layer_pe[index])
+            carry, found = block.apply({"params": jax.tree.map(operator.itemgetter(index), params)}, carry, layer)
+            out.append(found)
+        return carry.tokens, jax.tree.map(lambda *layers: jnp.stack(layers), *out)
+
+    assert_same(loop(params, *entering(join)), (run(join)["tokens"], run(join)["out"]))
+
+
+@pytest.mark.parametrize("join", ["default", "unshared", "lape"])
+def test_segments_in_sequence_equal_one_run(join):
+    assert_same(run(join, segments=((0, 1), (1, None))), run(join))
+
+
+def test_segments_have_the_same_knobs():
+    assert_same(run(segments=((0, 1), (1, 2)), unroll=DEPTH, remat="full"), run())
+
+
+def test_a_segment_creates_the_parameters_of_all_layers():
+    def init(first, count):
+        model = functools.partial(encoder().init, train=False, first=first, count=count)
+        return jit(model)(jax.random.key(0), *entering())
+
+    jax.tree.map(np.testing.assert_array_equal, init(1, 1), init(0, None))
+
+
+@pytest.mark.parametrize(("first", "count", "last"), [(-1, None, 2), (0, 4, 3), (2, 2, 3), (1, 0, 0), (3, None, 2)])
+def test_impossible_segments_are_user_errors(first, count, last):
+    model = functools.partial(encoder().init, train=False, first=first, count=count)
+    with pytest.raises(UserError, match=f"blocks {first} to {last} are not a segment of the 3 blocks there are"):
+        jax.eval_shape(model, jax.random.key(0), *entering())
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"unroll": 0}, "unroll=0 is not between 1 and depth=3"),
+        ({"unroll": 4}, "unroll=4 is not between 1 and depth=3"),
+        ({"remat": "ful"}, r"remat='ful' is not one of none, full, dots, .* \(did you mean 'full'\?\)"),
+    ],
+)
+def test_impossible_knobs_are_user_errors(knobs, message):
+    with pytest.raises(UserError, match=message):
+        encoder(**knobs).check()
+
+
+# ---- What LaPE is, and is not ----------------------------------------------------------------------------------------
+
+
+def layer_norm(z, scale, bias):
+    z = np.asarray(z)
+    z = z - z.mean(-1, keepdims=True)
+    return z / np.sqrt((z**2).mean(-1, keepdims=True) + EPS) * np.asarray(scale) + np.asarray(bias)
+
+
+def pe_norms(join):
+    """One function per layer: its LayerNorm of the PE."""
+    params = random_params(encoder(join=join))["blocks"]["pe_norm"]
+    return [functools.partial(layer_norm, scale=params["scale"][i], bias=params["bias"][i]) for i in range(DEPTH)]
+
+
+def test_lape_is_a_chain_of_norms():
+    first, second, third = pe_norms("lape")
+    table = draw(TOKENS, WIDTH)
+    expected = [first(table), second(first(table)), third(second(first(table)))]
+    assert_same(run("lape")["out"]["pe"], np.asarray(expected))
+
+
+def test_lape_sharing_normalises_the_same_table_in_each_layer():
+    expected = [norm(draw(TOKENS, WIDTH)) for norm in pe_norms("lape_sharing")]
+    assert_same(run("lape_sharing")["out"]["pe"], np.asarray(expected))
+
+
+def test_lape_sharing_is_lape_if_there_is_one_layer():
+    assert_same(run("lape_sharing", depth=1), run("lape", depth=1))
+    assert np.abs(run("lape_sharing")["tokens"] - run("lape")["tokens"]).max() > 1e-3
+
+
+def test_identity_hands_the_table_on():
+    np.testing.assert_array_equal(run(pe_norm="identity")["out"]["pe"], [draw(TOKENS, WIDTH)] * DEPTH)
+
+
+def test_shared_delivers_the_table_and_unshared_each_layer_its_own():
+    np.testing.assert_array_equal(run("shared")["out"]["pe"], [draw(TOKENS, WIDTH)] * DEPTH)
+    np.testing.assert_array_equal(run("unshared")["out"]["pe"], draw(DEPTH, TOKENS, WIDTH))
+
+
+def test_the_pe_has_no_batch_axis():
+    for join in set(JOINS) - {"default"}:
+        assert run(join)["out"]["pe"].shape == (DEPTH, TOKENS, WIDTH)
+
+
+def test_query_key_and_value_see_the_pe_of_lape():
+    """With LN1 at zero attention has nothing but the PE, so a weight has a gradient only if its matmul sees the PE."""
+    params = random_params(encoder())
+    params["blocks"]["norm1"] = jax.tree.map(np.zeros_like, params["blocks"]["norm1"])
+
+    def loss(kernel):
+        blocks = params["blocks"] | {"attn": params["blocks"]["attn"] | {"qkv": {**kernel}}}
+        carry, _ = encoder().apply({"params": {"blocks": blocks}}, *entering(), train=False)
+        return jnp.sum(carry.tokens * draw(BATCH, TOKENS, WIDTH, seed=2))
+
+    gradient = jit(jax.grad(loss))(params["blocks"]["attn"]["qkv"])["kernel"]
+    gradient = np.asarray(gradient).reshape(DEPTH, WIDTH, 3, WIDTH)
+    assert np.all(np.abs(gradient).max(axis=(1, 3)) > 1e-4)
+
+
+@pytest.mark.parametrize("join", sorted(JOINS))
+def test_bfloat16_carries_the_pe_in_float32(join):
+    model = encoder(join=join, dtype=jnp.bfloat16)
+    (tokens, pe), layer_pe = jax.tree.map(lambda leaf: leaf.astype(np.float32), entering(join))
+    carry = Carry(tokens.astype(jnp.bfloat16), pe)
+    (carry, out), _ = jax.eval_shape(
+        functools.partial(model.init_with_output, train=False), jax.random.key(0), carry, layer_pe
+    )
+    assert carry.tokens.dtype == out["tokens"].dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in (carry.pe, out["pe"]) if leaf is not None} <= {jnp.dtype("float32")}
+    assert (out["pe"] is None) == (join == "default")
+
+
+# ---- Stochastic depth and layer scale --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def constant_branches():
+    """Parameters whose attention adds 1 and whose MLP adds 10, whatever enters."""
+    params = jax.tree.map(np.zeros_like, random_params(encoder()))
+    params["blocks"]["attn"]["proj"]["bias"] += 1
+    params["blocks"]["mlp"]["fc2"]["bias"] += 10
+    return params
+
+
+def test_drop_path_by_hand(constant_branches):
+    """Rates 0, 1/4 and 1/2 in the three blocks; each branch of each sample falls on its own."""
+    samples = 400
+    carry = Carry(np.zeros((samples, TOKENS, WIDTH)), draw(TOKENS, WIDTH))
+
+    def tokens(train):
+        apply = functools.partial(encoder(drop_path=0.5).apply, train=train)
+        carry_out, out = jit(apply)({"params": constant_branches}, carry, rngs={"dropout": jax.random.key(0)})
+        np.testing.assert_array_equal(carry_out.tokens, out["tokens"][-1])
+        return np.asarray(out["tokens"])
+
+    np.testing.assert_allclose(tokens(train=False), np.broadcast_to([[[[11]]], [[[22]]], [[[33]]]], (3, samples, 5, 4)))
+    after = tokens(train=True)
+    assert (after == after[:, :, :1, :1]).all()  # all of a sample or nothing of it
+    after = after[:, :, 0, 0]
+    np.testing.assert_allclose(after[0], 11)  # rate 0
+    for before, now, keep in ((after[0], after[1], 3 / 4), (after[1], after[2], 1 / 2)):
+        values, counts = np.unique(np.round((now - before) * keep, 9), return_counts=True)
+        np.testing.assert_allclose(values, [0, 1, 10, 11])  # kept branches are divided by `keep`
+        drop = 1 - keep
+        np.testing.assert_allclose(counts / samples, [drop * drop, keep * drop, drop * keep, keep * keep], atol=0.08)
+        assert (now - before).mean() == pytest.approx(11, rel=0.1)
+
+
+def test_layer_scale_multiplies_both_branches(constant_branches):
+    gamma = {"ls1": {"gamma": np.full((DEPTH, WIDTH), 2.0)}, "ls2": {"gamma": np.full((DEPTH, WIDTH), 3.0)}}
+    model = encoder(layer_scale=1e-4)
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), *entering())
+    assert {name: jax.tree.map(jnp.shape, shapes["params"]["blocks"][name]) for name in gamma} == jax.tree.map(
+        jnp.shape, gamma
+    )
+    params = {"params": {"blocks": constant_branches["blocks"] | gamma}}
+    carry = Carry(np.zeros((BATCH, TOKENS, WIDTH)), draw(TOKENS, WIDTH))
+    out = jit(functools.partial(model.apply, train=False))(params, carry)[1]
+    np.testing.assert_allclose(out["tokens"][:, 0, 0, 0], [32, 64, 96])

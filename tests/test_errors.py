@@ -1,0 +1,336 @@
+"""Mistakes of a user: one line that names the thing and what would be right, exit code 2, and nothing overwritten."""
+
+import contextlib
+import io
+import logging
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from lape_jax import cli, evaluate, main
+from tests import runs
+
+TRAIN = {"main": main.main, "description": "Trains.", "required": ("config", "workdir")}
+EVALUATE = {"main": evaluate.main, "description": "Evaluates.", "options": {"weights": "a file", "step": "a step"}}
+
+
+def command(what, *argv, devices=8):
+    """Runs TRAIN or EVALUATE; returns exit code, stdout, and stderr with warnings, as in a process of its own."""
+    root, streams = logging.getLogger(), (io.StringIO(), io.StringIO())
+    names = {level: logging.getLevelName(level) for level in (logging.WARNING, logging.ERROR)}
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()
+    try:
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]), runs.on(devices):
+            code = cli.run(argv=[str(arg) for arg in argv], **what)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for number, name in names.items():
+            logging.addLevelName(number, name)
+    return code, *(stream.getvalue() for stream in streams)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The workdir of a whole run."""
+    return runs.finished(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def png(tmp_path_factory):
+    """A few of the digits as a class-per-folder data set: two for training, one for validation, of each class."""
+    root = runs.write_png_folder(tmp_path_factory.mktemp("data"), each=2)
+    for path in root.glob("val/*"):
+        sorted(path.iterdir())[1].unlink()
+    return root
+
+
+EMA = "--config.ema_decay=0.9"  # as in the finished run: its checkpoints hold the average
+FOLDER = ["--config.data.source=folder", "--config.batch_size=8", "--config.data.threads=2"]
+
+
+def contents(workdir):
+    """Every file and directory below: bytes and times of change."""
+    found = {}
+    for path in sorted(workdir.rglob("*")):
+        found[str(path.relative_to(workdir))] = (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else ()
+    return found
+
+
+def assert_error(result, message):
+    code, out, err = result
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert message in err
+    return out
+
+
+# ---- A command line that does not fit, in the workdir of a finished run ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config.optimzer.lr=1"], "unknown key config.optimzer.lr (did you mean config.optimizer.lr?)"),
+        (["--config.batchsize=8"], "unknown key config.batchsize (did you mean config.batch_size?)"),
+        (["--config.batch_size=abc"], "config.batch_size is 'abc': it must be an int"),
+        (["--config.optimizer.lr=-1"], "config.optimizer.lr is -1.0: it must be above 0"),
+        (["--config.data.resident=perhaps"], "config.data.resident is 'perhaps': it must be true or false"),
+        (["--config.dtype=float61"], "config.dtype: 'float61' is not one of float32, bfloat16 (did you mean"),
+        (["--config.model.join=laep"], "join='laep' is not one of"),
+        (["--config.model.widht=32"], "(did you mean 'width'?)"),
+        (["--config.model.name=deit_tj"], "(did you mean 'deit_ti'?)"),
+        (["--config.model.patch_size=3"], "image_size=8 is not divisible by patch_size=3"),
+        (["--config.model.heads=3"], "width=16 is not divisible by heads=3"),
+        (["--config.model.num_classes=100"], "config.model.num_classes is 100, but the data"),
+        (["--config.data.source=folders"], "config.data.source: 'folders' is not one of digits, folder, tfds"),
+        (["--config.data.channels=3"], "config.data.mean has 1 values, but config.data.channels is 3"),
+        (["--config.batch_size=5000"], "batch_size is 5000, but must lie between 1 and the 1438 training examples"),
+        (["--config.batch_size=60", EMA], "batch_size 60 does not divide over 8 devices"),
+        (["--config.optimizer.accumulate=16", EMA], "does not divide over 8 devices"),
+        (["--config.mesh.data=3"], "does not fit 8 devices"),
+        (["--config.sharding=(('head/.*','replicate'),)"], "sharding: no rule matches the parameter '"),
+        (["--config.sharding=(('.*','fdsp'),)"], "'fdsp' is not one of replicate, fsdp"),
+        (["--config.optimizer.wd_mults=(('.*bias',0),)"], "optimizer.wd_mults: no rule matches the parameter '"),
+        (["--config.warmup_steps=100"], "warm-up of 100 steps does not fit into 22 training steps"),
+        (["--config.total_steps=5", "--config.total_epochs=1"], "are the same duration: give one of them"),
+        (["--config.keep_checkpoints=0"], "config.keep_checkpoints is 0: it must be at least 1"),
+        (["--wrokdir=elsewhere"], "option '--wrokdir' is not one of --config, --workdir (did you mean '--workdir'?)"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else " ".join(value),
+)
+def test_options(finished, options, message):
+    before = contents(finished)
+    assert_error(command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={finished}", *options), message)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (runs.DIGITS.replace("digits", "digit"), "digits.py'?)"),
+        (runs.DIGITS.replace("debug", "debgu"), "config argument 'debgu': "),
+        (runs.DIGITS.replace("debug", "debgu"), "(did you mean 'debug'?)"),
+        (runs.DIGITS.replace("debug", "seed=one"), "config argument 'seed' is 'one': it must be an int"),
+        (runs.DIGITS.replace("debug", "join=laep"), "(did you mean 'lape'?)"),
+        ("", "--config=FILE is missing"),
+    ],
+)
+def test_config_files(finished, file, message):
+    before = contents(finished)
+    assert_error(command(TRAIN, f"--config={file}", f"--workdir={finished}"), message)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("options", [["--config.model.width=32"], ["--config.model.join=default"]])
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_workdir_of_another_model(finished, tmp_path, options, with_config):
+    workdir = runs.copy(finished, tmp_path)
+    if not with_config:  # then the checkpoints must tell
+        (workdir / "config.json").unlink()
+    before = contents(workdir)
+    result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={workdir}", EMA, *options)
+    assert_error(result, "of another model: ")
+    name = options[0].partition("=")[0].rpartition(".")[2]
+    assert (f"its {name} is " in result[2]) if with_config else re.search(r"'params/\S+' is .* there but ", result[2])
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--workdir={finished}", "--step=7"], "there is no checkpoint of step 7 in "),
+        (["--workdir={finished}", "--step=bets"], "--step is 'bets': it must be a step, 'last' or 'best'"),
+        (["--workdir={finished}", "--config=" + runs.DIGITS], "leave out --config"),
+        (["--workdir={finished}/events"], "is it the workdir of a run?"),
+        (["--workdir={finished}", "--config.model.width=32"], "of another model: "),
+        (["--workdir={finished}", "--config.batch_siez=1"], "(did you mean config.batch_size?)"),
+        ([], "--config=FILE is missing"),
+        (["--config=" + runs.DIGITS], "give either --workdir=DIR (a run) or --weights=FILE"),
+        (["--config=" + runs.DIGITS, "--weights=/nowhere/deit.pth"], "/nowhere/deit.pth"),
+    ],
+)
+def test_evaluate(finished, argv, message):
+    before = contents(finished)
+    assert_error(command(EVALUATE, *(arg.format(finished=finished) for arg in argv)), message)
+    assert contents(finished) == before
+
+
+# ---- Data that are missing, empty or do not fit ---------------------------------------------------------------------
+
+
+def missing(root):
+    shutil.rmtree(root)
+
+
+def no_training_directory(root):
+    (root / "train").rename(root / "training")
+
+
+def empty(root):
+    shutil.rmtree(root)
+    (root / "train").mkdir(parents=True)
+    (root / "val").mkdir()
+
+
+def no_class_directories(root):
+    for path in (root / "val").rglob("*.png"):
+        path.rename(root / "val" / path.name)
+    for path in (root / "val").iterdir():
+        if path.is_dir():
+            path.rmdir()
+
+
+def empty_class(root):
+    for path in (root / "train" / "3").iterdir():
+        path.unlink()
+
+
+def class_only_in_val(root):
+    (root / "val" / "9").rename(root / "val" / "nine")
+
+
+def corrupt_everywhere(root):
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (missing, "data.path '{root}' is not a directory"),
+        (no_training_directory, "{root} has no directory 'train'; it holds training, val"),
+        (empty, "{root}/train has no class directories"),
+        (no_class_directories, "{root}/val has no class directories, only "),
+        (empty_class, "class directory {root}/train/3 holds no JPEG or PNG file"),
+        (class_only_in_val, "class 'nine' of {root}/val is not a class of {root}/train"),
+        (corrupt_everywhere, "{root}/train/0/"),
+    ],
+)
+def test_folders(finished, png, tmp_path, damage, message):
+    root = shutil.copytree(png, tmp_path / "png")
+    damage(root)
+    before = contents(finished)
+    options = [*FOLDER, f"--config.data.path={root}", "--config.data.max_corrupt=0"]
+    result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={finished}", EMA, *options)
+    assert_error(result, message.format(root=root))
+    assert contents(finished) == before
+
+
+def test_tfds_directories(finished, tmp_path):
+    argv = [TRAIN, f"--config={runs.DIGITS}", f"--workdir={finished}", "--config.data.source=tfds"]
+    before = contents(finished)
+    assert_error(command(*argv), "config.data.name is empty: data.source=tfds needs it (--config.data.name=...)")
+    argv += ["--config.data.name=mnist", f"--config.data.path={tmp_path}"]
+    result = command(*argv)
+    assert_error(
+        result, f"data.name: {tmp_path} holds no TFDS data set; prepare it once, where TensorFlow is installed"
+    )
+    assert "tfds build mnist --file_format=array_record" in result[2]
+    assert_error(command(*argv, f"--config.data.path={tmp_path}/absent"), f"{tmp_path}/absent' is not a directory")
+    assert contents(finished) == before
+
+
+# ---- Images that cannot be read -------------------------------------------------------------------------------------
+
+
+def corrupt(root, split, count):
+    """Truncates images of the first class; returns their paths."""
+    paths = sorted((root / split / "0").iterdir())[:count]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:60])
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_corrupt_image_is_skipped_counted_and_named(png, tmp_path, resident):
+    root = shutil.copytree(png, tmp_path / "png")
+    names = corrupt(root, "train", 2)
+    options = [*FOLDER, f"--config.data.path={root}", f"--config.data.resident={resident}"]
+    run = [f"--config={runs.DIGITS}", f"--workdir={tmp_path / 'run'}", *options]
+    run.append("--config.total_epochs=2")
+    code, out, err = command(TRAIN, *run, "--config.data.max_corrupt=2", devices=1)
+    assert code == 0
+    assert out.splitlines()[-1].startswith("done: 4 steps")
+    # Two epochs, but each is told once; which one comes first is a matter of the order of the data.
+    lines = err.splitlines()
+    assert [line.partition(": ")[2].partition(": ")[0] for line in lines] == [
+        "skipped a corrupt image (1 so far)",
+        "skipped a corrupt image (2 so far)",
+    ]
+    assert sorted(line.split(": ")[2].removesuffix(" cannot be read") for line in lines) == names
+
+    shutil.rmtree(tmp_path / "run")
+    code, out, err = command(TRAIN, *run, "--config.data.max_corrupt=1", devices=1)
+    assert code == 2
+    warnings, error = err.splitlines()[:-1], err.splitlines()[-1]
+    assert all(line.startswith("warning: skipped a corrupt image (") for line in warnings)
+    assert error.startswith("error: more than 1 images (data.max_corrupt) cannot be read, among them: ")
+    assert all(name in error for name in names)
+
+
+def test_a_corrupt_image_stops_an_evaluation(png, tmp_path):
+    root = shutil.copytree(png, tmp_path / "png")
+    (name,) = corrupt(root, "val", 1)
+    run = [f"--config={runs.DIGITS}", f"--workdir={tmp_path / 'run'}", *FOLDER, f"--config.data.path={root}"]
+    assert_error(command(TRAIN, *run, "--config.total_epochs=2", devices=1), f"{name} cannot be read: ")
+
+
+# ---- The workdir ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["workdir", "workdir/below"])
+def test_a_workdir_that_is_a_file(tmp_path, place):
+    (tmp_path / "workdir").write_text("precious")
+    result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={tmp_path / place}")
+    assert_error(result, f"workdir '{tmp_path / place}' cannot be written: ")
+    assert (tmp_path / "workdir").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "config.json"])
+def test_something_in_the_way_within_the_workdir(tmp_path, name):
+    workdir = tmp_path / "workdir"
+    workdir.mkdir()
+    if name == "checkpoints":
+        (workdir / name).write_text("precious")
+    else:
+        (workdir / name / "precious").mkdir(parents=True)
+    before = contents(workdir)
+    assert_error(command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={workdir}"), str(workdir))
+    assert {path: contents(workdir)[path] for path in before} == before
+
+
+# ---- A run that goes wrong, and whole processes ---------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    options = ["--config.optimizer.lr=1e38", "--config.optimizer.warmup_lr=1e38", "--config.log_steps=4"]
+    result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={tmp_path}", *options, devices=1)
+    assert_error(result, "the loss or its gradient became NaN or infinite in step ")
+    assert re.search(r"the last good checkpoint is none; examples of the batch: \[\d+(, \d+){63}\]", result[2])
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config.optimzer.lr=1"], "error: unknown key config.optimzer.lr (did you mean config.optimizer.lr?)\n"),
+        (
+            ["--config.model.width=32"],
+            "error: {workdir} holds a run of another model: its width is 16, this one's is 32; use another --workdir, "
+            "or the config it was started with\n",
+        ),
+    ],
+)
+def test_a_process_of_its_own(finished, argv, message):
+    command = [sys.executable, "-m", "lape_jax.main", f"--config={runs.DIGITS}", f"--workdir={finished}", *argv]
+    before = contents(finished)
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message.format(workdir=finished))
+    assert contents(finished) == before

@@ -1,0 +1,129 @@
+"""Both feeds hand the same batches to the same update, in the order that (seed, step) says, however the run is cut."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lape_jax.data import order
+from lape_jax.train import feed, sharding
+from lape_jax.train.state import TrainState
+
+SIZE, BATCH, STEPS, SEED = 20, 8, 5, 3  # two batches an epoch
+DATA = {
+    "image": np.arange(SIZE, dtype=np.uint8).reshape(SIZE, 1, 1, 1),
+    "label": np.arange(SIZE, dtype=np.int32),
+    "mask": np.ones(SIZE, np.float32),
+}
+
+
+class Recorder:
+    """An update that keeps the labels it sees in `params`, step by step, and counts how often it is traced."""
+
+    def __init__(self):
+        self.traced = 0
+
+    def __call__(self, state, batch):
+        self.traced += 1
+        seen = state.params.at[state.step].set(batch["label"])
+        return state.replace(step=state.step + 1, params=seen, ema=state.ema + batch["image"].sum(dtype=jnp.int32))
+
+
+def mesh_of(devices):
+    return sharding.make_mesh(SimpleNamespace(data=devices, fsdp=1, tensor=1), jax.devices()[:devices])
+
+
+def start(mesh):
+    state = TrainState(
+        step=np.zeros((), np.int32),
+        params=np.full((STEPS, BATCH), -1, np.int32),
+        ema=np.zeros((), np.int32),
+        opt_state=(),
+        sums={},
+        first_bad_step=np.full((), -1, np.int32),
+    )
+    return jax.device_put(state, sharding.replicated(mesh)), jax.tree.map(lambda _: sharding.replicated(mesh), state)
+
+
+class Batches:
+    """The batches from `first` to `stop`, as the pipeline makes them."""
+
+    def __init__(self, first=0, stop=STEPS):
+        self.steps, self.closed = iter(range(first, stop)), False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        indices = order.batch_indices(SEED, next(self.steps), BATCH, SIZE)
+        return {name: array[indices] for name, array in DATA.items()}
+
+    def close(self):
+        self.closed = True
+
+
+def resident(update, mesh, shardings, first=0):
+    return feed.Resident(update, DATA, shardings, mesh, seed=SEED, batch_size=BATCH, max_steps=3)
+
+
+def streamed(update, mesh, shardings, first=0):
+    return feed.Streamed(update, Batches(first), shardings, mesh, batch_size=BATCH)
+
+
+EXPECTED = np.stack([order.batch_indices(SEED, step, BATCH, SIZE) for step in range(STEPS)])
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("open_feed", [resident, streamed])
+@pytest.mark.parametrize("counts", [(1, 1, 3), (3, 2)], ids=str)
+def test_the_order_is_that_of_seed_and_step(open_feed, counts, devices):
+    mesh = mesh_of(devices)
+    state, shardings = start(mesh)
+    update = Recorder()
+    batches = open_feed(update, mesh, shardings)
+    step = 0
+    for count in counts:
+        state = batches.run(state, step, count)
+        step += count
+    traced = update.traced
+    np.testing.assert_array_equal(state.params, EXPECTED)
+    assert int(state.ema) == EXPECTED.sum()  # images belong to their labels
+    assert int(state.step) == STEPS
+    assert batches.waited > 0
+    assert traced <= 2  # one program for all counts
+    batches.close()
+
+
+@pytest.mark.parametrize("open_feed", [resident, streamed])
+def test_a_resumed_run_goes_on_where_it_stopped(open_feed):
+    mesh = mesh_of(1)
+    state, shardings = start(mesh)
+    update = Recorder()
+    state = open_feed(update, mesh, shardings).run(state, 0, 2)
+    resumed = open_feed(update, mesh, shardings, first=2)
+    for step in (2, 3, 4):
+        state = resumed.run(state, step, 1)
+    np.testing.assert_array_equal(state.params, EXPECTED)
+
+
+def test_epochs_are_permutations():
+    for epoch in (EXPECTED[:2], EXPECTED[2:4]):
+        assert len(set(epoch.flat)) == 2 * BATCH
+
+
+def test_the_stream_is_closed_with_its_feed():
+    mesh = mesh_of(1)
+    batches = Batches()
+    opened = feed.Streamed(Recorder(), batches, start(mesh)[1], mesh, batch_size=BATCH)
+    opened.close()
+    assert batches.closed
+
+
+def test_batches_are_split_over_the_devices():
+    mesh = mesh_of(8)
+    placed = feed.place(DATA["label"][:16], sharding.batch_sharding(mesh, 16))
+    assert [shard.data.tolist() for shard in placed.addressable_shards] == [[i, i + 1] for i in range(0, 16, 2)]
+    everywhere = feed.place(DATA["label"], sharding.replicated(mesh))
+    assert {shard.data.shape for shard in everywhere.addressable_shards} == {(SIZE,)}
