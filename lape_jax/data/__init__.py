@@ -1,5 +1,6 @@
 """Images and labels, from where they lie to fixed-size uint8 batches.
 
+example.py   what a data set gives: examples, by index
 sources.py   random-access data sets: `digits`, `folder`, and `open_split`, which picks one from a config
 records.py   the third source: data sets that TFDS prepared as array_record
 order.py     which example stands where: a pure function of (seed, step, position)

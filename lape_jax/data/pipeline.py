@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from lape_jax.data import decode, order
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
-from lape_jax.data.sources import Source
+from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 
 # Examples per task: handing a task to a thread costs as much time as decoding a tiny image.

@@ -10,7 +10,7 @@ import resource
 import tensorflow_datasets as tfds
 
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.sources import Example
+from lape_jax.data.example import Example
 from lape_jax.errors import UserError, nearest
 
 

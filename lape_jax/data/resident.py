@@ -7,8 +7,8 @@ import numpy as np
 
 from lape_jax.data import order
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
+from lape_jax.data.example import Source
 from lape_jax.data.pipeline import Batch, read_eval
-from lape_jax.data.sources import Source
 
 
 def load(source: Source, *, size: int, channels: int, crop_ratio: float, threads: int, max_corrupt: int = 0) -> Batch:

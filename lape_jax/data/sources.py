@@ -1,43 +1,23 @@
 """Data sets with random access: index -> (image, label, name). In which order they are read is decided elsewhere."""
 
-import dataclasses
 import difflib
 import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data.example import Example, Source
 from lape_jax.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
 SOURCES = ("digits", "folder", "tfds")
 SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Example:
-    """An image as it is stored (an encoded file, or pixels), its class, and a name by which a person can find it."""
-
-    image: bytes | UInt8[np.ndarray, "h w c"]
-    label: int
-    name: str
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A data set. Reading is safe from many threads at once and raises CorruptImage for what cannot be read."""
-
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
 
 
 def open_split(data_config: Any, split: str) -> Source:

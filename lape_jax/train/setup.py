@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from lape_jax import models
 from lape_jax.data import pipeline, resident
-from lape_jax.data.sources import Source
+from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.train import config as configs
 

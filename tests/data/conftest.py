@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lape_jax.data.sources import ArraySource, Example
+from lape_jax.data.example import Example
+from lape_jax.data.sources import ArraySource
 
 
 def _encode(pixels: np.ndarray, form: str = "PNG", **options: object) -> bytes:

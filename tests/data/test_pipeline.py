@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lape_jax.data import decode, order
+from lape_jax.data.example import Example
 from lape_jax.data.pipeline import Batches, eval_batches, train_batches
-from lape_jax.data.sources import Example
 from lape_jax.errors import UserError
 
 FIELDS = ("image", "label", "mask")
@@ -234,7 +234,7 @@ PROGRAM = """
 import sys, time
 import numpy as np
 from lape_jax.data.pipeline import train_batches
-from lape_jax.data.sources import Example
+from lape_jax.data.example import Example
 class Slow:
     classes = ()
     def __len__(self): return 1000

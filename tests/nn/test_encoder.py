@@ -100,7 +100,6 @@ STOCHASTIC = {"train": True, "dropout": 0.3, "attn_dropout": 0.3, "drop_path": 0
 KNOBS = [
     {"unroll": DEPTH},
     *({"remat": policy} for policy in REMAT_POLICIES if policy != "none"),
-    {"unroll": 2, "remat": "full"},
 ]
 
 
