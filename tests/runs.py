@@ -15,6 +15,7 @@ from lape_jax import cli
 from lape_jax.data import sources
 from lape_jax.train import chrono, sharding
 from lape_jax.train.loop import train_and_evaluate
+from tests import quick
 
 ROOT = Path(__file__).parents[1]
 DIGITS = f"{ROOT / 'configs' / 'digits.py'}:debug"
@@ -36,11 +37,12 @@ def load(file=DIGITS, **overrides):
 
 @contextlib.contextmanager
 def on(devices):
-    """Makes meshes of the first so many of the eight virtual devices."""
+    """Makes meshes of the first so many of the eight virtual devices, and saves time that tests need not spend."""
     make_mesh = sharding.make_mesh
     with (
         mock.patch.object(sharding, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:devices])),
         mock.patch.object(chrono, "peak_flops", return_value=1e12),  # would measure for a quarter of a second
+        mock.patch.object(jax, "jit", quick.jit),
     ):
         yield
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lape_jax import models, port
+from tests import quick
 from tests.models import stepwise
 from tests.models.compare import assert_close, create, goldens
 from tests.reference import cases
@@ -46,7 +47,7 @@ def answer(case: cases.Case, compiled: bool = False) -> dict[str, np.ndarray]:
             return jnp.sum(logits * cotangent), found
 
         step = jax.grad(loss, has_aux=True) if case.has_gradients else loss
-        gradients, found = jax.jit(step)(weights) if compiled else stepwise.run(step, weights)
+        gradients, found = quick.jit(step)(weights) if compiled else stepwise.run(step, weights)
         found = {name: np.asarray(value) for name, value in found.items() if value is not None}
         if case.has_gradients:
             by_name = port.to_torch({"params": gradients}, model)
