@@ -67,6 +67,13 @@ class Life:
                 env={**os.environ, **(environment or {})},
             )
 
+    def __enter__(self) -> "Life":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
     def said(self) -> str:
         return self._log.read_text()
 

@@ -29,7 +29,7 @@ def environment(tmp_path):
 
 
 def test_a_run_that_is_killed_and_stopped_ends_bit_identical(tmp_path, environment):
-    options = [*soak.OPTIONS, "--config.total_steps=200"]
+    options = [*soak.OPTIONS, "--config.total_steps=200", "--config.batch_size=16"]
     whole, workdir = tmp_path / "whole", tmp_path / "interrupted"
     uninterrupted = soak.Life(whole, options, environment)
 

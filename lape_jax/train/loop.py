@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lape_jax.data import order, pipeline, resident, sources
@@ -105,7 +106,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 if "log" in due:
                     scalars = _means(state.sums) | {"lr": float(learning_rate(step - 1))}
                     scalars |= {"epoch": step / steps_per_epoch} | clock.tick(step, batches.waited)
-                    state = state.replace(sums=jax.tree.map(lambda s: s * 0, state.sums))
+                    state = state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
                     writers.write(step, scalars)
                     writers.console.progress(step, total, scalars, clock.eta)
                 if "eval" in due:

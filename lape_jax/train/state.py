@@ -105,7 +105,7 @@ def update_function(
         ema = state.ema
         if ema_decay:
             ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
-        norm = optax.tree.norm(gradients)
+        norm = global_norm(gradients)
         bad = ~jnp.isfinite(sums["loss"] + norm)
         return TrainState(
             step=state.step + 1,
@@ -117,3 +117,15 @@ def update_function(
         )
 
     return update
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together; finite wherever it can be, because nothing larger is squared than 1.
+
+    The gradient of LaPE with `sincos_2d` needs it at initialisation: the class row of the table is zero, each PE
+    LayerNorm multiplies the gradient of that row by 1/sqrt(eps) = 1000, and after twelve of them 1e29 squared would
+    overflow. (Adam takes it: such a bias just does not move.)
+    """
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))
+    scale = jnp.where(largest > 0, largest, 1)
+    return scale * optax.tree.norm(jax.tree.map(lambda leaf: leaf / scale, tree))

@@ -294,12 +294,16 @@ def test_drop_path_by_hand(constant_branches):
     assert (after == after[:, :, :1, :1]).all()  # all of a sample or nothing of it
     after = after[:, :, 0, 0]
     np.testing.assert_allclose(after[0], 11)  # rate 0
+    kept = []  # per block and sample: 1 if attention was, + 10 if the MLP was
     for before, now, keep in ((after[0], after[1], 3 / 4), (after[1], after[2], 1 / 2)):
-        values, counts = np.unique(np.round((now - before) * keep, 9), return_counts=True)
-        np.testing.assert_allclose(values, [0, 1, 10, 11])  # kept branches are divided by `keep`
+        kept.append(np.round((now - before) * keep, 9))  # kept branches were divided by `keep`
+        values, counts = np.unique(kept[-1], return_counts=True)
+        np.testing.assert_array_equal(values, [0, 1, 10, 11])
         drop = 1 - keep
         np.testing.assert_allclose(counts / samples, [drop * drop, keep * drop, drop * keep, keep * keep], atol=0.08)
         assert (now - before).mean() == pytest.approx(11, rel=0.1)
+    both = len(np.unique(kept[0] + 100 * kept[1]))
+    assert both == 16  # blocks draw independently, too
 
 
 def test_layer_scale_multiplies_both_branches(constant_branches):
