@@ -195,8 +195,8 @@ def main(args: argparse.Namespace, overrides: list[str]) -> int:
     print("kill  moment           began at  last line  seconds")
     for number, (kind, moment) in enumerate(plan(args.kills, args.steps, rng), start=1):
         begin = time.monotonic()
-        life = Life(killed, options)
-        kill(life, kind, moment, start_seconds, rng)
+        with Life(killed, options) as life:
+            kill(life, kind, moment, start_seconds, rng)
         shown = {"start": f"start {moment:.0%}", "step": f"step {moment}", "save": f"save after {moment}"}[kind]
         resumed, last = life.resumed_at(), last_step(killed)
         print(
@@ -204,9 +204,9 @@ def main(args: argparse.Namespace, overrides: list[str]) -> int:
             f"  {time.monotonic() - begin:7.1f}",
             flush=True,
         )
-    life = Life(killed, options)
-    if life.end() != 0:
-        raise SystemExit(life.said())
+    with Life(killed, options) as life:
+        if life.end() != 0:
+            raise SystemExit(life.said())
     print(f"last life: began at step {life.resumed_at()}, ended at step {last_step(killed)}")
 
     different = differences(whole, killed)

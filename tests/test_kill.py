@@ -30,54 +30,54 @@ def environment(tmp_path):
 
 def test_a_run_that_is_killed_and_stopped_ends_bit_identical(tmp_path, environment):
     options = [*soak.OPTIONS, "--config.total_steps=200", "--config.batch_size=16"]
-    whole, workdir = tmp_path / "whole", tmp_path / "interrupted"
-    uninterrupted = soak.Life(whole, options, environment)
+    workdir, whole = tmp_path / "interrupted", tmp_path / "whole"
 
     # kill -9 while it compiles the first step, which it says that it is about to make
-    life = soak.Life(workdir, options, environment | NO_CACHE)
-    life.wait_for(lambda: "training for 200 steps" in life.said())
-    assert life.end(signal.SIGKILL) == -signal.SIGKILL
-    assert "first step" not in life.said()
-    assert soak.last_step(workdir) == -1
+    with soak.Life(workdir, options, environment | NO_CACHE) as life:
+        life.wait_for(lambda: "training for 200 steps" in life.said())
+        assert life.end(signal.SIGKILL) == -signal.SIGKILL
+        assert "first step" not in life.said()
+        assert soak.last_step(workdir) == -1
 
     # kill -9 in the middle of a save
-    life = soak.Life(workdir, options, environment)
-    life.wait_for_step(30)
-    life.freeze_in_save()
-    assert life.end(signal.SIGKILL) == -signal.SIGKILL
-    assert life.resumed_at() == 0
-    assert [*(workdir / "checkpoints").glob("*-tmp*")]
-    begun = newest_checkpoint(workdir)
-    assert begun >= 20
+    with soak.Life(workdir, options, environment) as life:
+        life.wait_for((workdir / "checkpoints" / "20").is_dir)
+        life.freeze_in_save()
+        assert life.end(signal.SIGKILL) == -signal.SIGKILL
+        assert life.resumed_at() == 0
+        assert [*(workdir / "checkpoints").glob("*-tmp*")]
+        saved = newest_checkpoint(workdir)
 
     # kill -9 at a random step
-    life = soak.Life(workdir, options, environment)
-    life.wait_for_step(begun + random.Random(0).randrange(5, 25))
-    assert life.end(signal.SIGKILL) == -signal.SIGKILL
-    assert life.resumed_at() == begun
+    with soak.Life(workdir, options, environment) as life:
+        life.wait_for_step(saved + random.Random(0).randrange(5, 25))
+        assert life.end(signal.SIGKILL) == -signal.SIGKILL
+        assert life.resumed_at() == saved
 
     # SIGTERM, as before a preemption: it saves where it is, which need not be where it would have saved
-    life = soak.Life(workdir, options, environment)
-    life.wait_for(lambda: "first step made" in life.said())
-    assert life.end(signal.SIGTERM) == 0
-    stopped = newest_checkpoint(workdir)
-    assert f"stopped by SIGTERM at step {stopped}/200, saved in {workdir}; the same command resumes" in life.said()
+    with soak.Life(workdir, options, environment) as life:
+        life.wait_for(lambda: "first step made" in life.said())
+        assert life.end(signal.SIGTERM) == 0
+        saved = newest_checkpoint(workdir)
+        assert f"stopped by SIGTERM at step {saved}/200, saved in {workdir}; the same command resumes" in life.said()
 
     # Ctrl-C
-    life = soak.Life(workdir, options, environment)
-    life.wait_for(lambda: "first step made" in life.said())
-    assert life.end(signal.SIGINT) == 130
-    assert life.resumed_at() == stopped
-    assert life.said().endswith("interrupted\n")
-    stopped = newest_checkpoint(workdir)
+    with soak.Life(workdir, options, environment) as life:
+        life.wait_for(lambda: "first step made" in life.said())
+        assert life.end(signal.SIGINT) == 130
+        assert life.resumed_at() == saved
+        assert life.said().endswith("interrupted\n")
+        saved = newest_checkpoint(workdir)
 
-    life = soak.Life(workdir, options, environment)
-    assert life.end() == 0
-    assert life.resumed_at() == stopped < 200
-    assert "warning" not in life.said()
-    assert uninterrupted.end() == 0
-    assert soak.last_step(workdir) == 200
-    assert soak.differences(whole, workdir) == []
+    with (
+        soak.Life(workdir, options, environment) as life,
+        soak.Life(whole, options, environment) as uninterrupted,
+    ):
+        assert life.end() == uninterrupted.end() == 0
+        assert life.resumed_at() == saved < 200
+        assert "warning" not in life.said()
+        assert soak.last_step(workdir) == 200
+        assert soak.differences(whole, workdir) == []
 
 
 def newest_checkpoint(workdir):
