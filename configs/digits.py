@@ -24,6 +24,7 @@ def get_config(arg=""):
     config.data.mean = (0.5,)
     config.data.std = (0.5,)
     config.data.crop_ratio = 1.0
+    config.data.scale = config.data.ratio = (1.0, 1.0)  # no random crops
     config.data.resident = True
 
     config.batch_size = arg.batch

@@ -5,7 +5,8 @@
 
 DIR holds one folder per class in train/ and val/, JPEG or PNG. DeiT's learning rate and weight decay (Touvron et al.
 2021), with random crops and flips as the only augmentation: a start from which to try things. Time and accuracy depend
-on the images. `debug` without a path runs on scikit-learn's digits.
+on the images. Give the batch as an argument (:batch=256), since the learning rate follows it. `debug` without a path
+runs on scikit-learn's digits.
 """
 
 from lape_jax.train.config import base, parse_arg
@@ -41,6 +42,7 @@ def get_config(arg=""):
     config.eval_percent = 5.0
     config.checkpoint_percent = 5.0
     config.optimizer.lr = 5e-4 * arg.batch / 512
+    config.optimizer.min_lr = config.optimizer.lr / 100
     config.loss.label_smoothing = 0.1
 
     if arg.debug:

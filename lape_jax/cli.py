@@ -8,6 +8,7 @@ FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/trai
 
 import argparse
 import logging
+import os
 import re
 import sys
 import traceback
@@ -87,6 +88,9 @@ def parse(
     for name, text in options.items():
         parser.add_argument(f"--{name}", default="", metavar=name.upper(), help=text)
     args, unknown = parser.parse_known_args(rest)
+    for name in ("config", "workdir", "weights"):  # the shell expands ~ at the start of a word only
+        if hasattr(args, name):
+            setattr(args, name, os.path.expanduser(getattr(args, name)))
     if unknown:
         name = unknown[0].partition("=")[0]
         raise UserError(f"option {nearest(name, [f'--{n}' for n in ('config', 'workdir', *options)])}")

@@ -62,13 +62,12 @@ def contents(workdir):
 
 
 def assert_error(result, message):
-    code, out, err = result
+    code, _, err = result
     assert code == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert err.endswith("\n")
     assert message in err
-    return out
 
 
 # ---- A command line that does not fit, in the workdir of a finished run ---------------------------------------------
@@ -217,7 +216,7 @@ def test_folders(finished, png, tmp_path, damage, message):
     root = shutil.copytree(png, tmp_path / "png")
     damage(root)
     before = contents(finished)
-    options = [*FOLDER, f"--config.data.path={root}", "--config.data.max_corrupt=0"]
+    options = [*FOLDER, f"--config.data.path={root}", "--config.data.max_corrupt=0", "--config.total_steps=100"]
     result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={finished}", EMA, *options)
     assert_error(result, message.format(root=root))
     assert contents(finished) == before
@@ -280,6 +279,7 @@ def test_a_corrupt_image_stops_an_evaluation(png, tmp_path):
     (name,) = corrupt(root, "val", 1)
     run = [f"--config={runs.DIGITS}", f"--workdir={tmp_path / 'run'}", *FOLDER, f"--config.data.path={root}"]
     assert_error(command(TRAIN, *run, "--config.total_epochs=2", devices=1), f"{name} cannot be read: ")
+    assert (tmp_path / "run" / "checkpoints" / "1").is_dir()  # what was trained until then is not lost
 
 
 # ---- The workdir ----------------------------------------------------------------------------------------------------
@@ -334,3 +334,17 @@ def test_a_process_of_its_own(finished, argv, message):
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message.format(workdir=finished))
     assert contents(finished) == before
+
+
+def test_fewer_steps_than_the_run_has_made(finished):
+    before = contents(finished)
+    result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={finished}", EMA, "--config.total_steps=20")
+    assert_error(result, f"{finished} holds a run of 44 steps, more than the 20 that the config asks for")
+    assert contents(finished) == before
+
+
+def test_clipping_where_it_would_stop_all_learning(tmp_path):
+    options = ["--config.optimizer.clip_norm=1", "--config.model.pe=sincos_2d"]
+    result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={tmp_path / 'run'}", *options)
+    assert_error(result, "config.optimizer.clip_norm cannot be used with pe='sincos_2d' and join='lape'")
+    assert not (tmp_path / "run").exists()

@@ -57,7 +57,7 @@ def test_it_leaves_what_can_be_read(workdir):
     assert checkpoints.steps() == sorted({best, 22, 33, 44})
     assert checkpoints.best_step() == best
     files = {path.name.split(".")[0] for path in workdir.iterdir()}
-    assert files == {"config", "metrics", "events", "checkpoints"}
+    assert files == {"config", "data", "metrics", "events", "checkpoints"}
 
 
 def test_the_average_is_evaluated_beside_the_weights(workdir):
@@ -114,8 +114,8 @@ def test_a_finished_run_goes_on_when_it_is_given_more_epochs(workdir, tmp_path, 
 def assert_same_run(lines, reference, rel=1e-6):
     assert [line["step"] for line in lines] == [line["step"] for line in reference]
     assert runs.losses(lines) == pytest.approx(runs.losses(reference), rel=rel)
-    grad_norms = [[line["grad_norm"] for line in run if "grad_norm" in line] for run in (lines, reference)]
-    assert grad_norms[0] == pytest.approx(grad_norms[1], rel=1e-4)
+    norms, expected = ([line["train/grad_norm"] for line in run[::2]] for run in (lines, reference))
+    assert norms == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.fixture
@@ -138,8 +138,8 @@ def test_one_device_equals_eight(workdir, tmp_path, placed):
 
 
 def test_sharded_parameters_change_nothing(workdir, tmp_path, placed):
-    rules = (("pos_embed|cls_token", "replicate"), (".*", "fsdp(1)"))
-    mesh = {"mesh.data": 4, "mesh.fsdp": 2, "sharding": rules}
+    strategies = (("pos_embed|cls_token", "replicate"), (".*", "fsdp(1)"))
+    mesh = {"mesh.data": 4, "mesh.fsdp": 2, "sharding": strategies}
     _, lines = runs.train(tmp_path, runs.load(**runs.LEARNING, **mesh), devices=8)
     assert_same_run(lines, runs.metrics(workdir))
     kernels = [name for name in placed if name.endswith("blocks/mlp/fc1/kernel")]
@@ -153,18 +153,15 @@ def test_accumulation_equals_the_whole_batch(workdir, tmp_path):
     assert_same_run(lines, runs.metrics(workdir))
 
 
-def test_streamed_images_equal_resident_ones(workdir, tmp_path):
+def test_streamed_images_equal_resident_ones(tmp_path):
     folder = runs.write_png_folder(tmp_path / "png")
     trivial = {"data.scale": (1.0, 1.0), "data.ratio": (1.0, 1.0), "data.threads": 2}  # the crop is the whole image
-    rarely = {"eval_epochs": 2, "checkpoint_epochs": 2}
+    rarely = {"log_epochs": 2, "eval_epochs": 2, "checkpoint_epochs": 2}
     config = runs.LEARNING | {"data.source": "folder", "data.path": folder} | trivial | rarely
     _, resident = runs.train(tmp_path / "resident", runs.load(**config))
     _, streamed = runs.train(tmp_path / "streamed", runs.load(**config | {"data.resident": False}))
     assert_same_run(streamed, resident)
-    # The files are in another order than scikit-learn's images, so the batches are others, of the same images:
-    reference = runs.metrics(workdir)
-    assert resident[0]["train/loss"] != reference[0]["train/loss"]
-    assert resident[-1]["val/examples"] == reference[-1]["val/examples"]
+    assert resident[-1]["val/examples"] == 359
 
 
 def test_bfloat16_learns_as_well(workdir, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +16,8 @@ from lape_jax.errors import UserError
 from lape_jax.train.config import DURATIONS
 
 # Peak multiply-add rates of one JAX device, in FLOP/s (an add and a multiply are two), for dense bfloat16 inputs with
-# float32 accumulation (float16 on V100 and T4, which have no bfloat16). The first name within `device_kind` counts.
+# float32 accumulation (float16 on V100 and T4, which have no bfloat16). The first name that stands in
+# `device_kind` as whole words counts.
 # TPUs: cloud.google.com/tpu/docs/system-architecture (one device is half a chip for v2 and v3).
 # GPUs: NVIDIA's data sheets and architecture white papers, halved where they give rates with sparsity.
 _PEAK_FLOPS = (
@@ -24,8 +26,10 @@ _PEAK_FLOPS = (
     ("TPU v4", 275e12),
     ("TPU v5 lite", 197e12),
     ("TPU v5e", 197e12),
+    ("TPU v5p", 459e12),
     ("TPU v5", 459e12),  # v5p
-    ("TPU v6", 918e12),  # v6e, "TPU v6 lite"
+    ("TPU v6", 918e12),  # "TPU v6 lite"
+    ("TPU v6e", 918e12),
     ("B200", 2250e12),
     ("H200", 989.4e12),
     ("GH200", 989.4e12),
@@ -233,7 +237,7 @@ def peak_flops(devices: Sequence[jax.Device]) -> float:
 
 
 def _known_peak(kind: str) -> float | None:
-    return next((peak for name, peak in _PEAK_FLOPS if name in kind), None)
+    return next((peak for name, peak in _PEAK_FLOPS if re.search(rf"\b{name}\b", kind)), None)
 
 
 def _measured_peak(device: jax.Device, size: int = 1024, seconds: float = 0.25) -> float:

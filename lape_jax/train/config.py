@@ -175,7 +175,10 @@ def from_json(path: str | Path) -> ConfigDict:
         raise UserError(f"{str(path)!r} cannot be read as a config: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{str(path)!r} does not hold a config")
-    return resolve(values)
+    try:
+        return resolve(values)
+    except UserError as error:
+        raise UserError(f"{str(path)!r}: {error}") from None
 
 
 def unknown_key(key: str) -> UserError:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from lape_jax.data import order
+from lape_jax.errors import UserError
 from lape_jax.train import sharding
 from lape_jax.train.state import TrainState
 
@@ -95,20 +96,26 @@ class Streamed:
         self._batches = batches
         self._rows = sharding.batch_sharding(mesh, batch_size)
         self._update = jax.jit(update, donate_argnums=0, out_shardings=shardings)
-        self._ahead: dict | None = None
+        self._ahead: dict | UserError | None = None
 
     def run(self, state: TrainState, step: int, count: int) -> TrainState:
         """The state after `count` more steps from `step`, which must be where the batches stand."""
         for _ in range(count):
             batch = self._next() if self._ahead is None else self._ahead
+            if isinstance(batch, UserError):
+                raise batch  # before `state` is donated, so that it can still be saved
             state = self._update(state, batch)
             self._ahead = self._next()  # dispatch is asynchronous: the device is at work on the step meanwhile
         return state
 
-    def _next(self) -> dict | None:
+    def _next(self) -> dict | UserError | None:
         start = time.perf_counter()
-        batch = next(self._batches, None)
-        self.waited += time.perf_counter() - start
+        try:
+            batch = next(self._batches, None)
+        except UserError as error:
+            return error
+        finally:
+            self.waited += time.perf_counter() - start
         return batch and {name: place(array, self._rows) for name, array in batch.items()}
 
     def close(self) -> None:

@@ -3,11 +3,13 @@
 import contextlib
 import functools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from lape_jax.data import order, pipeline, resident, sources
@@ -15,6 +17,7 @@ from lape_jax.errors import UserError
 from lape_jax.tasks import classify
 from lape_jax.train import chrono, feed, optim, setup, sharding
 from lape_jax.train import state as states
+from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.evaluation import Evaluator
 from lape_jax.train.signals import StopRequest
@@ -52,6 +55,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     total = duration("total")
     every = {name: duration(name, total_steps=total) for name in ("log", "eval", "checkpoint")}
     warmup = duration("warmup", total_steps=total)
+    # What does not fit is said before anything is decoded, restored or written.
+    sharding.batch_sharding(mesh, config.batch_size // config.optimizer.accumulate)
+    setup.check_clipping(config, model)
 
     # ---- State: shapes first, then created (or restored) right where it belongs --------------------------------------
     params = model.param_shapes()
@@ -67,17 +73,24 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         ema_decay=config.ema_decay,
     )
     differences = setup.compare_with_workdir(config, model, workdir)
-    _make_writable(workdir)
+    differences += workdirs.compare_data(workdir, source, val_source)
 
-    with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
+    with (
+        workdirs.claim(workdir),
+        Checkpoints(workdir, config.keep_checkpoints) as checkpoints,
+        StopRequest() as stop,
+    ):
         restored = checkpoints.restore(abstract)
         state, step = restored or (states.create(init, abstract, config.seed), 0)
+        if step > total:
+            raise UserError(f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for")
         evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source))
         opened = _open_feed(config, source, update, abstract, mesh, step, total)
 
         # From here on everything fits, so the workdir may be changed.
         with contextlib.closing(opened) as batches, Writers(workdir, step) as writers:
             writers.write_config(config)
+            workdirs.write_data(workdir, source, val_source)
             for line in differences:
                 _log.warning("%s", line)
             flops = chrono.flops_per_image(model, {"params": params})
@@ -93,7 +106,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 # The first call compiles, and makes one step only, so that the clock can start right after it.
                 most = 1 if step == first_step else batches.max_steps
                 count = min(*boundaries, total, step + most) - step
-                state = batches.run(state, step, count)
+                with _saving_first(checkpoints, state, step):
+                    state = batches.run(state, step, count)
                 step += count
                 due = {name for name, interval in every.items() if step % interval == 0 or step == total}
 
@@ -110,7 +124,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                     writers.write(step, scalars)
                     writers.console.progress(step, total, scalars, clock.eta)
                 if "eval" in due:
-                    with clock.paused():
+                    with clock.paused(), _saving_first(checkpoints, state, step):
                         results = _evaluate(evaluator, state)
                     writers.write(step, results)
                     writers.console.line(_describe(f"step {step}/{total}", results))
@@ -148,7 +162,6 @@ def _open_feed(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     common = {"size": data.image_size, "channels": data.channels, "threads": data.threads}
     common |= {"max_corrupt": data.max_corrupt}
-    sharding.batch_sharding(mesh, config.batch_size // config.optimizer.accumulate)  # fail before decoding anything
     if data.resident:
         return feed.Resident(
             update,
@@ -172,6 +185,17 @@ def _open_feed(
         **common,
     )
     return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size)
+
+
+@contextlib.contextmanager
+def _saving_first(checkpoints: Checkpoints, state: states.TrainState, step: int) -> Iterator[None]:
+    """If the data cannot be read any further, what was trained so far is saved before the run ends."""
+    try:
+        yield
+    except UserError:
+        if int(state.first_bad_step) == states.NEVER:
+            checkpoints.save(step, state)
+        raise
 
 
 def _evaluate(evaluator: Evaluator, state: states.TrainState) -> dict[str, float]:
@@ -203,20 +227,10 @@ def _check_finite(state: states.TrainState, config: ConfigDict, size: int, check
     )
 
 
-def _make_writable(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".lape_jax_probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"workdir {str(workdir)!r} cannot be written: {error.strerror}") from None
-
-
 def _introduce(
     console: Any, config: Any, model: Any, mesh: Any, params: Any, step: int, total: int, epoch: int
 ) -> None:
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = parameter_overview.count_parameters(params)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     console.line(
         f"{config.model.name} (join {model.joining}, pe {model.pe}): {count:,} parameters on {mesh.size} "

@@ -14,6 +14,7 @@ from lape_jax import models
 from lape_jax.data import pipeline, resident
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
+from lape_jax.nn import position
 from lape_jax.train import config as configs
 
 
@@ -37,6 +38,21 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
                 f"leave it out"
             )
     return models.create(**{**implied, **given})
+
+
+def check_clipping(config: ConfigDict, model: Any) -> None:
+    """Raises UserError where clipping the gradient would stop all learning.
+
+    The class row of `sincos_2d` is zero, and so is its PE as long as the biases of the PE's LayerNorms are: each of
+    them then multiplies the gradient of those biases by 1/sqrt(eps), and the clipped rest of the gradient is nothing.
+    """
+    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > 0
+    amplified = model.joining == "lape" and model.pe_norm == "layernorm" and model.depth > 1
+    if config.optimizer.clip_norm and flat_row and amplified:
+        raise UserError(
+            "config.optimizer.clip_norm cannot be used with pe='sincos_2d' and join='lape', where the gradient of the "
+            "PE biases starts out 1000 times larger in each layer and clipping would stop learning: set it to 0"
+        )
 
 
 def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int], Iterable[dict]]:

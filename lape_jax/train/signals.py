@@ -1,12 +1,13 @@
 """Stopping a run from outside: at the next step boundary, with a checkpoint."""
 
 import signal
+import sys
 
 
 class StopRequest:
     """While entered, SIGTERM and Ctrl-C set `received` instead of ending the process.
 
-    A second Ctrl-C interrupts at once. Signal handlers exist in the main thread only; elsewhere this does nothing.
+    A Ctrl-C after that interrupts at once. Signal handlers exist in the main thread only; elsewhere this does nothing.
     """
 
     def __init__(self):
@@ -29,3 +30,4 @@ class StopRequest:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        print(f"{self.received.name}: stopping after the current step (Ctrl-C stops at once)", file=sys.stderr)

@@ -25,7 +25,7 @@ class TrainState:
     ema: Any  # running mean of params, or None
     opt_state: Any
     sums: dict[str, Any]  # since the last log line: loss, top1, examples, grad_norm, steps
-    first_bad_step: Any  # int32, the first step whose loss or gradient was not finite, else NEVER
+    first_bad_step: Any  # int32, the first step whose loss, gradient or update was not finite, else NEVER
 
 
 def zero_sums() -> dict[str, jax.Array]:
@@ -106,7 +106,7 @@ def update_function(
         if ema_decay:
             ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
         norm = global_norm(gradients)
-        bad = ~jnp.isfinite(sums["loss"] + norm)
+        bad = ~jnp.isfinite(sums["loss"] + norm + optax.tree.norm(updates))
         return TrainState(
             step=state.step + 1,
             params=params,
@@ -124,7 +124,7 @@ def global_norm(tree: Any) -> jax.Array:
 
     The gradient of LaPE with `sincos_2d` needs it at initialisation: the class row of the table is zero, each PE
     LayerNorm multiplies the gradient of that row by 1/sqrt(eps) = 1000, and after twelve of them 1e29 squared would
-    overflow. (Adam takes it: such a bias just does not move.)
+    overflow. (Adam divides such a gradient by an infinite second moment: the bias never moves.)
     """
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))
     scale = jnp.where(largest > 0, largest, 1)

@@ -44,6 +44,15 @@ def validate(config: ConfigDict) -> None:
     for source, key in (("folder", "path"), ("tfds", "name")):
         if data.source == source and not data[key]:
             raise UserError(f"config.data.{key} is empty: data.source={source} needs it (--config.data.{key}=...)")
+    if data.resident and (data.scale, data.ratio) != ((1.0, 1.0), (1.0, 1.0)):
+        raise UserError(
+            "config.data.resident crops images once, as for evaluation, but config.data.scale and ratio ask for random "
+            "crops: set both to (1.0, 1.0), or resident to False"
+        )
+    if config.optimizer.min_lr > config.optimizer.lr:
+        raise UserError(
+            f"config.optimizer.min_lr {config.optimizer.min_lr} is above config.optimizer.lr {config.optimizer.lr}"
+        )
     if config.batch_size % accumulate:
         raise UserError(
             f"config.batch_size {config.batch_size} is no multiple of config.optimizer.accumulate {accumulate}"
@@ -84,7 +93,8 @@ _CHOICES = {
 }
 # (keys, what holds for a right value, how to say so)
 _RULES = (
-    (("seed", "data.max_corrupt"), lambda v: v >= 0, "at least 0"),
+    (("seed",), lambda v: 0 <= v < 2**32, "at least 0 and below 2**32"),
+    (("data.max_corrupt",), lambda v: v >= 0, "at least 0"),
     (("optimizer.warmup_lr", "optimizer.min_lr", "optimizer.weight_decay"), lambda v: v >= 0, "at least 0"),
     (("optimizer.clip_norm",), lambda v: v >= 0, "at least 0 (0 = off)"),
     (("optimizer.lr", "optimizer.eps"), lambda v: v > 0, "above 0"),

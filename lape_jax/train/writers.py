@@ -80,8 +80,11 @@ class Writers:
 
         values = {name: _number(value) for name, value in scalars.items()}
         legal = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._metrics.write(json.dumps({"step": int(step), **legal}, allow_nan=False) + "\n")
-        self._metrics.flush()
+        try:
+            self._metrics.write(json.dumps({"step": int(step), **legal}, allow_nan=False) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise UserError(f"{self._metrics.name} cannot be written: {error.strerror}") from None
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
         self._events.flush()
@@ -148,9 +151,13 @@ class Console:
             self._open = False
 
     def _print(self, text: str) -> None:
-        if self._enabled:
+        if not self._enabled:
+            return
+        try:
             self._stream.write(text)
             self._stream.flush()
+        except BrokenPipeError:  # nobody reads any more (`| head`): no reason to stop training
+            self._enabled = False
 
 
 def clock_time(seconds: float) -> str:
