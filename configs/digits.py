@@ -13,7 +13,7 @@ def get_config(arg=""):
     config.seed = arg.seed
 
     config.model.name = "vit_micro"
-    config.model.width, config.model.heads = 32, 2  # six blocks, 76,000 parameters
+    config.model.width, config.model.heads, config.model.mlp_ratio = 32, 2, 2.0  # six blocks, 53,000 parameters
     config.model.patch_size = 2  # 4 x 4 patches
     config.model.join = arg.join
     config.model.pe = arg.pe
@@ -37,7 +37,7 @@ def get_config(arg=""):
     config.loss.label_smoothing = 0.1
 
     if arg.debug:
-        config.model.width, config.model.depth, config.model.heads = 16, 2, 2
+        config.model.width, config.model.depth, config.model.heads, config.model.mlp_ratio = 16, 2, 2, 4.0
         config.total_epochs, config.warmup_epochs = 1.0, 0.5
         config.log_epochs = config.eval_epochs = config.checkpoint_epochs = 0.5
     return config
