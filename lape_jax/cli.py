@@ -49,10 +49,19 @@ def run(
         required: the options that must be given.
         options: further options, name -> help text, beside --config and --workdir.
     """
-    quiet_logs()
-    try:
+
+    def command() -> None:
         args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {})
         main(load_config(args.config, args.workdir, overrides), args)
+
+    return exit_code(command)
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Calls `command` and returns the exit code; a user's mistake becomes one line on stderr."""
+    quiet_logs()
+    try:
+        command()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -76,7 +85,7 @@ def parse(
     """Splits the command line into the options by name and the (key, text) overrides of the config, in order."""
     overrides, rest = _split_overrides(argv)
     module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m MODULE`
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m {module.name}" if module else None,
         description=description,
         epilog="Any key of the config can be set: --config.optimizer.lr=3e-4 --config.total_epochs=100",
@@ -178,6 +187,8 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[s
     return overrides, rest
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises UserError where argparse would print its usage and exit."""
+
     def error(self, message: str) -> None:
         raise UserError(message)

@@ -88,7 +88,7 @@ def assert_error(result, message):
         (["--config.model.patch_size=3"], "image_size=8 is not divisible by patch_size=3"),
         (["--config.model.heads=3"], "width=16 is not divisible by heads=3"),
         (["--config.model.num_classes=100"], "config.model.num_classes is 100, but the data"),
-        (["--config.data.source=folders"], "config.data.source: 'folders' is not one of digits, folder, tfds"),
+        (["--config.data.source=folders"], "config.data.source: 'folders' is not one of digits, folder, arrays, tfds"),
         (["--config.data.channels=3"], "config.data.mean has 1 values, but config.data.channels is 3"),
         (["--config.batch_size=5000"], "batch_size is 5000, but must lie between 1 and the 1438 training examples"),
         (["--config.batch_size=60", EMA], "batch_size 60 does not divide over 8 devices"),
@@ -228,10 +228,8 @@ def test_tfds_directories(finished, tmp_path):
     assert_error(command(*argv), "config.data.name is empty: data.source=tfds needs it (--config.data.name=...)")
     argv += ["--config.data.name=mnist", f"--config.data.path={tmp_path}"]
     result = command(*argv)
-    assert_error(
-        result, f"data.name: {tmp_path} holds no TFDS data set; prepare it once, where TensorFlow is installed"
-    )
-    assert "tfds build mnist --file_format=array_record" in result[2]
+    assert_error(result, f"data.name: {tmp_path} holds no TFDS data set; prepare it once with: ")
+    assert f"python -m lape_jax.prepare tfds mnist --path={tmp_path}" in result[2]
     assert_error(command(*argv, f"--config.data.path={tmp_path}/absent"), f"{tmp_path}/absent' is not a directory")
     assert contents(finished) == before
 

@@ -1,11 +1,15 @@
 """Images and labels, from where they lie to fixed-size uint8 batches.
 
 example.py   what a data set gives: examples, by index
-sources.py   random-access data sets: `digits`, `folder`, and `open_split`, which picks one from a config
-records.py   the third source: data sets that TFDS prepared as array_record
+sources.py   random-access data sets: `digits`, `folder`, `arrays`, and `open_split`, which picks one from a config
+records.py   the fourth source: data sets that TFDS prepared as array_record
 order.py     which example stands where: a pure function of (seed, step, position)
 decode.py    encoded bytes -> pixels, and the crops for training and evaluation
+jpeg.py      the part of a JPEG file that a crop needs
+boxes.py     where a random crop lies
+resample.py  resizing, exactly as Pillow does it or nearly so and fast
 corrupt.py   images that cannot be read: skipped, named, counted, limited
 pipeline.py  batches decoded ahead of the step, in threads (Grain)
 resident.py  a small set decoded whole, to live on the device
+offline/     what is done to data sets once, before training
 """

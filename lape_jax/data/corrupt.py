@@ -23,10 +23,11 @@ class CorruptLog:
     Attributes:
       reasons: name -> reason, each distinct image once, in the order in which they were met.
       limit: how many distinct ones are tolerated (evaluation tolerates none).
+      option: what a user sets the limit with.
     """
 
-    def __init__(self, limit: int):
-        self.limit = limit
+    def __init__(self, limit: int, option: str = "data.max_corrupt"):
+        self.limit, self.option = limit, option
         self.reasons: dict[str, str] = {}
 
     def add(self, error: CorruptImage) -> None:
@@ -44,5 +45,5 @@ class CorruptLog:
         if len(self.reasons) > self.limit:
             some = "; ".join(f"{name} ({reason})" for name, reason in itertools.islice(self.reasons.items(), 5))
             raise UserError(
-                f"more than {self.limit} images (data.max_corrupt) cannot be read, among them: {some}"
+                f"more than {self.limit} images ({self.option}) cannot be read, among them: {some}"
             ) from error

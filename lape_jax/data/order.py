@@ -14,6 +14,8 @@ from lape_jax.errors import UserError
 
 # Second half of the Philox key: one independent stream per use of the seed.
 _ORDER, _AUGMENT = 0, 1
+# DeiT's sampler keeps a multiple of so many examples, whatever the batch size.
+_WHOLE = 256
 
 
 def _philox(stream: int, seed: int, step: int, index: int) -> np.random.Philox:
@@ -31,18 +33,57 @@ def epoch_permutation(seed: int, epoch: int, size: int) -> Int64[np.ndarray, " s
     return permutation
 
 
-def batch_indices(seed: int, step: int, batch_size: int, size: int) -> Int64[np.ndarray, " batch_size"]:
-    """The examples of the global batch of `step` (from 0) out of `size` examples.
+def steps_per_epoch(size: int, batch_size: int, repeats: int = 1, ranks: int = 4) -> int:
+    """How many batches of `batch_size` an epoch over `size` examples has; what does not fill a batch is dropped.
 
-    An epoch is size // batch_size steps; the rest of its permutation is dropped.
+    Without repeats: size // batch_size. With repeats: see `batch_indices`.
 
     Raises:
-      UserError: the data set is smaller than one batch.
+      UserError: there is not even one batch, or `ranks` processes cannot share a batch equally.
     """
-    if not 0 < batch_size <= size:
-        raise UserError(f"batch_size is {batch_size}, but must lie between 1 and the {size} training examples")
-    epoch, place = divmod(step, size // batch_size)
-    return epoch_permutation(seed, epoch, size)[place * batch_size : (place + 1) * batch_size]
+    if repeats < 1 or ranks < 1:
+        raise UserError(f"data.repeats is {repeats} and data.repeat_ranks {ranks}, but both must be at least 1")
+    if repeats == 1:
+        if not 0 < batch_size <= size:
+            raise UserError(f"batch_size is {batch_size}, but must lie between 1 and the {size} training examples")
+        return size // batch_size
+    share, rest = divmod(batch_size, ranks)
+    if rest:
+        raise UserError(f"batch_size is {batch_size}, but must be a multiple of data.repeat_ranks, which is {ranks}")
+    kept = (size // _WHOLE * _WHOLE if size >= _WHOLE else size) // ranks
+    if not 0 < share <= kept:
+        raise UserError(
+            f"batch_size is {batch_size}, but must lie between {ranks} and {ranks * kept} for {size} training examples "
+            f"with data.repeats = {repeats} and data.repeat_ranks = {ranks}"
+        )
+    return kept // share
+
+
+def batch_indices(
+    seed: int, step: int, batch_size: int, size: int, repeats: int = 1, ranks: int = 4
+) -> Int64[np.ndarray, " batch_size"]:
+    """The examples of the global batch of `step` (from 0) out of `size` examples, by position in the batch.
+
+    repeats = 1: every example once an epoch, in the order of `epoch_permutation`; an epoch is size // batch_size steps.
+
+    repeats > 1: repeated augmentation (Hoffer et al., "Augment your batch", CVPR 2020) as DeiT and LaPE train with it
+    (facebookresearch/deit, samplers.py), with R = `ranks` emulated processes. The permutation with every example
+    `repeats` times in a row is dealt out to the processes like cards, so that the copies of an image go to different
+    ones. Each keeps floor(floor(size / 256) * 256 / R) examples an epoch (sets of fewer than 256 examples are not
+    rounded down: floor(size / R)), takes batch_size / R of them a step, and drops the last ones if they are too few.
+    The global batch is the batches of the processes, one after the other. So an epoch has about as many steps as
+    without repeats, and sees only one in `repeats` of the images; which processes really run does not matter.
+
+    Raises:
+      UserError: as `steps_per_epoch`.
+    """
+    epoch, place = divmod(step, steps_per_epoch(size, batch_size, repeats, ranks))
+    permutation = epoch_permutation(seed, epoch, size)
+    if repeats == 1:
+        return permutation[place * batch_size : (place + 1) * batch_size]
+    share = batch_size // ranks
+    rank, turn = np.divmod(np.arange(batch_size), share)
+    return permutation[((place * share + turn) * ranks + rank) // repeats]
 
 
 def host_slice(batch_size: int, process_index: int, process_count: int) -> range:

@@ -5,6 +5,7 @@ alone. So a run resumes at any step at once, on any number of hosts or threads, 
 """
 
 import dataclasses
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from lape_jax.data import decode, order
+from lape_jax.data import decode, order, resample
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
@@ -47,27 +48,38 @@ def train_batches(
     ratio: tuple[float, float],
     threads: int,
     max_corrupt: int,
+    interpolation: str = "bicubic",
+    repeats: int = 1,
+    repeat_ranks: int = 4,
     process_index: int = 0,
     process_count: int = 1,
 ) -> "Batches":
-    """The batches of steps start_step .. total_steps-1: shuffled epochs, random resized crops.
+    """The batches of steps start_step .. total_steps-1: shuffled epochs, random resized crops (`decode.train_image`).
 
     A corrupt image is skipped (mask 0), logged once by name, and listed in `Batches.corrupt`.
 
     Args:
       batch_size: of the global batch; this process makes an equal, contiguous share of it.
       max_corrupt: how many distinct corrupt images are tolerated, on each process.
+      interpolation: of the crops: bicubic | bilinear | random.
+      repeats: copies of an image in an epoch, see `order.batch_indices`, as for repeat_ranks.
 
     Raises:
-      UserError: the batch does not fit the data set or the processes; while iterating: too many corrupt images.
+      UserError: an unknown interpolation, or a batch that does not fit the data set or the processes; while iterating:
+        too many corrupt images.
     """
-    order.batch_indices(seed, start_step, batch_size, len(source))  # too large a batch fails here, not in a thread
+    resample.check_interpolation(interpolation)
+    order.steps_per_epoch(len(source), batch_size, repeats, repeat_ranks)  # fails here, not in a thread
+    crop = {"size": size, "scale": scale, "ratio": ratio, "interpolation": interpolation}
+
+    @functools.lru_cache(maxsize=8)  # as many steps as threads may work on at once
+    def indices(step: int) -> np.ndarray:
+        return order.batch_indices(seed, step, batch_size, len(source), repeats, repeat_ranks)
 
     def read(step: int, position: int) -> tuple[np.ndarray, int]:
-        index = int(order.batch_indices(seed, step, batch_size, len(source))[position])
-        example = source[index]
-        pixels = decode.decode(example.image, channels, example.name)
-        return decode.train_crop(pixels, size, order.augment_rng(seed, step, position), scale, ratio), example.label
+        example = source[int(indices(step)[position])]
+        rng = order.augment_rng(seed, step, position)
+        return decode.train_image(example.image, channels, example.name, rng=rng, **crop), example.label
 
     positions = order.host_slice(batch_size, process_index, process_count)
     return Batches(read, range(start_step, total_steps), positions, (size, size, channels), threads, max_corrupt)

@@ -13,15 +13,19 @@ from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Example
 from lape_jax.errors import UserError, nearest
 
+ARRAY_RECORD = "array_record"
+
 
 class RecordSource:
-    """One split of a TFDS data set; images stay encoded."""
+    """One split of a TFDS data set; images stay encoded. `files` are those it lies in, relative to `root`."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, image_key: str, label_key: str):
         label = builder.info.features[label_key]
         self.name = f"{builder.info.full_name} {split}"
         self.image_key, self.label_key = image_key, label_key
         self.classes = tuple(label.names or map(str, range(label.num_classes)))
+        paths = {str(instruction.filename) for instruction in builder.info.splits[split].file_instructions}
+        self.root, self.files = str(builder.data_path), sorted(os.path.basename(path) for path in paths)
         self.records = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
@@ -50,22 +54,44 @@ def tfds_records(name: str, data_dir: str, split: str) -> RecordSource:
     Raises:
       UserError: there is no such data set, version or split, it is not array_record, or has no image and label.
     """
-    data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
-    directory = _find_version(name, data_dir)
-    try:
-        builder = tfds.builder_from_directory(directory)
-    except Exception as error:  # whatever a half-written or foreign metadata file makes it raise
-        raise UserError(f"{directory} is not a readable TFDS data set: {_first_line(error)}") from error
-    formats = {form.value for form in builder.info.available_file_formats()}
-    if "array_record" not in formats:
-        raise UserError(f"{directory} is stored as {', '.join(sorted(formats))}; {_how_to_prepare(name, data_dir)}")
+    builder = open_builder(name, data_dir)
     _check_split(builder, split)
     return RecordSource(builder, split, *_image_and_label(builder))
 
 
+def open_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The description of the data set in data_dir/NAME[/CONFIG]/VERSION, set to array_record; see `tfds_records`.
+
+    Raises:
+      UserError: there is no such data set or version, or it is not array_record.
+    """
+    data_dir = default_dir(data_dir)
+    builder = find(name, data_dir)
+    formats = sorted(form.value for form in builder.info.available_file_formats())
+    if ARRAY_RECORD not in formats:
+        raise UserError(f"{builder.data_path} is stored as {', '.join(formats)}; {_how_to_prepare(name, data_dir)}")
+    # Where there are several formats; data sources would do the same, but the splits must name the right files before.
+    builder.info.set_file_format(ARRAY_RECORD, override=True, override_if_initialized=True)
+    return builder
+
+
+def find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The same in whatever format it is stored."""
+    directory = _find_version(name, data_dir)
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # whatever a half-written or foreign metadata file makes it raise
+        raise UserError(f"{directory} is not a readable TFDS data set: {first_line(error)}") from error
+
+
+def default_dir(data_dir: str) -> str:
+    """`data_dir`, or where TFDS looks if it is ""."""
+    return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+
+
 def _find_version(name: str, data_dir: str) -> str:
     """The directory of the wanted (or newest) version of a data set."""
-    found = _prepared(data_dir)
+    found = prepared(data_dir)
     if not name:
         raise UserError(f"data.name is empty; {data_dir} holds {', '.join(found) or 'no TFDS data set'}")
     name, _, version = name.partition(":")
@@ -83,8 +109,12 @@ def _find_version(name: str, data_dir: str) -> str:
     return os.path.join(data_dir, configs[0], version or versions[-1])
 
 
-def _prepared(data_dir: str) -> dict[str, list[str]]:
-    """What data_dir holds: "name" or "name/config" -> its versions, oldest first."""
+def prepared(data_dir: str) -> dict[str, list[str]]:
+    """What data_dir holds: "name" or "name/config" -> its versions, oldest first.
+
+    Raises:
+      UserError: it is not a directory.
+    """
     if not os.path.isdir(data_dir):
         raise UserError(f"data.path {data_dir!r} is not a directory")
     found = {}
@@ -136,7 +166,7 @@ def _check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
     try:
         paths = {str(instruction.filename) for instruction in splits[split].file_instructions}
     except ValueError as error:
-        raise UserError(f"split {split!r} of {builder.info.full_name}: {_first_line(error)}") from error
+        raise UserError(f"split {split!r} of {builder.info.full_name}: {first_line(error)}") from error
     if not paths:
         raise UserError(f"split {split!r} of {builder.info.full_name} is empty")
     if missing := sorted(path for path in paths if not os.path.exists(path)):
@@ -153,9 +183,9 @@ def _check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
 
 
 def _how_to_prepare(name: str, data_dir: str) -> str:
-    command = f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
-    return f"prepare it once, where TensorFlow is installed, with: {command}"
+    return f"prepare it once with: python -m lape_jax.prepare tfds {name} --path={data_dir}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The part of an error's message that says what happened."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -3,6 +3,8 @@
 import difflib
 import logging
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +18,7 @@ from lape_jax.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("digits", "folder", "tfds")
+SOURCES = ("digits", "folder", "arrays", "tfds")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -24,7 +26,7 @@ def open_split(data_config: Any, split: str) -> Source:
     """Opens what `data_config` describes.
 
     Args:
-      data_config: has the attributes source ("digits", "folder" or "tfds"), path, name, train_split and val_split.
+      data_config: has the attributes source (one of SOURCES), path, name, train_split and val_split.
       split: "train" or "val"; where it lies is data_config.train_split or data_config.val_split (digits: fixed).
 
     Raises:
@@ -36,6 +38,8 @@ def open_split(data_config: Any, split: str) -> Source:
             return digits(split)
         case "folder":
             return folder(data_config.path, where, train=data_config.train_split)
+        case "arrays":
+            return arrays(data_config.path, where, train=data_config.train_split)
         case "tfds":
             # Imported here because importing TFDS takes a while.
             from lape_jax.data.records import tfds_records
@@ -85,6 +89,62 @@ def digits(split: str) -> ArraySource:
     return ArraySource(
         images, data.target[indices], [f"digits[{i}]" for i in indices], tuple(str(label) for label in range(10))
     )
+
+
+def arrays(root: str, split: str, train: str = "train") -> ArraySource:
+    """The images and labels in root/split.npz, with the class names of root/`train`.npz.
+
+    Keys: `image` uint8 (n, h, w, c) with c = 1 or 3; `label` (n,), whole numbers from 0; in `train`.npz also `classes`,
+    the names, one for each label. Nothing is unpickled. The files are read into memory, one split at a time.
+
+    Raises:
+      UserError: a file or a key is missing or damaged, or an array is of another kind than it should be.
+    """
+    root = os.path.expanduser(root)
+    path, train_path = os.path.join(root, f"{split}.npz"), os.path.join(root, f"{train}.npz")
+    if not root:
+        raise UserError(f"data.path is empty: it must name a directory that holds {train}.npz and {split}.npz")
+    (classes,) = _load_npz(root, train_path, "classes")
+    if classes.ndim != 1 or classes.dtype.kind != "U" or len(set(classes.tolist())) != max(1, classes.size):
+        raise UserError(f"classes of {train_path} must be different names, a list of text, not {_kind(classes)}")
+    image, label = _load_npz(root, path, "image", "label")
+    if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] not in (1, 3) or 0 in image.shape:
+        raise UserError(f"image of {path} must be uint8 (n, h, w, 1 or 3), not {_kind(image)}")
+    if label.dtype.kind not in "iu" or label.shape != image.shape[:1]:
+        raise UserError(f"label of {path} must be whole numbers ({len(image)},), one per image, not {_kind(label)}")
+    if label.min() < 0 or label.max() >= len(classes):
+        wrong = int(np.flatnonzero((label < 0) | (label >= len(classes)))[0])
+        raise UserError(
+            f"label[{wrong}] of {path} is {label[wrong]}, but the {len(classes)} classes are 0 to {len(classes) - 1}"
+        )
+    names = [f"{path}[{i}]" for i in range(len(image))]
+    return ArraySource(image, label.astype(np.int32), names, tuple(classes.tolist()))
+
+
+def _load_npz(root: str, path: str, *keys: str) -> list[np.ndarray]:
+    """The arrays of these keys; others in the file are not read."""
+    if not os.path.isdir(root):
+        raise UserError(f"data.path {root!r} is not a directory")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{root} has no file {os.path.basename(path)!r}; it holds {_some([entry.name for entry in _entries(root)])}"
+        )
+    try:
+        with open(path, "rb") as file:  # np.load would leave it open where it fails
+            content = np.load(file, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            if missing := [key for key in keys if key not in content.files]:
+                raise UserError(f"{path} has no array {missing[0]!r}; it holds {_some(content.files)}")
+            return [content[key] for key in keys]
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype} {array.shape}"
 
 
 class FolderSource:

@@ -6,8 +6,10 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from sklearn.datasets import load_sample_images
 
-from lape_jax.data import decode
+from lape_jax.data import decode, jpeg, resample
+from lape_jax.data.boxes import align, random_box
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.errors import UserError
 
@@ -172,25 +174,83 @@ def test_crops_of_the_smallest_image():
     assert crop.tolist() == np.full((2, 2, 3), 9).tolist()
 
 
-def test_random_crops_have_the_areas_and_ratios_they_should():
-    image = np.zeros((300, 300, 2), np.uint8)
-    rng, seen = np.random.default_rng(0), []
+def cropped(data: bytes | np.ndarray, seed: int, size: int = 24, channels: int = 3, interpolation: str = "bicubic"):
+    options = {"size": size, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "interpolation": interpolation}
+    return decode.train_image(data, channels, "cat.jpg", rng=np.random.default_rng(seed), **options)
 
-    def remember(cut: np.ndarray, height: int, width: int) -> np.ndarray:
-        seen.append(cut.shape)
-        return np.zeros((height, width, 2), np.uint8)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "_resize", remember)
-        for _ in range(2000):
-            decode.train_crop(image, 8, rng, (0.2, 0.4), (0.5, 2.0))
-    h, w = np.array(seen)[:, :2].T
-    area, log_ratio = h * w / 300**2, np.log(w / h)
-    assert area.min() > 0.19
-    assert area.max() < 0.41
-    assert abs(area.mean() - 0.3) < 0.005
-    assert abs(log_ratio.mean()) < 0.04  # uniform in +-log 2
-    assert abs(log_ratio.std() - np.log(2) / np.sqrt(3)) < 0.02
+def exactly(data: bytes | np.ndarray, seed: int, size: int = 24, channels: int = 3, interpolation: str = "bicubic"):
+    """The same crop by Pillow."""
+    pixels = decode.decode(data, channels, "cat.jpg")
+    rng = np.random.default_rng(seed)
+    if isinstance(data, bytes) and (header := jpeg.read_header(data)):
+        box = random_box(*header[:2], rng, (0.08, 1.0), (3 / 4, 4 / 3))
+        box = align(box, jpeg.reduction(box, size), *header[:2])
+        kind = interpolation if interpolation != "random" else ("bilinear", "bicubic")[rng.random() >= 0.5]
+        return resample.resize(pixels[box.top : box.bottom, box.left : box.right], size, size, kind)
+    return decode.train_crop(pixels, size, rng, (0.08, 1.0), (3 / 4, 4 / 3), interpolation)
+
+
+@pytest.mark.parametrize("size", [320, 224, 112, 40])
+@pytest.mark.parametrize("interpolation", ["bicubic", "random"])
+def test_crops_of_photos_are_close_to_pillows(encode, size, interpolation):
+    errors = []
+    for photo in load_sample_images().images:
+        data = encode(photo, "JPEG", quality=90)
+        for seed in range(8):
+            exact = exactly(data, seed, size, interpolation=interpolation).astype(int)
+            errors.append(np.abs(cropped(data, seed, size, interpolation=interpolation) - exact).mean())
+    assert np.mean(errors) < 2
+    assert max(errors) < 4.5  # a box that is off by one pixel, or another filter, makes more
+
+
+def test_what_the_fast_way_does_not_take_is_exact(encode, photo):
+    cmyk, behind = io.BytesIO(), encode(photo, "JPEG") + b"behind the end"
+    Image.fromarray(photo).convert("CMYK").save(cmyk, "JPEG")
+    for data in (photo, encode(photo), encode(photo[..., :1], "JPEG"), cmyk.getvalue(), behind):
+        np.testing.assert_array_equal(cropped(data, 0), exactly(data, 0))
+    np.testing.assert_array_equal(cropped(behind[:-14], 0, channels=1), exactly(behind, 0, channels=1))
+
+
+def test_a_jpeg_that_the_fast_way_refuses_is_cut_at_the_same_place(encode, photo, monkeypatch):
+    data = encode(photo, "JPEG")
+    monkeypatch.setattr(jpeg, "decode_box", lambda *_: None)
+    for seed in range(5):
+        np.testing.assert_array_equal(cropped(data, seed, 4), exactly(data, seed, 4))
+
+
+def test_interpolations_are_drawn_evenly(photo):
+    kinds = ("bilinear", "bicubic")
+    counts = dict.fromkeys(kinds, 0)
+    for seed in range(200):
+        drawn = cropped(photo, seed, interpolation="random")
+        matches = [kind for kind in kinds if (drawn == cropped(photo, seed, interpolation=kind)).all()]
+        counts[matches[0]] += 1
+    assert sum(counts.values()) == 200
+    assert abs(counts["bicubic"] - 100) < 5 * np.sqrt(200 / 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["jpeg", "progressive"])
+def test_a_truncated_jpeg_is_corrupt_wherever_the_crop_lies(encode, photo, options):
+    data = encode(photo, "JPEG", **options)
+    for missing in (1, 2, 3, 20, len(data) // 2, len(data) - 10):
+        for seed in range(4):
+            with pytest.raises(CorruptImage, match=r"^cat\.jpg cannot be read: "):
+                cropped(data[:-missing], seed)
+
+
+def test_a_broken_jpeg_says_what_is_wrong(encode, photo):
+    data = encode(photo, "JPEG")
+    place = data.index(b"\xff\xc4")  # Huffman tables
+    with pytest.raises(CorruptImage, match=r"^cat\.jpg cannot be read: "):
+        cropped(data[: place + 4] + b"\xff" * 40 + data[place + 44 :], 0)
+
+
+def test_a_huge_jpeg_is_corrupt(encode, photo):
+    data = encode(photo, "JPEG")
+    place = jpeg.read_header(data).offset
+    with pytest.raises(CorruptImage, match="it is too large"):
+        cropped(data[:place] + struct.pack(">HH", 20_000, 20_000) + data[place + 4 :], 0)
 
 
 def test_evaluation_takes_the_centre():

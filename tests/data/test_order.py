@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,59 @@ def test_a_batch_must_fit_the_data_set():
     assert len(order.batch_indices(0, 0, 10, 10)) == 10
     with pytest.raises(UserError, match="batch_size is 11, but must lie between 1 and the 10 training examples"):
         order.batch_indices(0, 0, 11, 10)
+
+
+def dealt(permutation: np.ndarray, ranks: int, batch_size: int, repeats: int) -> list[list[int]]:
+    """An epoch's batches by the rule of DeiT's RASampler, a process after the other, with drop_last."""
+    size = len(permutation)
+    cards = [index for index in permutation for _ in range(repeats)]
+    cards += cards[: math.ceil(size * repeats / ranks) * ranks - len(cards)]
+    hands = [cards[rank::ranks][: math.floor(size // 256 * 256 / ranks)] for rank in range(ranks)]
+    share = batch_size // ranks
+    steps = len(hands[0]) // share
+    return [[i for hand in hands for i in hand[step * share : (step + 1) * share]] for step in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "repeats", "ranks"),
+    [(700, 64, 3, 4), (1000, 60, 3, 4), (513, 32, 3, 1), (600, 48, 3, 8), (600, 60, 3, 5), (300, 16, 2, 4)],
+)
+def test_repeats_are_dealt_out_as_in_deit(size, batch_size, repeats, ranks):
+    steps = order.steps_per_epoch(size, batch_size, repeats, ranks)
+    epochs = [dealt(order.epoch_permutation(7, epoch, size), ranks, batch_size, repeats) for epoch in range(2)]
+    assert [len(epoch) for epoch in epochs] == [steps] * 2
+    for step, expected in enumerate(epochs[0] + epochs[1]):
+        assert order.batch_indices(7, step, batch_size, size, repeats, ranks).tolist() == expected
+
+
+def test_repeats_of_an_image_go_to_different_ranks():
+    batch = order.batch_indices(0, 3, 64, 1000, repeats=3, ranks=4).reshape(4, 16)  # rank by rank
+    for rank in batch:
+        assert len(set(rank)) == 16
+    counts = np.unique(batch, return_counts=True)[1]
+    assert sorted(counts)[2:] == [3] * (len(counts) - 2)  # all three in the same step, but for its first and last
+
+
+def test_epochs_with_repeats_are_as_long_as_published():
+    # 320,256 examples for each of 4 processes, 1251 steps of 1024: the numbers of the ImageNet recipe.
+    assert order.steps_per_epoch(1_281_167, 1024, 3, 4) == 1251
+    assert order.steps_per_epoch(1_281_167, 1024, 3, 8) == 1251
+    assert order.steps_per_epoch(1_281_167, 1024) == 1251
+    assert order.steps_per_epoch(1_281_167, 1000, 3, 4) == 1281  # 320256 // 250
+    assert order.steps_per_epoch(511, 16, 3, 4) == 16  # 256 examples
+    assert order.steps_per_epoch(255, 16, 3, 4) == 15  # small sets are not rounded down: 63 examples for each of 4
+    assert order.steps_per_epoch(10, 8, 3, 4) == 1
+
+
+def test_what_repeats_do_not_fit_is_said():
+    with pytest.raises(UserError, match=r"batch_size is 30, but must be a multiple of data\.repeat_ranks, which is 4"):
+        order.batch_indices(0, 0, 30, 1000, 3, 4)
+    with pytest.raises(UserError, match=r"batch_size is 260, but must lie between 4 and 256 for 300 training examples"):
+        order.steps_per_epoch(300, 260, 3, 4)
+    with pytest.raises(UserError, match=r"data\.repeats is 0"):
+        order.steps_per_epoch(300, 10, 0)
+    with pytest.raises(UserError, match=r"data\.repeat_ranks 0"):
+        order.steps_per_epoch(300, 10, 3, 0)
 
 
 def test_hosts_share_a_batch():

@@ -78,6 +78,30 @@ def test_batches_hold_what_the_order_says(numbered):
     }
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_repeats_are_cropped_differently(numbered, hosts):
+    source = numbered(60)
+    options = {"repeats": 3, "repeat_ranks": 4, "batch_size": 12, "total_steps": 9}
+    shares = [list(train(source, process_index=host, process_count=hosts, **options)) for host in range(hosts)]
+    for step, batches in enumerate(zip(*shares, strict=True)):
+        label, image = (np.concatenate([batch[field] for batch in batches]) for field in ("label", "image"))
+        np.testing.assert_array_equal(label, order.batch_indices(3, step, 12, 60, 3, 4))
+        assert len(set(label)) == 4  # 12 in a row, from a multiple of 3 on
+        assert len({pixels.tobytes() for pixels in image}) > 8
+    assert_same(train(source, start_step=4, **options), list(train(source, **options))[4:])
+
+
+def test_jpegs_take_the_fast_way(encode, encoded_source, photo, monkeypatch):
+    def whole(*_):
+        raise AssertionError("decoded whole")
+
+    monkeypatch.setattr(decode, "decode", whole)
+    files = [encode(photo, "JPEG") for _ in range(6)]
+    for batch in train(encoded_source(files), batch_size=3, interpolation="random"):
+        assert batch["mask"].all()
+        assert len({pixels.tobytes() for pixels in batch["image"]}) == 3
+
+
 def test_crops_change_with_the_step(numbered):
     batches = list(train(numbered(1), batch_size=1))
     assert len({batch["image"].tobytes() for batch in batches}) > 3
@@ -150,6 +174,32 @@ def test_reading_runs_ahead_of_the_consumer_but_not_for_ever():
         time.sleep(0.2)
         # One batch used, two ready, up to two in the making, and two tasks (a batch each) for each of four threads.
         assert source.reads <= 4 * (1 + 2 + 2 + 8)
+
+
+def seconds_waited(source, seconds_of_work):
+    """Of ten steps: how long the consumer waited for batches, and the whole time."""
+    with train(source, batch_size=4, total_steps=11, threads=4) as batches:
+        next(batches)
+        start, waited = time.perf_counter(), 0.0
+        for _ in range(10):
+            asked = time.perf_counter()
+            next(batches)
+            waited += time.perf_counter() - asked
+            time.sleep(seconds_of_work)
+        return waited, time.perf_counter() - start
+
+
+def test_a_slow_source_keeps_the_consumer_waiting_and_a_fast_one_does_not():
+    class Slow(CountingSource):
+        def __getitem__(self, index):
+            time.sleep(0.02)
+            return super().__getitem__(index)
+
+    # A batch is one task of four examples: 80 ms in one of four threads, so 20 ms a batch.
+    waited, whole = seconds_waited(Slow(), seconds_of_work=0.002)
+    assert waited / whole > 0.5
+    waited, whole = seconds_waited(CountingSource(), seconds_of_work=0.03)
+    assert waited / whole < 0.4
 
 
 def test_evaluation_covers_every_example_once_in_order(numbered):
@@ -274,6 +324,10 @@ def test_wrong_settings_are_named(numbered):
         train(source, process_count=3)
     with pytest.raises(UserError, match=r"data\.threads is 0"):
         train(source, threads=0)
+    with pytest.raises(UserError, match=r"data\.interpolation: .*bicubic"):
+        train(source, interpolation="cubic")
+    with pytest.raises(UserError, match=r"multiple of data\.repeat_ranks"):
+        train(source, repeats=3, batch_size=6)
     with pytest.raises(UserError, match="no examples to evaluate"):
         evaluate(numbered(0))
     assert isinstance(evaluate(source), Batches)

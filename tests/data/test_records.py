@@ -32,6 +32,8 @@ def test_images_stay_encoded_and_in_order(pets):
     assert [example.label for example in examples] == [0, 1, 2] * 4
     assert examples[7].name == "pets/1.0.10 train[7]"
     assert tfds_records("pets", pets.data_dir, "test")[2].image == pets.images[14]
+    assert source.root == str(pets.path / "pets/1.0.10")
+    assert source.files == [f"pets-train.array_record-0000{number}-of-00003" for number in range(3)]
 
 
 def test_slices_versions_and_the_config(pets):
@@ -64,7 +66,7 @@ def test_builder_configs(pets, write_tfds):
         (
             "pet",
             "train",
-            r"'pet' is not one of pets \(did you mean 'pets'\?\) in .*tfds build pet --file_format=array_record",
+            r"'pet' is not one of pets \(did you mean 'pets'\?\) in .*python -m lape_jax.prepare tfds pet --path=/",
         ),
         ("pets:2.0.0", "train", r"version '2.0.0' is not one of 1.0.9, 1.0.10"),
         ("pets", "val", "split 'val' is not one of train, test of pets/1.0.10"),
@@ -78,7 +80,7 @@ def test_what_is_not_there_is_named_with_what_is(pets, name, split, message):
 
 
 def test_an_empty_or_missing_directory(tmp_path):
-    with pytest.raises(UserError, match=r"holds no TFDS data set; prepare it once, .*: tfds build pets"):
+    with pytest.raises(UserError, match=r"holds no TFDS data set; prepare it once with: .* tfds pets --path=/"):
         tfds_records("pets", str(tmp_path), "train")
     with pytest.raises(UserError, match=r"data\.path .*/nowhere' is not a directory"):
         tfds_records("pets", str(tmp_path / "nowhere"), "train")

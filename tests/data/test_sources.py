@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.sources import digits, folder, open_split
+from lape_jax.data.sources import arrays, digits, folder, open_split
 from lape_jax.errors import UserError
 
 
@@ -146,3 +146,72 @@ def test_a_split_is_opened_from_a_config(tree):
     config.source = "folders"
     with pytest.raises(UserError, match=r"data\.source: 'folders' is not one of .*did you mean 'folder'"):
         open_split(config, "train")
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """npz(split, key=array, ...) writes split.npz: five images of two classes but for what is given; None = no such."""
+
+    def write(split, **changes):
+        images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
+        content = {"image": images, "label": np.array([1, 0, 1, 1, 0]), "classes": np.array(["cat", "dog"])} | changes
+        np.savez(tmp_path / f"{split}.npz", **{key: array for key, array in content.items() if array is not None})
+        return images
+
+    return write
+
+
+def test_arrays_are_read_as_they_are(npz, tmp_path):
+    images = npz("train")
+    npz("val", image=images[:2, ..., :1], label=np.array([1, 0], np.uint8), classes=None)
+    source = arrays(str(tmp_path), "train")
+    assert source.classes == ("cat", "dog")
+    assert [source[index].label for index in range(len(source))] == [1, 0, 1, 1, 0]
+    np.testing.assert_array_equal([source[index].image for index in range(5)], images)
+    assert source[3].name == f"{tmp_path}/train.npz[3]"
+    config = SimpleNamespace(source="arrays", path=str(tmp_path), name="", train_split="train", val_split="val")
+    val = open_split(config, "val")
+    assert (len(val), val.classes, val[0].image.shape, val[0].label) == (2, ("cat", "dog"), (4, 6, 1), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": None}, r"train.npz has no array 'image'; it holds classes, label"),
+        ({"label": None, "labels": np.zeros(5, int)}, "has no array 'label'; it holds classes, image, labels"),
+        ({"classes": None}, "has no array 'classes'; it holds image, label"),
+        ({"image": np.zeros((5, 4, 6, 3), np.float32)}, r"image of .* must be uint8 .*, not float32 \(5, 4, 6, 3\)"),
+        ({"image": np.zeros((5, 3, 4, 6), np.uint8)}, r"must be uint8 \(n, h, w, 1 or 3\), not uint8 \(5, 3, 4, 6\)"),
+        ({"image": np.zeros((0, 4, 6, 3), np.uint8), "label": np.zeros(0, int)}, r"not uint8 \(0, 4, 6, 3\)"),
+        ({"label": np.zeros(5)}, r"label of .* must be whole numbers \(5,\), one per image, not float64 \(5,\)"),
+        ({"label": np.zeros(4, int)}, r"must be whole numbers \(5,\), one per image, not int64 \(4,\)"),
+        ({"label": np.array([0, 1, 2, 0, 0])}, r"label\[2\] of .* is 2, but the 2 classes are 0 to 1"),
+        ({"label": np.array([0, 1, 1, 0, -1])}, r"label\[4\] of .* is -1"),
+        ({"classes": np.array(["cat", "cat"])}, "must be different names"),
+        ({"classes": np.arange(2)}, r"must be different names, a list of text, not int64 \(2,\)"),
+        ({"classes": np.array([], "U1")}, r"must be different names, a list of text, not <U1 \(0,\)"),
+        ({"classes": np.array(["cat", "dog"], object)}, "not a readable .npz file of plain arrays: Object arrays"),
+    ],
+)
+def test_what_is_wrong_with_arrays_is_named(npz, tmp_path, changes, message):
+    npz("train", **changes)
+    with pytest.raises(UserError, match=message):
+        arrays(str(tmp_path), "train")
+
+
+def test_arrays_that_are_missing_or_damaged(npz, tmp_path):
+    npz("train")
+    with pytest.raises(UserError, match=r"has no file 'val.npz'; it holds train.npz"):
+        arrays(str(tmp_path), "val")
+    with pytest.raises(UserError, match=r"data\.path .*/nowhere' is not a directory"):
+        arrays(str(tmp_path / "nowhere"), "val")
+    with pytest.raises(UserError, match=r"data\.path is empty: .* train.npz and val.npz"):
+        arrays("", "val")
+    whole = (tmp_path / "train.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[300] ^= 1  # a pixel
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for data in (whole[:-30], whole[: len(whole) // 2], b"", b"text", flipped, (tmp_path / "array.npy").read_bytes()):
+        (tmp_path / "train.npz").write_bytes(data)
+        with pytest.raises(UserError, match=r"train.npz is not a readable .npz file of plain arrays: "):
+            arrays(str(tmp_path), "train")

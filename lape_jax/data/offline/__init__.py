@@ -1,0 +1,11 @@
+"""What is done to data sets once, before training: the work of `python -m lape_jax.prepare`.
+
+splits.py      all splits of a data set, found by looking
+check.py       what is there, and what cannot be read
+download.py    a TFDS data set into array_record, by TFDS (which then needs TensorFlow)
+tfrecord.py    one that is there as tfrecord into array_record, without TensorFlow
+resize.py      a copy with smaller images
+rewrite.py     the writing of such a copy: in shards, so that it can be interrupted
+tfds_files.py  the files that TFDS wants to find
+cifar.py       the official CIFAR files into .npz files
+"""

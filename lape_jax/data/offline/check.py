@@ -1,0 +1,164 @@
+"""Looks over a data set on disk: splits, classes, sizes, and images that cannot be read."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from lape_jax.data import decode
+from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data.example import Source
+from lape_jax.data.offline.splits import DataSet
+from lape_jax.errors import UserError
+
+SAMPLE = 200  # images per split that are read unless all are
+CHUNK = 64  # images per task
+
+
+class Found(NamedTuple):
+    """What reading images brought to light: counts by label and by (height, width), and reasons by name."""
+
+    labels: Counter[int]
+    sizes: Counter[tuple[int, int]]
+    corrupt: dict[str, str]
+
+
+def report(
+    data: DataSet, wanted: str = "", *, everything: bool, threads: int, say: Callable[[str], None] = print
+) -> None:
+    """Says what there is, split by split, and how to train on it.
+
+    Args:
+      data: of kind "tfds" without a name: all data sets that are there are listed.
+      wanted: the splits to look at, comma-separated; "" for all.
+      everything: reads and decodes all images, not just SAMPLE of each split, evenly spaced.
+      threads: how many images are decoded at a time.
+
+    Raises:
+      UserError: at the end, if a split cannot be used or an image cannot be read; at once, if there is no data set.
+    """
+    if data.kind == "tfds" and not data.name:
+        return _list_sets(data.path, say)
+    names = data.split_names(wanted)
+    unusable, unreadable = [], 0
+    for split in names:
+        try:
+            unreadable += _check_split(data.open(split), split, everything, threads, say)
+        except UserError as error:
+            say(f"{split}: cannot be used: {error}")
+            unusable.append(split)
+    if unusable:
+        raise UserError(f"{', '.join(unusable)} cannot be used, as said above")
+    if unreadable:
+        raise UserError(f"{unreadable} of the images cannot be read, as said above")
+    if len(names) > 1:
+        say(f"train on it: {_command(data, names)}")
+
+
+def _list_sets(path: str, say: Callable[[str], None]) -> None:
+    from lape_jax.data import records  # imports TFDS
+
+    path = records.default_dir(path)
+    for name, versions in (found := records.prepared(path)).items():
+        for version in versions:
+            try:
+                info = records.find(f"{name}:{version}", path).info
+            except UserError as error:
+                say(f"{name}:{version}: {error}")
+                continue
+            formats = sorted(form.value for form in info.available_file_formats())
+            parts = ", ".join(f"{split} {part.num_examples:,}" for split, part in info.splits.items())
+            ready = "" if records.ARRAY_RECORD in formats else "; not readable yet: prepare tfds converts it"
+            say(f"{name}:{version}: {parts}; {', '.join(formats)}{ready}")
+    if not found:
+        raise UserError(f"{path} holds no TFDS data set")
+    say("look over one of them with --name=NAME")
+
+
+def _command(data: DataSet, names: list[str]) -> str:
+    val = next((name for name in ("val", "validation", "test") if name in names), names[-1])
+    if data.kind == "tfds":
+        args = f"tfds={data.name},path={data.path}" if data.path else f"tfds={data.name}"
+    else:
+        args = f"path={data.path}"
+    command = f"python -m lape_jax.main --config=configs/images.py:{args},val={val} --workdir=DIR"
+    command += f" --config.data.source={data.kind}" if data.kind == "arrays" else ""
+    command += f" --config.data.train_split={data.train}" if data.train != "train" else ""
+    return command
+
+
+def _check_split(source: Source, split: str, everything: bool, threads: int, say: Callable[[str], None]) -> int:
+    """Says what one split holds, and returns how many of the images that were read are unreadable."""
+    count = len(source)
+    number = count if everything else min(count, SAMPLE)
+    chosen = [count * i // number for i in range(number)]
+    found = _read(source, chosen, threads)
+    labels = Counter(np.asarray(source.labels).tolist()) if hasattr(source, "labels") else found.labels
+    say(f"{split}: {count:,} examples of {len(source.classes):,} classes, {_disk_size(source, threads) / 1e6:,.1f} MB")
+    if hasattr(source, "labels") or everything:
+        per_class = [labels[label] for label in range(len(source.classes))]
+        say(f"  examples per class: {_span(per_class)}")
+        if empty := [source.classes[label] for label, n in enumerate(per_class) if not n]:
+            say(f"  classes without examples: {_some(empty)}")
+    if found.sizes:
+        heights, widths = zip(*found.sizes, strict=True)
+        usual = found.sizes.most_common(1)[0][0]
+        say(f"  height {_span(heights)}, width {_span(widths)} pixels; most often {usual[0]} x {usual[1]}")
+    say(f"  {len(chosen):,} read{'' if everything else ' (--all reads all)'}, {len(found.corrupt)} of them unreadable")
+    for name, reason in found.corrupt.items():
+        say(f"  unreadable: {name}: {reason}")
+    return len(found.corrupt)
+
+
+def _read(source: Source, indices: list[int], threads: int) -> Found:
+    """Decodes these examples. Raises UserError where one has no label."""
+
+    def look(part: list[int]) -> Found:
+        found = Found(Counter(), Counter(), {})
+        for index in part:
+            try:
+                example = source[index]
+                pixels = decode.decode(example.image, 3, example.name)
+            except CorruptImage as error:
+                found.corrupt[error.name] = error.reason
+            else:
+                found.labels[example.label] += 1
+                found.sizes[pixels.shape[:2]] += 1
+        return found
+
+    whole = Found(Counter(), Counter(), {})
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for part in pool.map(look, [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]):
+            whole.labels.update(part.labels)
+            whole.sizes.update(part.sizes)
+            whole.corrupt.update(part.corrupt)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return whole
+
+
+def _disk_size(source: Source, threads: int) -> int:
+    """Bytes of the files that a split lies in, or of its pixels if it is in memory. Files that are gone count 0."""
+    if hasattr(source, "images"):
+        return source.images.nbytes
+
+    def size(file: str) -> int:
+        try:
+            return os.path.getsize(os.path.join(source.root, file))
+        except OSError:
+            return 0
+
+    with ThreadPoolExecutor(4 * threads) as pool:  # waiting for a network file system, mostly
+        return sum(pool.map(size, source.files, chunksize=CHUNK))
+
+
+def _span(values: list[int] | tuple[int, ...]) -> str:
+    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

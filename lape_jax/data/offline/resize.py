@@ -1,0 +1,107 @@
+"""Copies of data sets with smaller images, which take less room and less time to decode.
+
+JPEG of quality 90 with 4:2:0 chroma is a compromise. 200 photographs of 500x375, of 44.4 kB that one core decodes in
+2.1 ms, reduced to a shorter side of 256; the difference is that between the centre crops of 224 of copy and original:
+
+    quality, chroma     kB    decoding    mean absolute difference, grey levels
+    85, 4:2:0         20.0      0.8 ms    2.3
+    90, 4:2:0         24.6      0.8 ms    1.8
+    90, 4:4:4         28.4      0.8 ms    1.6
+    95, 4:2:0         34.2      0.9 ms    1.3
+    95, 4:4:4         39.8      0.9 ms    1.1
+"""
+
+import io
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from lape_jax.data import decode
+from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data.offline import rewrite
+from lape_jax.data.offline.splits import DataSet
+from lape_jax.errors import UserError
+
+
+def shrink(data: bytes, short: int, quality: int, name: str) -> bytes:
+    """The image file with its shorter side reduced to `short` pixels, or unchanged if that is no longer than this.
+
+    The longer side becomes floor(short * long / old short), by Pillow's bicubic filter, as in `decode.eval_crop`: so an
+    evaluation with floor(image_size / crop_ratio) = short sees the pixels it saw before, but for the compression.
+    PNG stays PNG; JPEG is written as RGB, with 4:2:0 chroma and no metadata.
+
+    Raises:
+      CorruptImage: it cannot be read, whether or not it is small.
+    """
+    pixels = decode.decode(data, 3, name)
+    height, width = pixels.shape[:2]
+    if min(height, width) <= short:
+        return data
+    size = (short, short * height // width) if width <= height else (short * width // height, short)
+    smaller = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    if data.startswith(b"\x89PNG"):
+        smaller.save(file, "PNG")
+    else:
+        smaller.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return file.getvalue()
+
+
+def copy(
+    data: DataSet,
+    wanted: str,
+    out: str,
+    name: str,
+    *,
+    short: int,
+    quality: int,
+    threads: int,
+    max_corrupt: int,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Writes the copy of the splits `wanted` ("a,b", or "" for all) of a data set, and says how to use it.
+
+    Args:
+      name: of the copy; "" to make one from the data set's name and `short`.
+      out, short, quality, threads, max_corrupt: see `shrink` and `rewrite.write`.
+
+    Raises:
+      UserError: the data set cannot be read, or `name` cannot be one, or as in `rewrite.write`.
+    """
+    if data.kind == "arrays":
+        raise UserError("arrays cannot be resized, only image files and TFDS data sets")
+    splits = {split: data.open(split) for split in data.split_names(wanted)}
+    for split, source in splits.items():
+        try:
+            source[0]
+        except CorruptImage:
+            pass
+        except UserError as error:  # found now, not after a day
+            raise UserError(f"{error}; name the splits to copy without {split}: --splits=A,B") from None
+    if not name:
+        base = data.name.partition(":")[0] or os.path.basename(os.path.abspath(data.path))
+        name = f"{re.sub(r'[^a-z0-9]+', '_', base.lower()).strip('_') or 'images'}_{short}"
+        name = name if name[0].isalpha() else f"images_{name}"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"--as={name}: the name must consist of a-z, 0-9 and _, beginning with a letter")
+    if data.kind == "folder" and Path(out).resolve().is_relative_to(Path(data.path).resolve()):
+        raise UserError(f"--out={out} lies in the data set itself: choose another directory")
+    about = (
+        f"{data.title()}, images reduced to a shorter side of at most {short} pixels (Pillow's bicubic filter; JPEG of "
+        f"quality {quality}, 4:2:0)"
+    )
+    rewrite.write(
+        splits,
+        Path(out),
+        name,
+        lambda image, image_name: shrink(image, short, quality, image_name),
+        options={"origin": data.title(), "short": short, "quality": quality},
+        about=about,
+        threads=threads,
+        max_corrupt=max_corrupt,
+        say=say,
+    )
+    say(f"look it over: python -m lape_jax.prepare check --name={name} --path={out}")

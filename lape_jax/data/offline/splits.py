@@ -1,0 +1,74 @@
+"""All splits of a data set on disk, found by looking."""
+
+import os
+from typing import NamedTuple
+
+from lape_jax.data import sources
+from lape_jax.data.example import Source
+from lape_jax.errors import UserError, nearest
+
+KINDS = ("folder", "arrays", "tfds")
+
+
+class DataSet(NamedTuple):
+    """Where a data set is: kind "folder", "arrays" or "tfds", and else as in the config.
+
+    `train` is the split that defines the classes of a folder or of arrays.
+    """
+
+    kind: str
+    path: str
+    name: str = ""
+    train: str = "train"
+
+    def split_names(self, wanted: str = "") -> list[str]:
+        """All splits, `train` first, or those of the comma-separated list `wanted`.
+
+        Raises:
+          UserError: the data set, `train` or a wanted split is not there.
+        """
+        match self.kind:
+            case "folder":
+                found = [entry.name for entry in self._entries() if entry.is_dir()]
+            case "arrays":
+                found = [entry.name.removesuffix(".npz") for entry in self._entries() if entry.name.endswith(".npz")]
+            case "tfds":
+                from lape_jax.data.records import open_builder  # imports TFDS
+
+                found = list(open_builder(self.name, self.path).info.splits)
+            case unknown:
+                raise UserError(f"--source: {nearest(unknown, KINDS)}")
+        if self.kind != "tfds" and self.train not in found:
+            there = ", ".join(sorted(found)) or "none"
+            raise UserError(
+                f"{self.path} has no split {self.train!r} (--train), which defines the classes; found: {there}"
+            )
+        for split in (chosen := [split for split in wanted.split(",") if split]):
+            if split not in found:
+                raise UserError(f"--splits: {nearest(split, sorted(found))}")
+        return chosen or sorted(found, key=lambda split: (split != self.train, split))
+
+    def open(self, split: str) -> Source:
+        """One of them. Raises UserError as `sources.open_split` does."""
+        match self.kind:
+            case "folder":
+                return sources.folder(self.path, split, self.train)
+            case "arrays":
+                return sources.arrays(self.path, split, self.train)
+            case _:
+                from lape_jax.data.records import tfds_records
+
+                return tfds_records(self.name, self.path, split)
+
+    def title(self) -> str:
+        """A name for it: the directory's, or TFDS's, with the version."""
+        if self.kind != "tfds":
+            return os.path.basename(os.path.abspath(self.path))
+        from lape_jax.data.records import open_builder
+
+        return open_builder(self.name, self.path).info.full_name
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        if not os.path.isdir(self.path):
+            raise UserError(f"--path={self.path} is not a directory" if self.path else "--path=DIR is missing")
+        return [entry for entry in os.scandir(self.path) if not entry.name.startswith(".")]

@@ -1,0 +1,144 @@
+"""The files of a TFDS data set of images and labels in array_record, written without TensorFlow.
+
+    DATA_DIR/NAME/VERSION/NAME-SPLIT.array_record-00000-of-00313 ..., features.json, label.labels.txt, dataset_info.json
+
+TFDS takes a directory for a data set once dataset_info.json is in it, so this one is written last. Importing this
+module imports tensorflow_datasets.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
+
+from lape_jax.errors import UserError
+
+FEATURES = "tensorflow_datasets.core.features"
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+class Shard(NamedTuple):
+    """What the description says of a shard: how many records it has, and their bytes."""
+
+    records: int
+    bytes: int
+
+
+def shard_name(name: str, split: str, number: int, count: int) -> str:
+    """
+    >>> shard_name("pets", "train", 3, 20)
+    'pets-train.array_record-00003-of-00020'
+    """
+    return f"{name}-{split}.array_record-{number:05d}-of-{count:05d}"
+
+
+def record(image: bytes, label: int, file_name: str) -> bytes:
+    """A serialised example of the features image, label and file_name. The same arguments give the same bytes."""
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(image)
+    feature["label"].int64_list.value.append(label)
+    feature["file_name"].bytes_list.value.append(os.fsencode(file_name))
+    return example.SerializeToString(deterministic=True)
+
+
+def write_shard(path: Path, records: Iterable[bytes]) -> Shard:
+    """Writes an array_record file as TFDS does, all or nothing: under this name there is never half of it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    count = size = 0
+    try:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        for data in records:
+            writer.write(data)
+            count, size = count + 1, size + len(data)
+        writer.close()
+        written = ArrayRecordReader(str(partial)).num_records()
+    except RuntimeError as error:  # array_record's: disk full, no permission, ...
+        raise OSError(str(error)) from error
+    if written != count:
+        raise OSError(f"{partial} holds {written} records after {count} were written to it")
+    _publish(partial, path)
+    return Shard(count, size)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, all or nothing."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    _publish(partial, path)
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Gives a file its name once its content is on the disk, so that not even a power cut leaves an empty one."""
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_description(
+    directory: Path,
+    name: str,
+    version: str,
+    shards: Mapping[str, Sequence[Shard]],
+    classes: Sequence[str],
+    about: str,
+) -> None:
+    """Makes a data set of the shards (split -> all of them, in order) that lie in `directory`.
+
+    Raises:
+      UserError: a class has a name that label.labels.txt cannot hold.
+      OSError: it cannot be written.
+    """
+    check_classes(classes)
+    image = {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "3"]}}
+    features = {
+        "image": {"pythonClassName": f"{FEATURES}.image_feature.Image", "image": image},
+        "label": {
+            "pythonClassName": f"{FEATURES}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": str(len(classes))},
+        },
+        "file_name": {"pythonClassName": f"{FEATURES}.text_feature.Text", "text": {}},
+    }
+    whole = {"pythonClassName": f"{FEATURES}.features_dict.FeaturesDict", "featuresDict": {"features": features}}
+    info = {
+        "name": name,
+        "version": version,
+        "description": about,
+        "fileFormat": "array_record",
+        "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},
+        "splits": [
+            {
+                "name": split,
+                "filepathTemplate": TEMPLATE,
+                "shardLengths": [str(shard.records) for shard in parts],
+                "numBytes": str(sum(shard.bytes for shard in parts)),
+            }
+            for split, parts in shards.items()
+        ],
+    }
+    write_text(directory / "label.labels.txt", "".join(f"{name}\n" for name in classes))
+    write_text(directory / "features.json", json.dumps(whole, indent=2))
+    write_text(directory / "dataset_info.json", json.dumps(info, indent=2))
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Raises UserError unless TFDS, which strips the lines of label.labels.txt, can give these names back."""
+    for name in classes:
+        if name != name.strip() or not name or "\n" in name or name.encode(errors="replace").decode() != name:
+            raise UserError(f"the class name {name!r} cannot be stored: it has blanks at an end, or is not plain text")

@@ -1,0 +1,86 @@
+"""Looks over, downloads, shrinks and converts data sets, once, before training.
+
+    python -m lape_jax.prepare check  --path=DIR | --source=arrays --path=DIR | --name=NAME --path=DATA_DIR  [--all]
+    python -m lape_jax.prepare resize --path=DIR | --name=NAME --path=DATA_DIR  --short=N --out=OUT
+    python -m lape_jax.prepare tfds NAME --path=DATA_DIR [--manual=DIR]
+    python -m lape_jax.prepare cifar --path=OFFICIAL_FILES --out=OUT
+
+check   says what is there and which images cannot be read; exit code 2 if something cannot be used.
+resize  writes a copy with the shorter side of every image reduced to N pixels, as OUT/NAME_N/1.0.0, a TFDS data set in
+        array_record. The same command goes on with a copy that was interrupted.
+tfds    downloads a TFDS data set into array_record, for which TFDS needs TensorFlow (pip install "lape_jax[prepare]");
+        or converts one that is there as tfrecord, without.
+cifar   turns the official files of CIFAR-10 or CIFAR-100 into train.npz and val.npz for data.source=arrays.
+
+DIR holds a directory for each split and in it one for each class (--source=folder, the default without --name), or
+SPLIT.npz (--source=arrays). DATA_DIR is laid out as TFDS does it; --path= of it can be left out where TFDS knows it.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lape_jax import cli
+from lape_jax.data.offline import check, cifar, splits
+from lape_jax.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse(argv)
+    match args.command:
+        case "check":
+            check.report(args.set, args.splits, everything=args.all, threads=args.threads)
+        case "resize":
+            from lape_jax.data.offline import resize  # imports TFDS, as does `download`: half a second
+
+            resize.copy(
+                args.set, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
+                threads=args.threads, max_corrupt=args.max_corrupt,
+            )  # fmt: skip
+        case "tfds":
+            from lape_jax.data.offline import download
+
+            download.prepare(args.name, args.path, args.manual)
+            print(f"look it over: python -m lape_jax.prepare check --name={args.name} --path={args.path}")
+        case "cifar":
+            version, counts = cifar.convert(args.path, Path(args.out))
+            print(f"{version}: {', '.join(f'{args.out}/{split}.npz: {n:,} images' for split, n in counts.items())}")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.Parser(
+        prog="python -m lape_jax.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = {name: commands.add_parser(name).add_argument for name in ("check", "resize", "tfds", "cifar")}
+    place = {"type": os.path.expanduser, "default": "", "metavar": "DIR"}
+    for option in add.values():
+        option("--path", help="where the data set is", **place)
+    for option in (add["check"], add["resize"]):
+        option("--source", default="", help=f"kind of data set: {', '.join(splits.KINDS)}")
+        option("--name", default="", help="of a TFDS data set: NAME[/CONFIG][:VERSION]")
+        option("--train", default="train", help="the split that defines the classes (default %(default)s)")
+        option("--splits", default="", metavar="A,B", help="only these")
+        option("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
+    add["check"]("--all", action="store_true", help="read all images, not only some of each split")
+    add["resize"]("--short", type=int, required=True, metavar="N", help="pixels of the shorter side, at most")
+    add["resize"]("--quality", type=int, default=90, help="of JPEG (default %(default)s)")
+    add["resize"]("--max-corrupt", type=int, default=10, help="how many unreadable images are left out at most")
+    add["resize"]("--as", dest="new_name", default="", metavar="NAME", help="of the copy, instead of NAME_N")
+    add["tfds"]("name", metavar="NAME", help="NAME[/CONFIG][:VERSION]")
+    add["tfds"]("--manual", help="where files are that must be downloaded by hand", **place)
+    for name in ("resize", "cifar"):
+        add[name]("--out", required=True, help="where the result goes", **place)
+    args = parser.parse_args(argv)
+    for name, low, high in (("threads", 1, 1024), ("short", 8, 8192), ("quality", 1, 95), ("max_corrupt", 0, 10**9)):
+        if not low <= getattr(args, name, low) <= high:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be {low} to {high}")
+    if args.command in ("check", "resize"):
+        args.set = splits.DataSet(args.source or ("tfds" if args.name else "folder"), args.path, args.name, args.train)
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_code(lambda: main(sys.argv[1:])))

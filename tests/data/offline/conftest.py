@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def photos(tmp_path, encode):
+    """photos(train=5, val=2) -> a directory with so many 12x16 images per split, alternately of classes a and b."""
+
+    def make(form: str = "JPEG", **splits: int) -> Path:
+        rng = np.random.default_rng(0)
+        for split, count in splits.items():
+            for number in range(count):
+                path = tmp_path / "photos" / split / "ab"[number % 2] / f"{number:02d}.{form.lower()}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode(rng.integers(0, 256, (12, 16, 3), np.uint8), form))
+        return tmp_path / "photos"
+
+    return make

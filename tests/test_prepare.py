@@ -1,0 +1,79 @@
+"""The command line; what the commands do is tested in tests/data/offline."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lape_jax import cli, prepare
+from lape_jax.data.records import tfds_records
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A directory with one image of 20x30 in train/ and val/ each."""
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(file, "JPEG")
+    for split in ("train", "val"):
+        (tmp_path / "photos" / split / "cat").mkdir(parents=True)
+        (tmp_path / "photos" / split / "cat" / "1.jpg").write_bytes(file.getvalue())
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """run(*arguments) -> exit code, lines on stdout, text on stderr."""
+    monkeypatch.setattr(cli, "quiet_logs", lambda: logging.getLogger())  # it is for a process of its own
+
+    def run(*argv):
+        code = cli.exit_code(lambda: prepare.main(argv))
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err
+
+    return run
+
+
+def test_resize_and_check(run, photos, tmp_path):
+    out = str(tmp_path / "out")
+    code, lines, _ = run("resize", f"--path={photos}", "--short=16", f"--out={out}", "--as=small", "--threads=1")
+    assert (code, lines[-1]) == (0, f"look it over: python -m lape_jax.prepare check --name=small --path={out}")
+    assert Image.open(io.BytesIO(tfds_records("small", out, "val")[0].image)).size == (16, 24)
+    code, lines, _ = run("check", "--name=small", f"--path={out}", "--all")
+    assert (code, lines[0][:35]) == (0, "train: 1 examples of 1 classes, 0.1")
+    assert run("check", "--source=tfds", "--path", out)[1][0] == "small:1.0.0: train 1, val 1; array_record"
+
+
+def test_a_home_directory_is_expanded(run, photos, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos.parent))
+    assert run("check", "--path=~/photos")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["shrink"], "argument COMMAND: invalid choice: 'shrink'"),
+        (["check"], "--path=DIR is missing"),
+        (
+            ["check", "--source=folders"],
+            "--source: 'folders' is not one of folder, arrays, tfds (did you mean 'folder'",
+        ),
+        (["check", "--pth=x"], "unrecognized arguments: --pth=x"),
+        (["check", "--path=/nowhere"], "--path=/nowhere is not a directory"),
+        (["check", "--path=/", "--threads=0"], "--threads is 0: it must be 1 to 1024"),
+        (["resize", "--path=/", "--out=/x"], "the following arguments are required: --short"),
+        (["resize", "--path=/", "--out=/x", "--short=0"], "--short is 0: it must be 8 to 8192"),
+        (["resize", "--path=/", "--out=/x", "--short=9", "--quality=100"], "--quality is 100: it must be 1 to 95"),
+        (["tfds"], "the following arguments are required: NAME"),
+        (["tfds", "unknown_set", "--path=/nowhere"], "'unknown_set' "),
+        (["cifar", "--path=/nowhere", "--out=/x"], "--path: '/nowhere' cannot be read: No such file or directory"),
+    ],
+)
+def test_mistakes_are_one_line(run, arguments, message):
+    code, lines, err = run(*arguments)
+    assert (code, lines) == (2, [])
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
