@@ -5,7 +5,9 @@ import dataclasses
 import flax.linen as nn
 
 from lape_jax.errors import UserError, nearest
+from lape_jax.models.compact import ViTLite
 from lape_jax.models.fields import cast
+from lape_jax.models.regnet import RegNet
 from lape_jax.models.vit import ViT
 
 _DEIT = {
@@ -17,7 +19,10 @@ VARIANTS = {
     # A ViT for 8x8 to 32x32 images, for trying things out; not from a paper.
     "vit_micro": (ViT, {"width": 64, "depth": 6, "heads": 4, "image_size": 32, "patch_size": 4}),
     **{name: (ViT, sizes) for name, sizes in _DEIT.items()},
+    "vit_lite_6_4": (ViTLite, {"depth": 6}),
+    "vit_lite_7_4": (ViTLite, {}),
     **{f"{name}_distilled": (ViT, {**sizes, "distilled": True}) for name, sizes in _DEIT.items()},
+    "regnety_160": (RegNet, {}),  # a teacher: cannot be trained
 }
 
 

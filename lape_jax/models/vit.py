@@ -1,8 +1,12 @@
 """Vision Transformer / DeiT with every joining method, plain and distilled."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -70,6 +74,11 @@ class ViT(nn.Module):
     remat: str = "none"
     attention: str = "xla"
     dtype: DTypeLike = jnp.float32
+
+    # What other families of the same shape do in another way: initial values (of the patch embedding's kernel, None for
+    # its default; of the class and distillation token; of learnable position tables), and arguments of `Block`.
+    inits: ClassVar[Mapping[str, Initializer | None]] = {"patch": None, "token": normal_02, "table": normal_02}
+    block_options: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -141,11 +150,11 @@ class ViT(nn.Module):
     def setup(self):
         self.check()
         token = (1, 1, self.width)
-        self.patch_embed = PatchEmbed(self.width, _pair(self.patch_size), self.dtype)
+        self.patch_embed = PatchEmbed(self.width, _pair(self.patch_size), self.dtype, self.inits["patch"])
         if self.pool == "token":
-            self.cls_token = self.param("cls_token", normal_02, token, jnp.float32)
+            self.cls_token = self.param("cls_token", self.inits["token"], token, jnp.float32)
         if self.distilled:
-            self.dist_token = self.param("dist_token", normal_02, token, jnp.float32)
+            self.dist_token = self.param("dist_token", self.inits["token"], token, jnp.float32)
         self.position_table = self._table()
         self.pos_dropout = nn.Dropout(self.dropout)
         self.encoder = self._encoder()
@@ -165,7 +174,7 @@ class ViT(nn.Module):
         if absolute == position.LEARNABLE:
             if JOINS[self.joining].table_per_layer:
                 shape = (self.depth, *shape)
-            table = self.param("pos_embed", normal_02, shape, jnp.float32)
+            table = self.param("pos_embed", self.inits["table"], shape, jnp.float32)
         elif absolute == position.SINCOS_1D:
             table = position.sincos_1d(rows, self.width)
         else:
@@ -186,6 +195,7 @@ class ViT(nn.Module):
             "ln_eps": self.ln_eps,
             "attention": self.attention,
             "dtype": self.dtype,
+            **self.block_options,
         }
         return Encoder(self.depth, block, self.drop_path, self.unroll, self.remat, parent=None)
 

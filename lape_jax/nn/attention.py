@@ -5,6 +5,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -67,10 +68,13 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         dense = {"dtype": self.dtype, "kernel_init": normal_02}
         qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **dense)(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
+        qkv = checkpoint_name(qkv, "qkv")
+        # Split before it is reshaped: XLA for TPU copies less.
+        q, k, v = (part.reshape(batch, tokens, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
         bias = None if self.grid is None else self.relative_bias(tokens)
         y = attend_cudnn(q, k, v, bias) if self.implementation == "cudnn" else self.attend(q, k, v, bias, train)
-        y = nn.Dense(width, name="proj", **dense)(y.reshape(batch, tokens, width))
+        y = checkpoint_name(y.reshape(batch, tokens, width), "attended")
+        y = nn.Dense(width, name="proj", **dense)(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
     def attend(self, q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads n n"] | None, train: bool) -> Heads:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -14,12 +15,21 @@ from lape_jax.nn.attention import Attention
 from lape_jax.nn.join import JOINS, PENorm
 from lape_jax.nn.layers import LayerScale, Mlp, drop_path, layer_norm
 
-# What the backward pass may keep: a name of jax.checkpoint_policies, "full" (keep nothing) or "none" (no remat).
+KEPT_BY_ATTENTION = ("qkv", "attended", "residual", "fc1")  # named in the modules by `checkpoint_name`
+# What the backward pass may keep of a block, beside what enters it; it computes the rest again. From least to most:
+#   full                nothing, which makes a step about a quarter more work
+#   attention           q, k and v, what attention returns, the residual stream before the MLP, and the MLP before its
+#                       GELU, all in the compute type. Computed again are the attention weights, of which "none" keeps
+#                       float32 maps of (batch, heads, n, n), and otherwise only what has no matrix product in it.
+#   dots_without_batch  the products with parameters; both products in attention are computed again
+#   dots                all matrix products, with the attention logits
+#   none                whatever differentiation asks for
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(*KEPT_BY_ATTENTION),
 }
 
 
@@ -42,7 +52,8 @@ class Block(nn.Module):
 
     x <- x + DropPath(LS(Attention(join(x, pe))));  x <- x + DropPath(LS(Mlp(LN2(x)))).
 
-    Attributes: see `lape_jax.models.vit.ViT`; `train` turns dropout and stochastic depth on.
+    Attributes: see `lape_jax.models.vit.ViT`; `train` turns dropout and stochastic depth on. With `norm2_on_residual`
+    the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers.
     """
 
     heads: int
@@ -58,6 +69,8 @@ class Block(nn.Module):
     attention: str
     dtype: DTypeLike
     train: bool
+    qkv_bias: bool = True
+    norm2_on_residual: bool = False
 
     @nn.compact
     def __call__(self, carry: Carry, layer: LayerInputs) -> tuple[Carry, dict[str, jax.Array | None]]:
@@ -69,6 +82,7 @@ class Block(nn.Module):
         attention = Attention(
             self.heads,
             grid=self.relative_grid,
+            qkv_bias=self.qkv_bias,
             attn_dropout=self.attn_dropout,
             dropout=self.dropout,
             implementation=self.attention,
@@ -76,9 +90,12 @@ class Block(nn.Module):
             name="attn",
         )
         x = x + self.branch(attention(attention_input, self.train), layer.drop_path, "ls1")
+        x = checkpoint_name(x, "residual")
         mlp = Mlp(self.mlp_hidden, self.dropout, self.dtype, name="mlp")
-        hidden = mlp(layer_norm(self.ln_eps, self.dtype, "norm2")(x), self.train)
-        x = x + self.branch(hidden, layer.drop_path, "ls2")
+        normed = layer_norm(self.ln_eps, self.dtype, "norm2")(x)
+        if self.norm2_on_residual:
+            x = normed.astype(x.dtype)
+        x = x + self.branch(mlp(normed, self.train), layer.drop_path, "ls2")
         handed_on = None if join.table_per_layer else pe
         return Carry(x, handed_on), {"tokens": x, "pe": delivered}
 

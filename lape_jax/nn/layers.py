@@ -5,6 +5,8 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -37,11 +39,13 @@ class PatchEmbed(nn.Module):
         width: D, channels of a token.
         patch_size: height and width of a patch in pixels.
         dtype: type to compute in.
+        kernel_init: None for PyTorch's default, as for the bias.
     """
 
     width: int
     patch_size: tuple[int, int]
     dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
@@ -52,7 +56,7 @@ class PatchEmbed(nn.Module):
             self.patch_size,
             padding="VALID",
             dtype=self.dtype,
-            kernel_init=init,
+            kernel_init=self.kernel_init or init,
             bias_init=init,
             name="proj",
         )
@@ -77,6 +81,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
         width = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=normal_02, name="fc1")(x)
+        x = checkpoint_name(x, "fc1")
         x = nn.Dropout(self.dropout, deterministic=not train)(nn.gelu(x, approximate=False))
         x = nn.Dense(width, dtype=self.dtype, kernel_init=normal_02, name="fc2")(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x)

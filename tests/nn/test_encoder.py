@@ -109,6 +109,47 @@ def test_knobs_change_neither_results_nor_gradients(knobs):
     assert_same(run(**STOCHASTIC, **knobs), run(**STOCHASTIC))
 
 
+@pytest.mark.parametrize("block", [{"relative_grid": (2, 2), "layer_scale": 0.5}, {"norm2_on_residual": True}], ids=str)
+def test_remat_of_attention_fits_every_block(block):
+    assert_same(run(**block, remat="attention"), run(**block))
+
+
+def products_and_kept(remat):
+    """(matrix products in the gradient of one block, shapes of what the forward pass keeps of each block)."""
+    model = encoder(remat=remat)
+
+    def loss(params, carry):
+        return jnp.sum(model.apply({"params": params}, carry, train=False)[0].tokens)
+
+    def products(jaxpr):
+        inner = [
+            leaf for eqn in jaxpr.eqns for leaf in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        ]
+        found = [products(leaf) for leaf in inner if hasattr(leaf, "eqns")]
+        return sum(found) + sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(random_params(model), entering()[0])
+    forward = next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan")
+    kept = forward.outvars[forward.params["num_carry"] :]
+    return products(jaxpr), {var.aval.shape[1:] for var in kept}
+
+
+@pytest.mark.parametrize(
+    ("remat", "products", "weights_kept"),
+    [
+        ("none", 18, True),  # qkv, q k^T, weights v, proj, fc1, fc2; twice as many in the backward pass
+        ("dots", 18, True),
+        ("attention", 19, False),  # and q k^T again
+        ("dots_without_batch", 20, False),  # and weights v, for the gradient of proj
+        ("full", 23, False),  # and qkv, proj and fc1
+    ],
+)
+def test_what_remat_computes_again_and_what_it_keeps(remat, products, weights_kept):
+    found, kept = products_and_kept(remat)
+    assert found == products
+    assert ((BATCH, BLOCK["heads"], TOKENS, TOKENS) in kept) == weights_kept
+
+
 def test_the_stochastic_run_is_stochastic():
     differs = np.abs(run(**STOCHASTIC)["tokens"] - run()["tokens"])
     assert np.all(differs.max(axis=(1, 2)) > 1e-2)
