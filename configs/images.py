@@ -5,8 +5,7 @@
 
 DIR holds one folder per class in train/ and val/, JPEG or PNG. DeiT's learning rate and weight decay (Touvron et al.
 2021), with random crops and flips as the only augmentation: a start from which to try things. Time and accuracy depend
-on the images. Give the batch as an argument (:batch=256), since the learning rate follows it. `debug` without a path
-runs on scikit-learn's digits.
+on the images. `debug` without a path runs on scikit-learn's digits.
 """
 
 from lape_jax.train.config import base, parse_arg
@@ -33,7 +32,7 @@ def get_config(arg=""):
     config.data.image_size = arg.size
     config.data.crop_ratio = 0.875 if arg.size > 64 else 1.0
     config.data.scale = (0.3, 1.0)
-    config.data.flip = True
+    config.augment.flip = True
 
     config.batch_size = arg.batch
     config.total_epochs = arg.epochs
@@ -41,8 +40,8 @@ def get_config(arg=""):
     config.log_percent = 0.5
     config.eval_percent = 5.0
     config.checkpoint_percent = 5.0
-    config.optimizer.lr = 5e-4 * arg.batch / 512
-    config.optimizer.min_lr = config.optimizer.lr / 100
+    config.optimizer.lr, config.optimizer.lr_batch = 5e-4, 512
+    config.optimizer.min_lr = 1e-6
     config.loss.label_smoothing = 0.1
 
     if arg.debug:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from lape_jax import cli, port
 from lape_jax.data import sources
 from lape_jax.errors import UserError
-from lape_jax.train import optim, setup, sharding
+from lape_jax.train import setup, sharding
 from lape_jax.train import state as states
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.evaluation import Evaluator
@@ -47,8 +47,7 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
 
 def restore(config, model, mesh, workdir: str, which: str) -> tuple[states.TrainState, int]:
     """The state of the newest ("" or "last"), best ("best") or given checkpoint in `workdir`, and its step."""
-    tx = optim.make(config.optimizer, model.param_shapes(), total_steps=1, warmup_steps=0)  # only its state's shapes
-    abstract = states.abstract(states.initialiser(model, tx, config.ema_decay > 0), mesh, config.sharding)
+    abstract = setup.abstract_state(config, model, mesh, config.sharding)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = None
         if which == "best":

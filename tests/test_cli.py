@@ -61,14 +61,14 @@ def run(capsys):
 
 def test_config_argument_overrides_and_options(run, file, tmp_path):
     argv = [f"--config={file}:join=default,seed=3", "--workdir", str(tmp_path), "--weights=w.npz"]
-    argv += ["--config.optimizer.lr=1", "--config.batch_size", "64", "--config.data.flip", "--config.model.width=96"]
+    argv += ["--config.optimizer.lr=1", "--config.batch_size", "64", "--config.augment.flip", "--config.model.width=96"]
     argv += ["--config.total_steps=10", "--noconfig.data.resident", "--config.data.mean=(0.5, -1, 1e-1)"]
     code, config, args, err = run(*argv, required=("config", "workdir"), options={"weights": "a file"})
     assert (code, err) == (0, "")
     assert (args.workdir, args.weights) == (str(tmp_path), "w.npz")
     assert config.model.to_dict() == {"name": "deit_ti", "join": "default", "width": 96}
     assert (config.seed, config.batch_size, config.optimizer.lr) == (3, 64, 1.0)
-    assert (config.data.flip, config.data.resident, config.data.mean) == (True, False, (0.5, -1, 0.1))
+    assert (config.augment.flip, config.data.resident, config.data.mean) == (True, False, (0.5, -1, 0.1))
     assert (config.total_steps, config.total_epochs) == (10, None)
 
 
@@ -101,8 +101,8 @@ def test_config_of_a_workdir(run, file, tmp_path):
             "config.batch_size is 'abc': it must be an int",
         ),
         (["--config={file}", "--workdir=x", "--config.batch_size"], "config.batch_size is 'true': it must be an int"),
-        (["--config={file}", "--workdir=x", "--config.data.flip=maybe"], "it must be true or false"),
-        (["--config={file}", "--workdir=x", "--noconfig.data.flip=1"], "takes no value"),
+        (["--config={file}", "--workdir=x", "--config.augment.flip=maybe"], "it must be true or false"),
+        (["--config={file}", "--workdir=x", "--noconfig.augment.flip=1"], "takes no value"),
         (["--config={file}", "--workdir=x", "--config.batch_size=0"], "it must be at least 1"),
     ],
 )

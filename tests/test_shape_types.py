@@ -98,8 +98,8 @@ WRONG = {
     "a rate per sample": (drop_path, zeros(2, 5, 8), zeros(2), KEY),
     "float images": (random_flip, zeros(1, 4, 4, 3), KEY),
     "rank of pixels": (lambda images: normalise(images, (0.5,), (0.5,)), uint8(4, 4, 1)),
-    "rank of labels": (classify.cross_entropy, zeros(2, 3), zeros(2, 1, dtype=jnp.int32)),
-    "labels of another batch": (classify.cross_entropy, zeros(2, 3), zeros(3, dtype=jnp.int32)),
+    "labels for targets": (classify.cross_entropy, zeros(2, 3), zeros(2, dtype=jnp.int32)),
+    "targets of another batch": (classify.cross_entropy, zeros(2, 3), zeros(3, 3)),
     "float labels": (lambda *args: classify.in_top(*args, 1), zeros(2, 3), zeros(2)),
 }
 
@@ -115,4 +115,4 @@ def test_right_shapes_are_not():
     jax.eval_shape(attend, zeros(2, 5, 8), zeros(5, 8))
     jax.eval_shape(encode(vit()), KEY, zeros(2, 5, 8), zeros(5, 8))
     jax.eval_shape(init(vit()), KEY, zeros(1, 4, 4, 3))
-    assert np.isfinite(float(classify.cross_entropy(jnp.zeros((1, 2)), jnp.zeros(1, int))[0]))
+    assert np.isfinite(float(classify.cross_entropy(jnp.zeros((1, 2)), jnp.ones((1, 2)))[0]))

@@ -50,17 +50,25 @@ _PEAK_FLOPS = (
 
 
 def steps(
-    config: ConfigDict, name: str, *, batch_size: int, steps_per_epoch: int, total_steps: int | None = None
+    config: ConfigDict,
+    name: str,
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
+    total_steps: int | None = None,
+    default: int | None = None,
 ) -> int:
     """The duration `name` of `config` in steps, whichever of its units is set, rounded to the nearest step.
 
     `{name}_steps`, `{name}_epochs` * steps_per_epoch, `{name}_examples` / batch_size, or `{name}_percent` / 100 *
     total_steps. At least 1, unless the duration is 0.
 
-    Raises UserError unless exactly one unit is set.
+    Raises UserError unless exactly one unit is set, or none and there is a `default`.
     """
     keys = [f"{name}_{unit}" for unit in DURATIONS[name]]
     given = [key for key in keys if config[key] is not None]
+    if not given and default is not None:
+        return default
     if len(given) != 1:
         raise UserError(
             f"the {name} duration needs one of {', '.join(keys)}; the config sets {' and '.join(given) or 'none'}"
@@ -197,10 +205,10 @@ def flops_per_image(model: nn.Module, variables: Any) -> float:
         model = model.clone(attention="xla")
     image = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
     forward = jax.make_jaxpr(lambda variables, images: model.apply(variables, images, train=False)[0])
-    return float(_matrix_flops(forward(variables, image)))
+    return float(matrix_flops(forward(variables, image)))
 
 
-def _matrix_flops(jaxpr: Any) -> int:
+def matrix_flops(jaxpr: Any) -> int:
     """Of all dot_general and conv_general_dilated in `jaxpr`; the body of a scan counts `length` times."""
     flops = 0
     for eqn in jaxpr.eqns:
@@ -212,7 +220,7 @@ def _matrix_flops(jaxpr: Any) -> int:
             kernel, features = eqn.invars[1].aval, eqn.params["dimension_numbers"].rhs_spec[0]
             flops += 2 * eqn.outvars[0].aval.size * kernel.size // kernel.shape[features]
         inner = [value for value in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr) if _is_jaxpr(value)]
-        flops += eqn.params.get("length", 1) * sum(map(_matrix_flops, inner))
+        flops += eqn.params.get("length", 1) * sum(map(matrix_flops, inner))
     return flops
 
 

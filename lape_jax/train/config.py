@@ -34,7 +34,10 @@ DURATIONS = {
     "log": ("steps", "epochs", "examples", "percent"),
     "eval": ("steps", "epochs", "examples", "percent"),
     "checkpoint": ("steps", "epochs", "examples", "percent"),
+    "cooldown": ("steps", "epochs", "examples", "percent"),
+    "mix": ("steps", "epochs", "examples", "percent"),
 }
+OPTIONAL = ("cooldown", "mix")  # durations that a config may leave out
 _UNIT_TYPES = {"steps": int, "epochs": float, "examples": int, "percent": float}
 _WORDS = {bool: "true or false", int: "an int", float: "a finite number", str: "a string", tuple: "a tuple"}
 _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -43,7 +46,8 @@ _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": F
 def base() -> ConfigDict:
     """Every key with its default and type, locked; only `model` takes new keys (checked by `models.create`).
 
-    Durations have no default: a config sets one unit of each of `total`, `warmup`, `log`, `eval`, `checkpoint`.
+    Durations have no default: a config sets one unit of each of `total`, `warmup`, `log`, `eval`, `checkpoint`, and may
+    set `cooldown` (the end of the run, at min_lr, after the schedule) and `mix` (how long mixup and CutMix are on).
     """
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the data order, augmentation and dropout
@@ -51,8 +55,10 @@ def base() -> ConfigDict:
     config.model = ConfigDict({"name": "deit_ti"})  # name, and any field of that model: models.create(**config.model)
 
     config.data = data = ConfigDict()
-    data.source = "digits"  # digits | folder | tfds
-    data.path = ""  # folder: the directory that holds train/ and val/; tfds: its data_dir
+    data.source = "digits"  # digits | folder | arrays | tfds
+    data.path = (
+        ""  # folder: the directory that holds train/ and val/; arrays: train.npz and val.npz; tfds: its data_dir
+    )
     data.name = ""  # tfds: the data set's name
     data.train_split = "train"
     data.val_split = "val"
@@ -61,12 +67,26 @@ def base() -> ConfigDict:
     data.mean = (0.485, 0.456, 0.406)  # of images scaled to [0, 1]: x -> (x - mean) / std
     data.std = (0.229, 0.224, 0.225)
     data.resident = False  # keep the whole set on the device (small sets)
-    data.flip = False  # horizontal, with probability 1/2
     data.scale = (0.08, 1.0)  # random-resized crop: range of its area, as a fraction of the image's
     data.ratio = (3 / 4, 4 / 3)  # ... and of its aspect ratio
+    data.interpolation = "bicubic"  # of that crop and of the policy's warps: bicubic | bilinear | random
+    data.pad = 0  # pixels: above 0, a crop of the padded image takes the place of the random-resized crop
     data.crop_ratio = 0.875  # evaluation: centre crop side / resized shorter side
+    data.repeats = 1  # copies of an image in an epoch: 3 = DeiT's repeated augmentation
+    data.repeat_ranks = 4  # ... whose copies fall to so many emulated processes
     data.threads = 8
     data.max_corrupt = 10  # distinct corrupt images skipped in training before the run stops
+
+    config.augment = augment = ConfigDict()  # on the device, after the crop
+    augment.flip = False  # horizontal, with probability 1/2
+    augment.policy = "none"  # none | rand-m9-mstd0.5-inc1 (and its like) | cifar10_autoaugment | three_augment
+    augment.color_jitter = 0.0  # brightness, contrast and saturation by factors in 1 +- this; 0 = off
+    augment.erase_prob = 0.0  # of erasing a random box of an image
+    augment.mixup = 0.0  # lambda ~ Beta(mixup, mixup); 0 = off
+    augment.cutmix = 0.0  # the same for CutMix
+    augment.mix_prob = 1.0  # of mixing a batch
+    augment.mix_switch_prob = 0.5  # of CutMix where both are on
+    augment.order = "erase_then_mix"  # or "mix_then_erase", with mixing in 8 bits
 
     config.batch_size = 128  # of one optimizer step, over all devices
     config.eval_batch_size = 256
@@ -77,7 +97,9 @@ def base() -> ConfigDict:
             config[f"{name}_{unit}"] = placeholder(_UNIT_TYPES[unit])
 
     config.optimizer = optimizer = ConfigDict()  # AdamW under a cosine schedule with linear warm-up
-    optimizer.lr = 1e-3
+    optimizer.schedule = "step"  # the rate changes every "step", every "epoch", or there one late: "epoch_lag"
+    optimizer.lr = 1e-3  # at the peak; for a batch of `lr_batch` images if that is set, in proportion for others
+    optimizer.lr_batch = 0
     optimizer.warmup_lr = 1e-6
     optimizer.min_lr = 1e-5
     optimizer.weight_decay = 0.05
@@ -90,7 +112,15 @@ def base() -> ConfigDict:
     optimizer.wd_mults = ()  # the same for weight decay; () = the rule of the published recipe
 
     config.loss = ConfigDict({"label_smoothing": 0.0})
+    config.distill = distill = ConfigDict()  # hard distillation, for models with a distillation token
+    distill.teacher = ""  # a file of weights, the workdir of a run, or "labels" to do without
+    distill.model = ""  # name of the teacher's model, for a file of weights
+    distill.alpha = 0.5  # weight of the teacher's labels in the loss
     config.ema_decay = 0.0  # of a running mean of the weights, evaluated beside them; 0 = off
+    config.distributed = distributed = ConfigDict()  # over several processes; unset = from the environment
+    distributed.coordinator = ""  # host:port of process 0
+    distributed.process_id = -1
+    distributed.process_count = 0
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices on each axis, -1 = the rest
     config.sharding = ((".*", "replicate"),)  # (regex of the parameter's path, strategy): first match wins
     config.keep_checkpoints = 3  # the newest so many, and the best

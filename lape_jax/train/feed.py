@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from lape_jax.data import order
 from lape_jax.errors import UserError
 from lape_jax.train import sharding
 from lape_jax.train.state import TrainState
@@ -24,13 +23,14 @@ class Resident:
     other steps executes the very same code, and its results are the same bits.
 
     Args:
-        update: (state, batch) -> state, see `lape_jax.train.state.update_function`.
+        update: (state, batch, *frozen) -> state, see `lape_jax.train.state.update_function`.
         data: the set, as `lape_jax.data.resident.load` returns it.
         shardings: of the state.
         mesh: of the devices.
-        seed: of the data order.
+        indices: step -> the examples of its batch.
         batch_size: examples of a step.
         max_steps: most steps of a dispatch.
+        frozen: further arguments of `update`, arrays on the devices.
     """
 
     def __init__(
@@ -40,22 +40,23 @@ class Resident:
         shardings: Any,
         mesh: jax.sharding.Mesh,
         *,
-        seed: int,
+        indices: Callable[[int], np.ndarray],
         batch_size: int,
         max_steps: int,
+        frozen: tuple = (),
     ):
-        self.max_steps = max_steps
+        self.max_steps, self._frozen = max_steps, frozen
         self.waited = 0.0
         everywhere = sharding.replicated(mesh)
         rows = sharding.batch_sharding(mesh, batch_size)
-        self._order = lambda step: order.batch_indices(seed, step, batch_size, len(data["label"]))
+        self._order = indices
         self._place = lambda array: place(array, everywhere)
         self._data = {name: self._place(array) for name, array in data.items()}
 
-        def steps(state: TrainState, data: dict, indices, count):
+        def steps(state: TrainState, data: dict, indices, count, *frozen):
             def step(i, state):
                 batch = {name: array[indices[i]] for name, array in data.items()}
-                return update(state, jax.lax.with_sharding_constraint(batch, rows))
+                return update(state, jax.lax.with_sharding_constraint(batch, rows), *frozen)
 
             return jax.lax.fori_loop(0, count, step, state)
 
@@ -70,7 +71,7 @@ class Resident:
             indices[i] = self._order(step + i)
         indices = self._place(indices)
         self.waited += time.perf_counter() - start
-        return self._steps(state, self._data, indices, np.int32(count))
+        return self._steps(state, self._data, indices, np.int32(count), *self._frozen)
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -80,19 +81,27 @@ class Streamed:
     """Takes one batch after the other from a host iterator; the next one is on its way while the device works.
 
     Args:
-        update: (state, batch) -> state.
+        update: (state, batch, *frozen) -> state.
         batches: this host's part of every batch, in order, with a `close` method.
         shardings: of the state.
         mesh: of the devices.
         batch_size: examples of a step, over all hosts.
+        frozen: further arguments of `update`, arrays on the devices.
     """
 
     max_steps = 1
 
     def __init__(
-        self, update: Callable, batches: Iterator[dict], shardings: Any, mesh: jax.sharding.Mesh, *, batch_size: int
+        self,
+        update: Callable,
+        batches: Iterator[dict],
+        shardings: Any,
+        mesh: jax.sharding.Mesh,
+        *,
+        batch_size: int,
+        frozen: tuple = (),
     ):
-        self.waited = 0.0
+        self.waited, self._frozen = 0.0, frozen
         self._batches = batches
         self._rows = sharding.batch_sharding(mesh, batch_size)
         self._update = jax.jit(update, donate_argnums=0, out_shardings=shardings)
@@ -104,7 +113,7 @@ class Streamed:
             batch = self._next() if self._ahead is None else self._ahead
             if isinstance(batch, UserError):
                 raise batch  # before `state` is donated, so that it can still be saved
-            state = self._update(state, batch)
+            state = self._update(state, batch, *self._frozen)
             self._ahead = self._next()  # dispatch is asynchronous: the device is at work on the step meanwhile
         return state
 

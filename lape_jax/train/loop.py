@@ -9,13 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
+from lape_jax.augment import recipe
 from lape_jax.data import order, pipeline, resident, sources
 from lape_jax.errors import UserError
-from lape_jax.tasks import classify
-from lape_jax.train import chrono, feed, optim, setup, sharding
+from lape_jax.tasks import classify, distill
+from lape_jax.train import chrono, feed, optim, setup, sharding, teacher
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
@@ -49,25 +51,42 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     val_source = sources.open_split(config.data, "val")
     model = setup.build_model(config, len(source.classes))
     mesh = sharding.make_mesh(config.mesh)
-    order.batch_indices(config.seed, 0, config.batch_size, len(source))  # is there at least one batch?
-    steps_per_epoch = len(source) // config.batch_size
+    repeats = {"repeats": config.data.repeats, "ranks": config.data.repeat_ranks}
+    steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, **repeats)
     duration = functools.partial(chrono.steps, config, batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
     total = duration("total")
+    mixing_steps = duration("mix", total_steps=total, default=total)
     every = {name: duration(name, total_steps=total) for name in ("log", "eval", "checkpoint")}
     warmup = duration("warmup", total_steps=total)
     # What does not fit is said before anything is decoded, restored or written.
     sharding.batch_sharding(mesh, config.batch_size // config.optimizer.accumulate)
-    setup.check_clipping(config, model)
+    setup.check_training(config, model)
+    taught_by = teacher.load(config, model, source.classes, mesh)
 
     # ---- State: shapes first, then created (or restored) right where it belongs --------------------------------------
     params = model.param_shapes()
-    tx = optim.make(config.optimizer, params, total, warmup)
-    learning_rate = optim.schedule(config.optimizer, total, warmup)
+    cooldown = duration("cooldown", total_steps=total, default=0)
+    learning_rate = optim.schedule(
+        config.optimizer,
+        total,
+        warmup,
+        batch_size=config.batch_size,
+        cooldown_steps=cooldown,
+        steps_per_epoch=steps_per_epoch,
+    )
+    tx = optim.make(config.optimizer, params, learning_rate)
     init = states.initialiser(model, tx, ema=config.ema_decay > 0)
     abstract = states.abstract(init, mesh, config.sharding)
+    augment = recipe.make(config, num_classes=model.num_classes, mesh=mesh)
+    if taught_by:
+        loss = distill.training_loss(model, taught_by.model, config.distill.alpha)
+    else:
+        loss = classify.training_loss(model)
+    frozen = (taught_by.variables,) if taught_by else ()
     update = states.update_function(
-        classify.training_loss(model, config),
+        loss,
         tx,
+        lambda batch, key, step: augment(batch, key, step < mixing_steps),
         seed=config.seed,
         accumulate=config.optimizer.accumulate,
         ema_decay=config.ema_decay,
@@ -85,7 +104,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         if step > total:
             raise UserError(f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for")
         evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source))
-        opened = _open_feed(config, source, update, abstract, mesh, step, total)
+        opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total)
 
         # From here on everything fits, so the workdir may be changed.
         with contextlib.closing(opened) as batches, Writers(workdir, step) as writers:
@@ -155,7 +174,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
 
 
 def _open_feed(
-    config: ConfigDict, source: Any, update: Any, abstract: Any, mesh: Any, step: int, total: int
+    config: ConfigDict, source: Any, update: Any, frozen: tuple, abstract: Any, mesh: Any, step: int, total: int
 ) -> feed.Resident | feed.Streamed:
     """Where the batches come from: the device, if `data.resident`, else the host."""
     data = config.data
@@ -168,9 +187,10 @@ def _open_feed(
             resident.load(source, crop_ratio=data.crop_ratio, **common),
             shardings,
             mesh,
-            seed=config.seed,
+            indices=functools.partial(_indices, config, len(source)),
             batch_size=config.batch_size,
             max_steps=config.steps_per_dispatch,
+            frozen=frozen,
         )
     batches = pipeline.train_batches(
         source,
@@ -178,13 +198,24 @@ def _open_feed(
         batch_size=config.batch_size,
         start_step=step,
         total_steps=total,
-        scale=data.scale,
-        ratio=data.ratio,
+        scale=(1.0, 1.0) if data.pad else data.scale,  # padded images are cropped on the device
+        ratio=(1.0, 1.0) if data.pad else data.ratio,
+        interpolation=data.interpolation,
+        repeats=data.repeats,
+        repeat_ranks=data.repeat_ranks,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         **common,
     )
-    return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size)
+    return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size, frozen=frozen)
+
+
+def _indices(config: ConfigDict, size: int, step: int) -> np.ndarray:
+    """The examples of a step's batch."""
+    data = config.data
+    return order.batch_indices(
+        config.seed, step, config.batch_size, size, repeats=data.repeats, ranks=data.repeat_ranks
+    )
 
 
 @contextlib.contextmanager
@@ -220,7 +251,7 @@ def _check_finite(state: states.TrainState, config: ConfigDict, size: int, check
         return
     checkpoints.wait()
     saved = checkpoints.steps()
-    indices = order.batch_indices(config.seed, bad, config.batch_size, size).tolist()
+    indices = _indices(config, size, bad).tolist()
     raise UserError(
         f"the loss or its gradient became NaN or infinite in step {bad} (after {bad} good ones); the last good "
         f"checkpoint is {f'that of step {saved[-1]}' if saved else 'none'}; examples of the batch: {indices}"
@@ -236,8 +267,11 @@ def _introduce(
         f"{config.model.name} (join {model.joining}, pe {model.pe}): {count:,} parameters on {mesh.size} "
         f"{mesh.devices.flat[0].device_kind} ({axes})"
     )
-    for group in optim.describe(config.optimizer, params):
+    for group in optim.describe(config.optimizer, params, config.batch_size):
         console.line(f"  {group}")
+    console.line(f"augmentation: {recipe.describe(config)}")
+    if config.distill.teacher:
+        console.line(f"teacher: {config.distill.teacher} (weight {config.distill.alpha:g})")
     start = f"resuming at step {step} of" if step else "training for"
     console.line(f"{start} {total} steps ({total / epoch:.1f} epochs of {epoch} steps, batch {config.batch_size})")
 

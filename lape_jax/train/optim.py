@@ -46,43 +46,76 @@ def default_wd_mults(params: Any) -> tuple[tuple[str, float], ...]:
     )
 
 
-def schedule(config: Any, total_steps: int, warmup_steps: int) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
-    """Learning rate by update t: linear warm-up into a cosine that is counted from t = 0 (warm-up *not* prefixed).
+def peak_rate(config: Any, batch_size: int) -> float:
+    """lr * batch_size / lr_batch (the linear scaling rule, Goyal et al., arXiv:1706.02677), or lr if lr_batch is 0.
+
+    min_lr and warmup_lr do not follow the batch, as in DeiT's training.
+    """
+    return config.lr * batch_size / config.lr_batch if config.lr_batch else config.lr
+
+
+def schedule(
+    config: Any,
+    total_steps: int,
+    warmup_steps: int,
+    *,
+    batch_size: int = 1,
+    cooldown_steps: int = 0,
+    steps_per_epoch: int = 1,
+) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+    """Learning rate by update: linear warm-up into a cosine that is counted from 0 (warm-up *not* prefixed).
 
         t < W:       warmup_lr + t (lr - warmup_lr) / W
         W <= t < T:  min_lr + (lr - min_lr) (1 + cos(pi t / T)) / 2
         t >= T:      min_lr
-    so lr(W) is already slightly below the peak. Source: timm 0.3.4 `CosineLRScheduler` (there stepped per epoch, here
-    per update).
+    so lr(W) is already slightly below the peak. What t is for update s, in an epoch of E updates (e = floor(s / E)):
+
+        config.schedule = "step":       t = s
+        config.schedule = "epoch":      t = e E
+        config.schedule = "epoch_lag":  t = max(e - 1, 0) E
+    The second is what scripts do that call timm's scheduler with e + 1 after epoch e (T2T-ViT, Compact Transformers),
+    the third those that call it with e (DeiT, LaPE, CeiT). Source: timm 0.3.4 `CosineLRScheduler`.
 
     Args:
-        config: with lr, warmup_lr and min_lr.
-        total_steps: T, updates in the whole run.
+        config: with schedule, lr, lr_batch, warmup_lr and min_lr.
+        total_steps: updates in the whole run, T + cooldown_steps.
         warmup_steps: W.
+        batch_size: images of an update; lr in the formulas is `peak_rate(config, batch_size)`.
+        cooldown_steps: updates at the end of the run that are made at min_lr, beyond the cosine.
+        steps_per_epoch: E.
 
     Returns:
         A function of the update count, usable inside jit and for logging.
 
     Raises:
-        UserError: T is not positive, or W is not within 0..T.
+        UserError: T is not positive, W is not within 0..T, or the peak lies below min_lr.
     """
-    if total_steps < 1:
-        raise UserError(f"the schedule needs at least 1 training step, not {total_steps}")
-    if not 0 <= warmup_steps <= total_steps:
-        raise UserError(f"warm-up of {warmup_steps} steps does not fit into {total_steps} training steps")
-    lr, warmup_lr, min_lr = config.lr, config.warmup_lr, config.min_lr
+    period = total_steps - cooldown_steps
+    if period < 1:
+        raise UserError(
+            f"the schedule needs at least 1 training step, not {period}: {total_steps} less {cooldown_steps} of "
+            f"cool-down"
+        )
+    if not 0 <= warmup_steps <= period:
+        raise UserError(f"warm-up of {warmup_steps} steps does not fit into {period} training steps")
+    lr, warmup_lr, min_lr = peak_rate(config, batch_size), config.warmup_lr, config.min_lr
+    if min_lr > lr:
+        raise UserError(f"config.optimizer.min_lr {min_lr:g} is above the peak of the learning rate, {lr:g}")
+    lag = {"step": 0, "epoch": 0, "epoch_lag": 1}[config.schedule]
 
     def learning_rate(step):
+        if config.schedule != "step":
+            step = jnp.maximum(step // steps_per_epoch - lag, 0) * steps_per_epoch
         # (1 + cos(pi t/T)) / 2 = sin^2(pi (T - t) / 2T), which is also precise near the end of the run in float32
-        cosine = min_lr + (lr - min_lr) * jnp.sin(0.5 * math.pi * (total_steps - step) / total_steps) ** 2
-        after_warmup = jnp.where(step < total_steps, cosine, min_lr)
+        cosine = min_lr + (lr - min_lr) * jnp.sin(0.5 * math.pi * (period - step) / period) ** 2
+        after_warmup = jnp.where(step < period, cosine, min_lr)
         warmup = warmup_lr + step * (lr - warmup_lr) / max(warmup_steps, 1)
         return jnp.where(step < warmup_steps, warmup, after_warmup)
 
     return learning_rate
 
 
-def make(config: Any, params: Any, total_steps: int, warmup_steps: int) -> optax.GradientTransformation:
+def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTransformation:
     """The optimiser of the module docstring, as one optax transformation.
 
     A parameter with lr multiplier 0 is frozen: its gradient does not count in the clipping norm and it never moves.
@@ -90,14 +123,13 @@ def make(config: Any, params: Any, total_steps: int, warmup_steps: int) -> optax
     training step's business: one update per call here.
 
     Args:
-        config: with lr, warmup_lr, min_lr, weight_decay, beta1, beta2, eps, clip_norm (0: off), and the ordered
-            (regex, value) lists lr_mults and wd_mults (empty: `LR_MULTS`, `default_wd_mults`).
+        config: with weight_decay, beta1, beta2, eps, clip_norm (0: off), and the ordered (regex, value) lists lr_mults
+            and wd_mults (empty: `LR_MULTS`, `default_wd_mults`).
         params: the parameter tree (arrays or jax.ShapeDtypeStruct).
-        total_steps: T of the schedule.
-        warmup_steps: W of the schedule.
+        learning_rate: by update, from `schedule`.
 
     Raises:
-        UserError: a parameter that no rule covers, a bad rule or multiplier, or an impossible schedule.
+        UserError: a parameter that no rule covers, or a bad rule or multiplier.
     """
     lr_mults, wd_mults = multipliers(config, params)
     # Always the same pieces, so that a run can be resumed with, for example, another clip_norm.
@@ -106,7 +138,7 @@ def make(config: Any, params: Any, total_steps: int, warmup_steps: int) -> optax
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
         _decay(config, wd_mults),
-        optax.scale_by_learning_rate(schedule(config, total_steps, warmup_steps)),
+        optax.scale_by_learning_rate(learning_rate),
         _scale(lr_mults),
     )
 
@@ -118,8 +150,11 @@ def multipliers(config: Any, params: Any) -> tuple[Any, Any]:
     return lr, wd
 
 
-def describe(config: Any, params: Any) -> list[str]:
-    """One line per group of parameters with equal multipliers, largest learning rate first, for the log."""
+def describe(config: Any, params: Any, batch_size: int) -> list[str]:
+    """For the log: the peak of the learning rate, and each group of parameters with equal multipliers."""
+    peak = f"learning rate {peak_rate(config, batch_size):g}"
+    if config.lr_batch:
+        peak += f" = {config.lr:g} x batch {batch_size} / {config.lr_batch}"
     lr_mults, wd_mults = multipliers(config, params)
     tensors, numbers = Counter(), Counter()
     groups = zip(jax.tree.leaves(lr_mults), jax.tree.leaves(wd_mults), jax.tree.leaves(params), strict=True)
@@ -127,7 +162,8 @@ def describe(config: Any, params: Any) -> list[str]:
         group = (lr, wd if lr else 0.0)
         tensors[group] += 1
         numbers[group] += math.prod(leaf.shape)
-    return [
+    peak += f", changes every {config.schedule.partition('_')[0]}{', one late' * config.schedule.endswith('lag')}"
+    return [peak] + [
         f"{'frozen' if lr == 0 else f'lr x {lr:g}, weight decay x {wd:g}'}: "
         f"{tensors[lr, wd]} tensors, {numbers[lr, wd]:,} parameters"
         for lr, wd in sorted(tensors, reverse=True)

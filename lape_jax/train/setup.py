@@ -14,8 +14,11 @@ from lape_jax import models
 from lape_jax.data import pipeline, resident
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
+from lape_jax.models.regnet import RegNet
 from lape_jax.nn import position
 from lape_jax.train import config as configs
+from lape_jax.train import optim
+from lape_jax.train import state as states
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Any:
@@ -40,12 +43,21 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
     return models.create(**{**implied, **given})
 
 
-def check_clipping(config: ConfigDict, model: Any) -> None:
-    """Raises UserError where clipping the gradient would stop all learning.
+def abstract_state(config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, strategies: Any) -> states.TrainState:
+    """What a checkpoint of `config`'s run is restored by: see `lape_jax.train.state.abstract`."""
+    tx = optim.make(config.optimizer, model.param_shapes(), float)  # of the optimiser only its state's shapes matter
+    return states.abstract(states.initialiser(model, tx, config.ema_decay > 0), mesh, strategies)
 
-    The class row of `sincos_2d` is zero, and so is its PE as long as the biases of the PE's LayerNorms are: each of
-    them then multiplies the gradient of those biases by 1/sqrt(eps), and the clipped rest of the gradient is nothing.
+
+def check_training(config: ConfigDict, model: Any) -> None:
+    """Raises UserError if the model is one for inference only, or where clipping the gradient would stop all learning.
+
+    The latter: the class row of `sincos_2d` is zero, and so is its PE as long as the biases of the PE's LayerNorms are:
+    each of them then multiplies the gradient of those biases by 1/sqrt(eps), and the clipped rest of the gradient is
+    nothing.
     """
+    if isinstance(model, RegNet):
+        raise UserError(f"{config.model.name} is here to teach (config.distill.model) and to be evaluated, not trained")
     flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > 0
     amplified = model.joining == "lape" and model.pe_norm == "layernorm" and model.depth > 1
     if config.optimizer.clip_norm and flat_row and amplified:

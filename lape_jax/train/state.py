@@ -67,37 +67,41 @@ def create(init: Callable, abstract_state: TrainState, seed: int) -> TrainState:
 
 
 def update_function(
-    loss: Callable, tx: optax.GradientTransformation, *, seed: int, accumulate: int, ema_decay: float
-) -> Callable[[TrainState, dict], TrainState]:
-    """The function (state, batch) -> state of one optimiser step.
+    loss: Callable, tx: optax.GradientTransformation, augment: Callable, *, seed: int, accumulate: int, ema_decay: float
+) -> Callable[..., TrainState]:
+    """The function (state, batch, *frozen) -> state of one optimiser step.
 
     Args:
-        loss: (params, batch, key) -> (summed loss, dict of sums with "examples"), as in `lape_jax.tasks.classify`.
+        loss: (params, batch, key, *frozen) -> (summed loss, dict of sums with "examples"), as in
+            `lape_jax.tasks.classify`; `frozen`, a teacher's variables, reaches it from the update's arguments.
         tx: the optimiser.
+        augment: (batch, key, step) -> batch, applied to the whole batch before it is cut up and differentiated.
         seed: with the step it determines all randomness of the update.
         accumulate: micro-batches that the batch is cut into; the gradient is that of the whole batch's mean loss.
         ema_decay: d in ema <- d ema + (1 - d) params, or 0 for no average.
     """
     gradient = jax.grad(loss, has_aux=True)
 
-    def summed_gradient(params, batch, key):
+    def summed_gradient(params, batch, key, *frozen):
         if accumulate == 1:
-            return gradient(params, batch, key)
+            return gradient(params, batch, key, *frozen)
         # Row i goes to micro-batch i mod accumulate: each device keeps its own rows, nothing moves between them.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(total, part):
             index, micro = part
-            result = gradient(params, micro, jax.random.fold_in(key, index))
+            result = gradient(params, micro, jax.random.fold_in(key, index), *frozen)
             return jax.tree.map(jnp.add, total, result), None
 
-        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
+        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key, *frozen)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))[0]
 
-    def update(state: TrainState, batch: dict) -> TrainState:
+    def update(state: TrainState, batch: dict, *frozen: Any) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, sums = summed_gradient(state.params, batch, key)
+        augment_key, loss_key = jax.random.split(key)
+        batch = augment(batch, augment_key, state.step)
+        gradients, sums = summed_gradient(state.params, batch, loss_key, *frozen)
         examples = jnp.maximum(sums["examples"], 1)  # a batch may consist of unreadable images only
         gradients = jax.tree.map(lambda g: g / examples, gradients)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError, nearest
-from lape_jax.train.config import DURATIONS, resolve
+from lape_jax.train.config import DURATIONS, OPTIONAL, resolve
 
 
 def validate(config: ConfigDict) -> None:
@@ -20,12 +20,13 @@ def validate(config: ConfigDict) -> None:
     config = resolve(config)
     for name, units in DURATIONS.items():
         key = next((f"{name}_{unit}" for unit in units if config[f"{name}_{unit}"] is not None), None)
+        if key is None and name in OPTIONAL:
+            continue
         if key is None:
             raise UserError(f"config has no {name} duration: set one of {', '.join(f'{name}_{u}' for u in units)}")
-        if config[key] < 0 or (config[key] == 0 and name != "warmup"):
-            raise UserError(
-                f"config.{key} is {config[key]}: it must be {'at least' if name == 'warmup' else 'above'} 0"
-            )
+        may_be_zero = name in ("warmup", *OPTIONAL)
+        if config[key] < 0 or (config[key] == 0 and not may_be_zero):
+            raise UserError(f"config.{key} is {config[key]}: it must be {'at least' if may_be_zero else 'above'} 0")
         if key.endswith("_percent") and config[key] > 100:
             raise UserError(f"config.{key} is {config[key]}: it must be at most 100 (percent of the run)")
     for keys, right, words in _RULES:
@@ -41,18 +42,17 @@ def validate(config: ConfigDict) -> None:
             raise UserError(
                 f"config.data.{key} has {len(data[key])} values, but config.data.channels is {data.channels}"
             )
-    for source, key in (("folder", "path"), ("tfds", "name")):
+    for source, key in (("folder", "path"), ("arrays", "path"), ("tfds", "name")):
         if data.source == source and not data[key]:
             raise UserError(f"config.data.{key} is empty: data.source={source} needs it (--config.data.{key}=...)")
-    if data.resident and (data.scale, data.ratio) != ((1.0, 1.0), (1.0, 1.0)):
+    augment = config.augment
+    if augment.color_jitter and augment.policy not in ("none", "three_augment"):
         raise UserError(
-            "config.data.resident crops images once, as for evaluation, but config.data.scale and ratio ask for random "
-            "crops: set both to (1.0, 1.0), or resident to False"
+            f"config.augment.color_jitter is {augment.color_jitter}, but the policy {augment.policy!r} leaves it out: "
+            f"set it to 0"
         )
-    if config.optimizer.min_lr > config.optimizer.lr:
-        raise UserError(
-            f"config.optimizer.min_lr {config.optimizer.min_lr} is above config.optimizer.lr {config.optimizer.lr}"
-        )
+    if data.channels == 1 and (augment.policy != "none" or augment.color_jitter):
+        raise UserError("config.augment.policy and color_jitter need colour images: config.data.channels is 1")
     if config.batch_size % accumulate:
         raise UserError(
             f"config.batch_size {config.batch_size} is no multiple of config.optimizer.accumulate {accumulate}"
@@ -89,12 +89,21 @@ def _regex(text: str) -> bool:
 
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
-    "data.source": ("digits", "folder", "tfds"),
+    "data.source": ("digits", "folder", "arrays", "tfds"),
+    "data.interpolation": ("bicubic", "bilinear", "random"),
+    "augment.order": ("erase_then_mix", "mix_then_erase"),
+    "optimizer.schedule": ("step", "epoch", "epoch_lag"),
 }
 # (keys, what holds for a right value, how to say so)
 _RULES = (
     (("seed",), lambda v: 0 <= v < 2**32, "at least 0 and below 2**32"),
-    (("data.max_corrupt",), lambda v: v >= 0, "at least 0"),
+    (("data.max_corrupt", "data.pad"), lambda v: v >= 0, "at least 0"),
+    (("data.repeats", "data.repeat_ranks"), lambda v: v >= 1, "at least 1"),
+    (("augment.mixup", "augment.cutmix"), lambda v: v >= 0, "at least 0 (0 = off)"),
+    (("augment.color_jitter",), lambda v: 0 <= v < 1, "at least 0 (off) and below 1"),
+    (("augment.erase_prob", "augment.mix_prob", "augment.mix_switch_prob"), lambda v: 0 <= v <= 1, "from 0 to 1"),
+    (("distill.alpha",), lambda v: 0 <= v <= 1, "from 0 to 1"),
+    (("optimizer.lr_batch",), lambda v: v >= 0, "at least 0 (0 = lr whatever the batch)"),
     (("optimizer.warmup_lr", "optimizer.min_lr", "optimizer.weight_decay"), lambda v: v >= 0, "at least 0"),
     (("optimizer.clip_norm",), lambda v: v >= 0, "at least 0 (0 = off)"),
     (("optimizer.lr", "optimizer.eps"), lambda v: v > 0, "above 0"),

@@ -57,13 +57,13 @@ def test_override_reads_values_by_the_type_of_their_key():
     texts = {
         "batch_size": "64",
         "optimizer.lr": "1",
-        "data.flip": "True",
+        "augment.flip": "True",
         "data.path": "/some/where",
         "data.mean": "[0.5]",
         "sharding": "(('.*/kernel', 'fsdp'), ('.*', 'replicate'))",
     }
     override(config, texts.items())
-    assert (config.batch_size, config.optimizer.lr, config.data.flip) == (64, 1.0, True)
+    assert (config.batch_size, config.optimizer.lr, config.augment.flip) == (64, 1.0, True)
     assert isinstance(config.optimizer.lr, float)
     assert (config.data.path, config.data.mean) == ("/some/where", (0.5,))
     assert config.sharding == ((".*/kernel", "fsdp"), (".*", "replicate"))
@@ -93,7 +93,7 @@ def test_override_replaces_a_duration_given_in_another_unit():
         ("optimzer.lr", "1", "unknown key config.optimzer.lr .did you mean config.optimizer.lr"),
         ("lr", "1", "unknown key config.lr .did you mean config.optimizer.lr"),
         ("total_step", "1", "did you mean config.total_steps"),
-        ("data.flipp", "1", "did you mean config.data.flip"),
+        ("augment.flipp", "1", "did you mean config.augment.flip"),
         ("xyzzy", "1", "unknown key config.xyzzy: the keys are .*batch_size"),
         ("seed.x", "1", "unknown key config.seed.x"),
         ("model.", "1", "unknown key config.model."),
@@ -103,7 +103,7 @@ def test_override_replaces_a_duration_given_in_another_unit():
         ("total_steps", "ten", "config.total_steps is 'ten': it must be an int"),
         ("optimizer.lr", "fast", "config.optimizer.lr is 'fast': it must be a finite number"),
         ("optimizer.lr", "nan", "config.optimizer.lr is 'nan': it must be a finite number"),
-        ("data.flip", "maybe", "config.data.flip is 'maybe': it must be true or false"),
+        ("augment.flip", "maybe", "config.augment.flip is 'maybe': it must be true or false"),
         ("data.mean", "0.5", "config.data.mean is '0.5': it must be a tuple such as"),
         ("data.mean", "(0.5,", "config.data.mean is .*: it must be a tuple"),
         ("data.mean", "({},)", "config.data.mean has {}"),
@@ -130,7 +130,7 @@ def test_resolve_completes_a_config_made_by_hand():
         ({"batch_size": "8"}, "config.batch_size is '8': it must be an int"),
         ({"batch_size": True}, "config.batch_size is True: it must be an int"),
         ({"batch_size": None}, "config.batch_size is None: it must be an int"),
-        ({"data": {"flip": 1}}, "config.data.flip is 1: it must be true or false"),
+        ({"augment": {"flip": 1}}, "config.augment.flip is 1: it must be true or false"),
         ({"data": 3}, "config.data is 3: it must be a group of keys"),
         ({"seed": {}}, "config.seed is {}: it must be one value"),
         ({"total_steps": 3, "total_epochs": 4.0}, "config sets total_steps and total_epochs, but"),

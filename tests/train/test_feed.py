@@ -64,8 +64,12 @@ class Batches:
         self.closed = True
 
 
+def indices(step):
+    return order.batch_indices(SEED, step, BATCH, SIZE)
+
+
 def resident(update, mesh, shardings, first=0):
-    return feed.Resident(update, DATA, shardings, mesh, seed=SEED, batch_size=BATCH, max_steps=3)
+    return feed.Resident(update, DATA, shardings, mesh, indices=indices, batch_size=BATCH, max_steps=3)
 
 
 def streamed(update, mesh, shardings, first=0):

@@ -33,7 +33,9 @@ PARAMS = {
 
 def config(**overrides):
     base = {
+        "schedule": "step",
         "lr": 1e-2,
+        "lr_batch": 0,
         "warmup_lr": 1e-4,
         "min_lr": 1e-3,
         "weight_decay": 0.3,
@@ -75,16 +77,31 @@ def test_schedule_is_timms_by_hand():
     np.testing.assert_allclose(jax.jit(rate)(jnp.arange(14)), [rate(t) for t in range(14)], rtol=1e-6)
 
 
-def test_schedule_gives_deits_published_rates():
-    # DeiT, 300 epochs with 5 of warm-up, lr 1e-3 at batch 1024 (here per epoch, as timm steps it).
-    rate = optim.schedule(config(lr=1e-3, warmup_lr=1e-6, min_lr=1e-5), total_steps=300, warmup_steps=5)
-    assert [f"{rate(t):.3e}" for t in (0, 1, 5, 99, 298)] == [
-        "1.000e-06",
-        "2.008e-04",
-        "9.993e-04",
-        "7.570e-04",
-        "1.011e-05",
-    ]
+@pytest.mark.parametrize(
+    ("kind", "epochs"),
+    [("step", (0, 1, 5, 99, 298)), ("epoch", (0, 1, 5, 99, 298)), ("epoch_lag", (1, 2, 6, 100, 299))],
+)
+def test_schedule_gives_deits_published_rates(kind, epochs):
+    # DeiT: 300 epochs of 1251 steps with 5 of warm-up, lr 1e-3 at batch 1024.
+    cfg = config(schedule=kind, lr=1e-3, warmup_lr=1e-6, min_lr=1e-5)
+    rate = optim.schedule(cfg, total_steps=300 * 1251, warmup_steps=5 * 1251, steps_per_epoch=1251)
+    published = ["1.000e-06", "2.008e-04", "9.993e-04", "7.570e-04", "1.011e-05"]
+    assert [f"{rate(epoch * 1251):.3e}" for epoch in epochs] == published
+    last = [rate(epoch * 1251 + 1250) for epoch in epochs]
+    assert ([f"{value:.3e}" for value in last] == published) == (kind != "step")  # constant within an epoch
+    if kind == "epoch_lag":
+        assert rate(0) == rate(1250) == rate(1251)  # epochs 0 and 1 both have the first rate
+
+
+def test_cooldown_follows_the_whole_cosine():
+    # Compact Transformers: 10 epochs at min_lr after 300; here 2 after 4, of 3 steps each.
+    cfg = config(schedule="epoch", lr=1.0, warmup_lr=0.1, min_lr=0.25)
+    rate = optim.schedule(cfg, total_steps=18, warmup_steps=3, cooldown_steps=6, steps_per_epoch=3)
+    half = math.sqrt(0.5)
+    per_epoch = [0.1, 0.25 + 0.375 * (1 + half), 0.25 + 0.375, 0.25 + 0.375 * (1 - half), 0.25, 0.25]
+    np.testing.assert_allclose([rate(step) for step in range(18)], np.repeat(per_epoch, 3), rtol=1e-6)
+    with pytest.raises(UserError, match="not 0: 6 less 6 of cool-down"):
+        optim.schedule(cfg, total_steps=6, warmup_steps=0, cooldown_steps=6)
 
 
 def test_schedule_without_warmup_starts_at_the_peak():
@@ -143,16 +160,27 @@ def test_first_matching_rule_wins_on_whole_names():
 )
 def test_bad_rules_are_user_errors(rules, message):
     with pytest.raises(UserError, match=message):
-        optim.make(config(lr_mults=rules), shapes(), 10, 1)
+        optim.make(config(lr_mults=rules), shapes(), float)
 
 
 def test_describe_counts_each_group():
-    lines = optim.describe(config(lr_mults=(("head/.*", 0.0), (".*", 0.5))), shapes())
+    lines = optim.describe(config(lr_mults=(("head/.*", 0.0), (".*", 0.5))), shapes(), batch_size=1024)
     assert lines == [
+        "learning rate 0.01, changes every step",
         "lr x 0.5, weight decay x 1: 4 tensors, 218 parameters",
         "lr x 0.5, weight decay x 0: 10 tensors, 115 parameters",
         "frozen: 2 tensors, 25 parameters",
     ]
+
+
+def test_the_peak_follows_the_batch_and_is_printed():
+    cfg = config(lr=5e-4, lr_batch=512, schedule="epoch_lag", min_lr=0.0)
+    assert optim.describe(cfg, shapes(), 1024)[0] == (
+        "learning rate 0.001 = 0.0005 x batch 1024 / 512, changes every epoch, one late"
+    )
+    assert optim.schedule(cfg, 10, 0, batch_size=256)(0) == np.float32(2.5e-4)
+    with pytest.raises(UserError, match=r"min_lr 0\.001 is above the peak of the learning rate, 0\.0005"):
+        optim.schedule(config(lr=1e-3, lr_batch=512, min_lr=1e-3), 10, 0, batch_size=256)
 
 
 def reference_run(cfg, wd_mults, lr_mults, steps, total, warmup):
@@ -180,7 +208,7 @@ def reference_run(cfg, wd_mults, lr_mults, steps, total, warmup):
 
 def our_run(cfg, steps, total, warmup):
     params = jax.tree.map(jnp.asarray, random_tree(0))
-    tx = optim.make(cfg, params, total, warmup)
+    tx = optim.make(cfg, params, optim.schedule(cfg, total, warmup))
     state = tx.init(params)
 
     @jax.jit
@@ -232,7 +260,7 @@ def test_ten_updates_agree_with_torch_adamw():
 
 def test_frozen_parameters_stay_even_where_gradients_are_not_finite():
     params = {"a": jnp.ones(3), "b": jnp.ones(3)}
-    tx = optim.make(config(lr_mults=(("a", 0), (".*", 1.0)), clip_norm=1.0), params, 10, 0)
+    tx = optim.make(config(lr_mults=(("a", 0), (".*", 1.0)), clip_norm=1.0), params, optim.schedule(config(), 10, 0))
     updates, _ = jax.jit(tx.update)({"a": jnp.full(3, jnp.nan), "b": jnp.ones(3)}, tx.init(params), params)
     np.testing.assert_array_equal(updates["a"], 0.0)
     assert np.all(np.isfinite(updates["b"]))
@@ -241,7 +269,7 @@ def test_frozen_parameters_stay_even_where_gradients_are_not_finite():
 
 def test_weight_decay_without_parameters_is_refused():
     params = {"a": jnp.ones(3)}
-    tx = optim.make(config(), params, 10, 0)
+    tx = optim.make(config(), params, optim.schedule(config(), 10, 0))
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(params, tx.init(params))
 
@@ -249,7 +277,7 @@ def test_weight_decay_without_parameters_is_refused():
 def test_the_state_does_not_depend_on_the_options():
     params = {"a": jnp.ones(3), "b": jnp.ones(3)}
     states = [
-        optim.make(config(**options), params, 10, 0).init(params)
+        optim.make(config(**options), params, float).init(params)
         for options in ({}, {"clip_norm": 1.0, "lr_mults": (("a", 0.0), (".*", 2.0)), "wd_mults": ((".*", 1.0),)})
     ]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])

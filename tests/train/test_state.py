@@ -24,6 +24,10 @@ def squared_error(params, batch, key):
     return loss, {"loss": loss, "top1": jnp.sum(batch["mask"] * (error == 0)), "examples": batch["mask"].sum()}
 
 
+def as_it_is(batch, key, step):
+    return batch
+
+
 def batch(x=((1, 0), (0, 1)), y=(0, 0), mask=(1, 1)):
     return {name: np.asarray(value, np.float32) for name, value in (("x", x), ("y", y), ("mask", mask))}
 
@@ -31,7 +35,7 @@ def batch(x=((1, 0), (0, 1)), y=(0, 0), mask=(1, 1)):
 @functools.cache
 def hand_update(ema_decay=0.0, accumulate=1, seed=0, loss=squared_error):
     tx = optax.sgd(1.0)
-    update = state.update_function(loss, tx, seed=seed, accumulate=accumulate, ema_decay=ema_decay)
+    update = state.update_function(loss, tx, as_it_is, seed=seed, accumulate=accumulate, ema_decay=ema_decay)
     params = {"w": jnp.asarray([1.0, 2.0])}
     start = state.TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -155,12 +159,17 @@ def mesh_of(devices, fsdp=1):
 
 @functools.cache
 def prepare(stochastic=True, accumulate=1):
-    """(init, update) of a tiny ViT; stochastic: with flips and stochastic depth."""
+    """(init, update) of a tiny ViT; stochastic: with noise and stochastic depth."""
     model = models.create("vit_micro", **TINY, drop_path=0.3 * stochastic)
-    data = SimpleNamespace(flip=stochastic, mean=(0.5,), std=(0.5,))
-    loss = classify.training_loss(model, SimpleNamespace(data=data, loss=SimpleNamespace(label_smoothing=0.1)))
+
+    def augment(batch, key, step):
+        image = batch["image"] / 127.5 - 1
+        noise = jax.random.normal(key, image.shape) / step.clip(1)
+        return batch | {"image": image + noise * stochastic, "target": jax.nn.one_hot(batch["label"], 3)}
+
     tx = optax.sgd(0.5, momentum=0.9)
-    update = state.update_function(loss, tx, seed=0, accumulate=accumulate, ema_decay=0.9)
+    loss = classify.training_loss(model)
+    update = state.update_function(loss, tx, augment, seed=0, accumulate=accumulate, ema_decay=0.9)
     return state.initialiser(model, tx, ema=True), jit(update, donate_argnums=0)
 
 

@@ -1,0 +1,81 @@
+"""The teacher of a distilled run: from a file of weights or from another run, onto the mesh."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from lape_jax.errors import UserError
+from lape_jax.tasks import distill
+from lape_jax.train import config as configs
+from lape_jax.train import setup, sharding
+from lape_jax.train import workdir as workdirs
+from lape_jax.train.checkpoint import Checkpoints
+from lape_jax.train.feed import place
+
+SHARED = ("image_size", "channels", "mean", "std")  # of the data: the teacher is shown the student's images
+
+
+class Teacher(NamedTuple):
+    """A model, and its variables in full on every device."""
+
+    model: nn.Module
+    variables: Any
+
+
+def load(config: ConfigDict, student: nn.Module, classes: tuple[str, ...], mesh: jax.sharding.Mesh) -> Teacher | None:
+    """The teacher that `config.distill` names, None if it names none, or the labels.
+
+    Of a run, the best checkpoint that was evaluated, or else the newest one, is the teacher; `distill.model` is for
+    files, and what the run's own config says of the model holds. The teacher computes in the student's type.
+
+    Raises:
+        UserError: there is a distillation token and no teacher, or the reverse; the teacher does not exist or cannot
+            be read; or it was made for other classes, image sizes, channels or another normalisation.
+    """
+    distill.check(config, student)
+    if config.distill.teacher in ("", distill.LABELS):
+        return None
+    path = Path(config.distill.teacher).expanduser()
+    if path.is_dir():
+        return _from_run(path, config, classes, mesh)
+    model, variables = distill.load_teacher(config, student)
+    return Teacher(model, jax.tree.map(lambda array: place(array, sharding.replicated(mesh)), variables))
+
+
+def _from_run(path: Path, config: ConfigDict, classes: tuple[str, ...], mesh: jax.sharding.Mesh) -> Teacher:
+    theirs = configs.from_json(path / "config.json")
+    for key in SHARED:
+        if theirs.data[key] != config.data[key]:
+            raise UserError(
+                f"the teacher in {str(path)!r} was trained with data.{key} {theirs.data[key]!r}, and this run has "
+                f"{config.data[key]!r}: the two must agree"
+            )
+    _check_classes(path, classes)
+    theirs.dtype = config.dtype
+    if "dtype" in theirs.model:
+        del theirs.model["dtype"]
+    model = setup.build_model(theirs, len(classes))
+    abstract = setup.abstract_state(theirs, model, mesh, ((".*", "replicate"),))
+    with Checkpoints(path, read_only=True) as checkpoints:
+        restored = checkpoints.restore(abstract, checkpoints.best_step())
+    if restored is None:
+        raise UserError(f"the teacher in {str(path)!r} has no checkpoints")
+    return Teacher(model, {"params": restored[0].params})
+
+
+def _check_classes(path: Path, classes: tuple[str, ...]) -> None:
+    try:
+        known = json.loads((path / workdirs.DATA).read_text())["classes"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{str(path / workdirs.DATA)!r} does not say which classes the teacher knows") from None
+    if len(known) != len(classes):
+        raise UserError(f"the teacher in {str(path)!r} knows {len(known)} classes, and the data have {len(classes)}")
+    for i, (theirs, ours) in enumerate(zip(known, classes, strict=True)):
+        if theirs != ours:
+            raise UserError(
+                f"class {i} of the teacher in {str(path)!r} is {theirs!r}, and that of the data is {ours!r}"
+            )

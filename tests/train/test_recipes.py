@@ -1,0 +1,98 @@
+"""The recipes against the numbers that their authors published."""
+
+import pytest
+
+from lape_jax import models
+from lape_jax.errors import UserError
+from lape_jax.train import chrono, optim, recipes
+from lape_jax.train.validation import validate
+
+CIFAR = 50_000
+
+
+def durations(config, steps_per_epoch):
+    total = chrono.steps(config, "total", batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
+    of = {"batch_size": config.batch_size, "steps_per_epoch": steps_per_epoch, "total_steps": total}
+    return {name: chrono.steps(config, name, default=0, **of) for name in ("total", "warmup", "cooldown", "mix")}
+
+
+def rates(config, steps_per_epoch, epochs):
+    spans = durations(config, steps_per_epoch)
+    rate = optim.schedule(
+        config.optimizer,
+        spans["total"],
+        spans["warmup"],
+        batch_size=config.batch_size,
+        cooldown_steps=spans["cooldown"],
+        steps_per_epoch=steps_per_epoch,
+    )
+    return [f"{rate(epoch * steps_per_epoch):.3e}" for epoch in epochs]
+
+
+@pytest.mark.parametrize("model", ["deit_ti", "deit_s", "deit_b"])
+def test_deit(model):
+    config = recipes.deit("", model)
+    validate(config)
+    assert (config.model.name, config.model.join, config.model.drop_path) == (model, "lape", 0.1)
+    assert durations(config, 1251) == {"total": 300 * 1251, "warmup": 5 * 1251, "cooldown": 0, "mix": 0}
+    published = ["1.000e-06", "1.000e-06", "2.008e-04", "9.993e-04", "7.570e-04", "1.011e-05"]
+    assert rates(config, 1251, (0, 1, 2, 6, 100, 299)) == published
+    data, augment, optimizer = config.data, config.augment, config.optimizer
+    assert (data.image_size, data.scale, data.interpolation, data.repeats) == (224, (0.08, 1.0), "bicubic", 3)
+    assert (augment.flip, augment.policy, augment.color_jitter) == (True, "rand-m9-mstd0.5-inc1", 0)
+    assert (augment.erase_prob, augment.order) == (0.25, "erase_then_mix")
+    assert (augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob) == (0.8, 1.0, 1.0, 0.5)
+    assert (optimizer.weight_decay, optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.05, 0.9, 0.999, 1e-8)
+    assert (optimizer.clip_norm, optimizer.wd_mults) == (0, ())
+    assert (config.loss.label_smoothing, config.dtype, config.batch_size) == (0.1, "bfloat16", 1024)
+
+
+def test_the_two_ways_to_evaluate_deit():
+    assert [recipes.deit(f"crop={crop}", "deit_ti").data.crop_ratio for crop in ("lape", "deit")] == [1.0, 0.875]
+    with pytest.raises(UserError, match="did you mean 'deit'"):
+        recipes.deit("crop=diet", "deit_ti")
+
+
+def test_distillation_is_for_the_distilled():
+    config = recipes.deit("teacher=x.pth", "deit_s_distilled")
+    assert (config.distill.teacher, config.distill.model, config.distill.alpha) == ("x.pth", "regnety_160", 0.5)
+    with pytest.raises(UserError, match="take deit_s_distilled"):
+        recipes.deit("teacher=x.pth", "deit_s")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "mixing", "published"),
+    [  # t = 0, 5 in the warm-up, 10, 150 (the middle of the cosine), 300 and 309 in the cool-down
+        ("cifar10", 175, ["1.000e-05", "2.800e-04", "5.485e-04", "2.800e-04", "1.000e-05", "1.000e-05"]),
+        ("cifar100", 0, ["1.000e-06", "3.005e-04", "5.984e-04", "3.050e-04", "1.000e-05", "1.000e-05"]),
+    ],
+)
+def test_compact_transformers_on_cifar(dataset, mixing, published):
+    config = recipes.compact_cifar("", "vit_lite_7_4", dataset)
+    validate(config)
+    steps = CIFAR // config.batch_size
+    assert (steps, config.batch_size) == (390, 128)
+    expected = {"total": 310 * 390, "warmup": 10 * 390, "cooldown": 10 * 390, "mix": mixing * 390}
+    assert durations(config, steps) == expected
+    assert rates(config, steps, (0, 5, 10, 150, 300, 309)) == published
+    assert (config.data.scale, config.data.interpolation, config.data.resident) == ((0.8, 1.0), "random", True)
+    assert (config.augment.erase_prob, config.augment.order) == (0.25, "mix_then_erase")
+    assert (config.augment.policy, config.augment.mixup, config.augment.cutmix) == ("rand-m9-mstd0.5-inc1", 0.8, 1.0)
+    assert config.optimizer.weight_decay == 0.06
+
+
+def test_a_shorter_cifar_run_keeps_its_proportions():
+    config = recipes.compact_cifar("epochs=30,erase=0", "vit_lite_7_4", "cifar10")
+    assert durations(config, 390) == {"total": 31 * 390, "warmup": 390, "cooldown": 390, "mix": 17.5 * 390}
+    assert config.augment.erase_prob == 0
+
+
+def test_the_position_table_decays_on_cifar_and_not_in_deit():
+    shapes = models.create("vit_lite_7_4", num_classes=10).param_shapes()
+    for config, decays in (
+        (recipes.compact_cifar("", "vit_lite_7_4", "cifar10"), 1.0),
+        (recipes.deit("", "deit_ti"), 0.0),
+    ):
+        _, wd = optim.multipliers(config.optimizer, shapes)
+        assert (wd["pos_embed"], wd["cls_token"]) == (decays, decays)
+        assert (wd["blocks"]["pe_norm"]["scale"], wd["norm"]["bias"], wd["head"]["kernel"]) == (0.0, 0.0, 1.0)
