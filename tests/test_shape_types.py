@@ -63,6 +63,7 @@ def zeros(*shape, dtype=jnp.float32):
 
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
+KEYS = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
 TINY = {"image_size": 4, "patch_size": 2, "width": 8, "depth": 2, "heads": 2}
 vit = functools.partial(models.create, "vit_micro", **TINY)
 
@@ -96,7 +97,7 @@ WRONG = {
     "carried PE with a batch axis": (encode(vit()), KEY, zeros(2, 5, 8), zeros(1, 5, 8)),
     "carried PE of other length": (encode(vit()), KEY, zeros(2, 5, 8), zeros(4, 8)),
     "a rate per sample": (drop_path, zeros(2, 5, 8), zeros(2), KEY),
-    "float images": (random_flip, zeros(1, 4, 4, 3), KEY),
+    "float images": (random_flip, zeros(1, 4, 4, 3), KEYS),
     "rank of pixels": (lambda images: normalise(images, (0.5,), (0.5,)), uint8(4, 4, 1)),
     "labels for targets": (classify.cross_entropy, zeros(2, 3), zeros(2, dtype=jnp.int32)),
     "targets of another batch": (classify.cross_entropy, zeros(2, 3), zeros(3, 3)),

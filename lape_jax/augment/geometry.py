@@ -7,13 +7,7 @@ from jaxtyping import Array, ScalarLike, UInt8
 from lape_jax.augment.warp import BICUBIC, Affine, sample
 
 
-def random_flip(images: UInt8[Array, "b h w c"], key: jax.Array) -> UInt8[Array, "b h w c"]:
-    """Mirrors each image left to right with probability 1/2."""
-    flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
-    return jnp.where(flip, images[:, :, ::-1], images)
-
-
-def flip_each(images: UInt8[Array, "b h w c"], keys: jax.Array) -> UInt8[Array, "b h w c"]:
+def random_flip(images: UInt8[Array, "b h w c"], keys: jax.Array) -> UInt8[Array, "b h w c"]:
     """Mirrors each image left to right with probability 1/2, by its own key; keys (b,)."""
     flip = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

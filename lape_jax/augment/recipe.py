@@ -124,7 +124,7 @@ def _pixel_stages(config: Any) -> tuple[Stage | None, ...]:
             ratio=data.ratio,
             interpolation=data.interpolation,
         )
-    flip = geometry.flip_each if augment.flip else None
+    flip = geometry.random_flip if augment.flip else None
     jitter = policies.make_color_jitter(augment.color_jitter) if augment.color_jitter > 0 else None
     return random_crop, flip, _policy(config), jitter
 

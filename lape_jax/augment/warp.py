@@ -72,7 +72,7 @@ def _by_pixels(image, affine, fill, method):
 
 
 def _by_tiles(image, affine, fill, method):
-    """The same without reading single pixels, which takes a TPU about ten times as long.
+    """The same without reading single pixels, which a TPU's compiler estimates at ten times as many cycles.
 
     The result is cut into tiles. All that a tile needs lies in a patch of the image, which products with matrices of
     zeros and ones pick out; products with the interpolation weights (each a column of a matrix with 4 numbers that are
@@ -109,9 +109,8 @@ def _by_tiles(image, affine, fill, method):
     return value.reshape(down * TILE, across * TILE, channels)[:height, :width]
 
 
-def _source(affine, xs, ys, method):
-    """For x and y: the pixel whose centre is at or just before the source point, and how far the point is beyond it."""
-    d = affine
+def _source(d, xs, ys, method):
+    """For x and y: the pixel whose centre is at or just before the source point, and how far beyond it the point is."""
     px, py = xs + 0.5 - d.cx, ys + 0.5 - d.cy
 
     def one(along, of_x, of_y, shift, start):
