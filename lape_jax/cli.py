@@ -62,13 +62,21 @@ def exit_code(command: Callable[[], None]) -> int:
     quiet_logs()
     try:
         command()
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
+        return report(error)
+    return 0
+
+
+def report(error: BaseException) -> int:
+    """Says on stderr what ended a command, and returns its exit code."""
+    if isinstance(error, UserError):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    traceback.print_exception(error)
+    return 1
 
 
 def quiet_logs() -> None:

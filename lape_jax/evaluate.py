@@ -17,13 +17,21 @@ from ml_collections import ConfigDict
 from lape_jax import cli, port
 from lape_jax.data import sources
 from lape_jax.errors import UserError
-from lape_jax.train import setup, sharding
+from lape_jax.train import hosts, setup, sharding
 from lape_jax.train import state as states
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.evaluation import Evaluator
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
+    with hosts.together(config, cli.report):
+        results = evaluate(config, args)
+        if jax.process_index() == 0:
+            print(json.dumps(results))
+
+
+def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
+    """What was evaluated, and its metrics."""
     if bool(args.weights) == bool(args.workdir):
         raise UserError("give either --workdir=DIR (a run) or --weights=FILE with --config=FILE.py")
     if args.workdir and args.config:
@@ -38,11 +46,11 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
     else:
         state, step = restore(config, model, mesh, args.workdir, args.step)
         params, tested = state.params, {"workdir": args.workdir, "step": step}
-    evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, source))
+    evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, source), len(source))
     results = evaluator(params)
     if args.workdir and state.ema is not None:
         results |= evaluator(state.ema, prefix="val/ema_")
-    print(json.dumps(tested | results))
+    return tested | results
 
 
 def restore(config, model, mesh, workdir: str, which: str) -> tuple[states.TrainState, int]:

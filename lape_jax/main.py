@@ -11,11 +11,13 @@ import sys
 from ml_collections import ConfigDict
 
 from lape_jax import cli
+from lape_jax.train import hosts
 from lape_jax.train.loop import train_and_evaluate
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
-    train_and_evaluate(config, args.workdir)
+    with hosts.together(config, cli.report):
+        train_and_evaluate(config, args.workdir)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,15 @@
 Layout: WORKDIR/checkpoints/STEP/{state, record}. `state` is the training state as Orbax stores any pytree; `record`
 says what it must be, see record.py. Orbax writes to a temporary directory and renames it when complete, so that a kill
 at any moment leaves only whole checkpoints.
+
+With several processes all must call `save`, `restore`, `wait` and `close` alike, and see the same directory. Each
+writes and reads its own part of what is sharded; process 0 writes the rest, and moves and deletes.
 """
 
 import asyncio
+import contextlib
 import itertools
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -16,9 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from lape_jax.errors import UserError
+from lape_jax.train import hosts
 from lape_jax.train import record as records
 
 _log = logging.getLogger(__name__)
@@ -117,9 +122,10 @@ class Checkpoints:
                 either case nothing has been touched.
         """
         self._release()  # it would still list what is set aside below
-        if step is not None and step not in self.steps():
-            raise UserError(f"there is no checkpoint of step {step} in {self.directory}, only of {self.steps()}")
-        found = {s: self._record(s) for s in reversed(self.steps()) if step in (None, s)}
+        steps = json.loads(hosts.gather(json.dumps(self.steps()))[0])  # network file systems show news late
+        if step is not None and step not in steps:
+            raise UserError(f"there is no checkpoint of step {step} in {self.directory}, only of {steps}")
+        found = {s: self._record(s) for s in reversed(steps) if step in (None, s)}
         if not found:
             return None
         abstract_state = jax.tree.map(_abstract, abstract_state)
@@ -189,18 +195,17 @@ class Checkpoints:
             return None
 
     def _read(self, step: int, record: dict | None, abstract_state: Any) -> Any:
-        if record is None:
-            raise _Unusable("its record is missing or damaged")
+        _check_usable("its record is missing or damaged" if record is None else "")
         reason, state = "", None
         try:
-            with ocp.Checkpointer(_state_handler()) as reader:
+            # Not through a Checkpointer, which would let a process that can read wait for one that cannot.
+            with contextlib.closing(_state_handler()) as reader:
                 how = ocp.checkpoint_utils.construct_restore_args(abstract_state)
                 args = ocp.args.PyTreeRestore(abstract_state, restore_args=how)
-                state = reader.restore(self.directory / str(step) / "state", args)
+                state = reader.restore(self.directory / str(step) / "state", args=args)
         except Exception as error:  # a damaged file can raise anything
-            reason = _one_line(error)
-        if not _all_hosts(state is not None):
-            raise _Unusable(f"reading it failed: {reason or 'on another host'}")
+            reason = f"reading it failed: {_one_line(error)}"
+        _check_usable(reason)
         changed = records.first_changed(record, state)
         if changed is not None:
             raise _Unusable(f"{changed!r} is not what was saved: its digest differs")
@@ -211,7 +216,7 @@ class Checkpoints:
             for step, reason in unusable.items():
                 moved = "" if self._read_only else f", it is now {self._move(step)}"
                 _log.warning("checkpoint %d is passed over for %d%s: %s", step, instead, moved, reason)
-        _all_hosts(True)  # nobody goes on before the moves
+        hosts.gather("")  # nobody goes on before the moves
 
     def _move(self, step: int) -> str:
         names = itertools.chain([f"corrupt-{step}"], (f"corrupt-{step}-{n}" for n in itertools.count(2)))
@@ -284,5 +289,8 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _all_hosts(ok: bool) -> bool:
-    return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(ok)).all())
+def _check_usable(reason: str) -> None:
+    """Raises _Unusable on all processes if one of them has a reason to."""
+    for found in hosts.gather(reason):
+        if found:
+            raise _Unusable(found)

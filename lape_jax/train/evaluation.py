@@ -1,14 +1,15 @@
 """Evaluation: every example exactly once, on any number of devices and hosts."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 
+from lape_jax.errors import UserError
 from lape_jax.tasks import classify
-from lape_jax.train import sharding
-from lape_jax.train.feed import place
+from lape_jax.train import hosts, sharding
+from lape_jax.train.feed import blank, place
 
 
 class Evaluator:
@@ -18,21 +19,38 @@ class Evaluator:
         model: called with `train=False`.
         config: the run's; `eval_batch_size` is rounded up to what the devices divide.
         mesh: of the devices.
-        batches: () -> this host's part of every batch, the last one padded with mask 0; called with the batch size.
+        batches: (batch size, i, n) -> the i-th of n equal parts of every batch, the last batch padded with mask 0.
+        examples: in the data set.
     """
 
-    def __init__(self, model: Any, config: Any, mesh: jax.sharding.Mesh, batches: Callable[[int], Iterable[dict]]):
+    def __init__(
+        self,
+        model: Any,
+        config: Any,
+        mesh: jax.sharding.Mesh,
+        batches: Callable[[int, int, int], Iterable[dict]],
+        examples: int,
+    ):
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self._batch_size = math.ceil(config.eval_batch_size / shards) * shards
         self._rows = sharding.batch_sharding(mesh, self._batch_size, setting="eval_batch_size")
+        self._part = sharding.host_share(mesh, self._batch_size, setting="eval_batch_size")
         self._batches = batches
-        self._sums = jax.jit(classify.evaluation_sums(model, config), out_shardings=sharding.replicated(mesh))
+        self._count = math.ceil(examples / self._batch_size)
+        self._model = model
+        sums = sharding.pin_batch(classify.evaluation_sums(model, config), mesh)
+        self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, params: Any, prefix: str = "val/") -> dict[str, float]:
-        """{prefix + metric: value}: top1 and top5 in percent, loss in nats, examples counted."""
-        pending = []  # not read before the end, so that the device never waits for the host
-        for batch in self._batches(self._batch_size):
+        """{prefix + metric: value}: top1 and top5 in percent, loss in nats, examples counted.
+
+        Raises:
+            UserError: an example cannot be read; on all processes, whichever it was.
+        """
+        pending, failures = [], []  # not read before the end, so that the device never waits for the host
+        for batch in self._read(failures):
             pending.append(self._sums(params, {name: place(array, self._rows) for name, array in batch.items()}))
+        hosts.fail_together(failures[0] if failures else None)
         sums = [jax.device_get(sums) for sums in pending]
         total = {name: math.fsum(float(batch[name]) for batch in sums) for name in sums[0]}
         count = total["examples"]
@@ -42,3 +60,17 @@ class Evaluator:
             f"{prefix}loss": total["loss"] / count,
             f"{prefix}examples": int(count),
         }
+
+    def _read(self, failures: list[UserError]) -> Iterator[dict]:
+        """This process's part of all batches; blank ones after a failure, because the other processes go on."""
+        made = 0
+        try:
+            for batch in self._batches(self._batch_size, *self._part):
+                yield batch
+                made += 1
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            failures.append(error)
+            for _ in range(made, self._count):
+                yield blank(self._batch_size // self._part[1], self._model.input_shape)

@@ -6,14 +6,18 @@ waited for data in `waited`.
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lape_jax.errors import UserError
-from lape_jax.train import sharding
+from lape_jax.train import hosts, sharding
 from lape_jax.train.state import TrainState
+
+_UNREAD = -1.0  # mask of what could not be read, in the batches of several processes
 
 
 class Resident:
@@ -73,12 +77,23 @@ class Resident:
         self.waited += time.perf_counter() - start
         return self._steps(state, self._data, indices, np.int32(count), *self._frozen)
 
+    def check(self, state: TrainState, step: int) -> None:
+        """Nothing can go wrong between the steps."""
+
     def close(self) -> None:
         """Nothing to stop."""
 
 
 class Streamed:
-    """Takes one batch after the other from a host iterator; the next one is on its way while the device works.
+    """Takes one batch after the other from a host iterator; the next one is fetched and sent while the device works.
+
+    A step is not begun before the one before it has ended: so no more than two batches are on the device, and what
+    counts as waiting is the time in which the device had nothing to do.
+
+    What cannot be read ends a run at the step before, which can still be saved. One process says so by raising
+    UserError. Of several, the one concerned goes on with blank batches, because the others count on it and may be
+    steps ahead; a blank part in a batch makes every update from there on leave the state as it is, on all processes,
+    until they all ask (`check`).
 
     Args:
         update: (state, batch, *frozen) -> state.
@@ -86,6 +101,7 @@ class Streamed:
         shardings: of the state.
         mesh: of the devices.
         batch_size: examples of a step, over all hosts.
+        image_shape: (height, width, channels) of the images.
         frozen: further arguments of `update`, arrays on the devices.
     """
 
@@ -99,37 +115,75 @@ class Streamed:
         mesh: jax.sharding.Mesh,
         *,
         batch_size: int,
+        image_shape: tuple[int, int, int],
         frozen: tuple = (),
     ):
         self.waited, self._frozen = 0.0, frozen
         self._batches = batches
         self._rows = sharding.batch_sharding(mesh, batch_size)
+        self._share = batch_size // sharding.host_share(mesh, batch_size)[1]
+        self._image_shape = image_shape
+        self._several = jax.process_count() > 1
+        update = _unless_blank(update) if self._several else update
         self._update = jax.jit(update, donate_argnums=0, out_shardings=shardings)
-        self._ahead: dict | UserError | None = None
+        self._failure: UserError | None = None
+        self._fetcher = ThreadPoolExecutor(1)
+        self._ahead = self._fetcher.submit(self._next)
 
     def run(self, state: TrainState, step: int, count: int) -> TrainState:
         """The state after `count` more steps from `step`, which must be where the batches stand."""
         for _ in range(count):
-            batch = self._next() if self._ahead is None else self._ahead
+            start = time.perf_counter()
+            batch = self._ahead.result()
+            self.waited += time.perf_counter() - start
             if isinstance(batch, UserError):
                 raise batch  # before `state` is donated, so that it can still be saved
+            self._ahead = self._fetcher.submit(self._next)  # before the step, which a CPU may make at once
             state = self._update(state, batch, *self._frozen)
-            self._ahead = self._next()  # dispatch is asynchronous: the device is at work on the step meanwhile
+            jax.block_until_ready(state.step)
         return state
 
+    def check(self, state: TrainState, step: int) -> None:
+        """Raises UserError if `state` stands before `step`: a process could not read its part of the batch after it."""
+        if self._several and int(state.step) < step:
+            hosts.fail_together(self._failure)
+
     def _next(self) -> dict | UserError | None:
-        start = time.perf_counter()
         try:
-            batch = next(self._batches, None)
+            batch = next(self._batches, None) if self._failure is None else self._blank()
         except UserError as error:
-            return error
-        finally:
-            self.waited += time.perf_counter() - start
+            if not self._several:
+                return error
+            self._failure, batch = error, self._blank()
         return batch and {name: place(array, self._rows) for name, array in batch.items()}
 
+    def _blank(self) -> dict:
+        return blank(self._share, self._image_shape, mask=_UNREAD)
+
     def close(self) -> None:
-        """Stops the threads behind the batches."""
+        """Stops the threads behind the batches, after the batch that is being made."""
+        self._fetcher.shutdown()
         self._batches.close()
+
+
+def _unless_blank(update: Callable) -> Callable:
+    """`update`, but the state stays as it is where a part of the batch is blank."""
+
+    def guarded(state: TrainState, batch: dict, *frozen: Any) -> TrainState:
+        read = jnp.all(batch["mask"] != _UNREAD)
+        # A select and no branch: it becomes part of the optimiser's loops, and costs nothing.
+        return jax.tree.map(lambda new, old: jnp.where(read, new, old), update(state, batch, *frozen), state)
+
+    return guarded
+
+
+def blank(count: int, image_shape: tuple[int, int, int], *, mask: float = 0.0) -> dict:
+    """A part of a batch, `count` rows, without any example."""
+    return {
+        "image": np.zeros((count, *image_shape), np.uint8),
+        "label": np.zeros(count, np.int32),
+        "mask": np.full(count, mask, np.float32),
+    }
 
 
 def place(array: np.ndarray, where: jax.sharding.NamedSharding) -> jax.Array:

@@ -17,7 +17,7 @@ from lape_jax.augment import recipe
 from lape_jax.data import order, pipeline, resident, sources
 from lape_jax.errors import UserError
 from lape_jax.tasks import classify, distill
-from lape_jax.train import chrono, feed, optim, setup, sharding, teacher
+from lape_jax.train import chrono, feed, hosts, optim, setup, sharding, teacher
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
@@ -91,6 +91,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         accumulate=config.optimizer.accumulate,
         ema_decay=config.ema_decay,
     )
+    update = sharding.pin_batch(update, mesh)
     differences = setup.compare_with_workdir(config, model, workdir)
     differences += workdirs.compare_data(workdir, source, val_source)
 
@@ -103,14 +104,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         state, step = restored or (states.create(init, abstract, config.seed), 0)
         if step > total:
             raise UserError(f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for")
-        evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source))
+        evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source), len(val_source))
         opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total)
 
-        # From here on everything fits, so the workdir may be changed.
+        # From here on everything fits, for all processes, so the workdir may be changed.
+        hosts.gather("")
         with contextlib.closing(opened) as batches, Writers(workdir, step) as writers:
             writers.write_config(config)
             workdirs.write_data(workdir, source, val_source)
-            for line in differences:
+            for line in differences if jax.process_index() == 0 else ():
                 _log.warning("%s", line)
             flops = chrono.flops_per_image(model, {"params": params})
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
@@ -120,12 +122,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             # ---- The loop ------------------------------------------------------------------------------------------
             results: dict[str, float] = {}
             first_step = step
-            while step < total and not stop.received:
+            while step < total and not stop.due():
                 boundaries = [interval * (step // interval + 1) for interval in every.values()]
                 # The first call compiles, and makes one step only, so that the clock can start right after it.
                 most = 1 if step == first_step else batches.max_steps
                 count = min(*boundaries, total, step + most) - step
-                with _saving_first(checkpoints, state, step):
+                with _saving_first(checkpoints, state):
                     state = batches.run(state, step, count)
                 step += count
                 due = {name for name, interval in every.items() if step % interval == 0 or step == total}
@@ -135,7 +137,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                     writers.console.line(f"first step made after {clock.seconds:.1f} s (compilation)")
                     clock.start(step, batches.waited)
                 if due:
-                    _check_finite(state, config, len(source), checkpoints)
+                    _check(state, step, batches, checkpoints, config, len(source))
                 if "log" in due:
                     scalars = _means(state.sums) | {"lr": float(learning_rate(step - 1))}
                     scalars |= {"epoch": step / steps_per_epoch} | clock.tick(step, batches.waited)
@@ -143,7 +145,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                     writers.write(step, scalars)
                     writers.console.progress(step, total, scalars, clock.eta)
                 if "eval" in due:
-                    with clock.paused(), _saving_first(checkpoints, state, step):
+                    with clock.paused(), _saving_first(checkpoints, state):
                         results = _evaluate(evaluator, state)
                     writers.write(step, results)
                     writers.console.line(_describe(f"step {step}/{total}", results))
@@ -151,14 +153,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                     checkpoints.save(step, state, results if "eval" in due else None)
 
             # ---- The end, or the interruption ----------------------------------------------------------------------
-            if stop.received and step < total:
-                _check_finite(state, config, len(source), checkpoints)
+            if step < total:
+                _check(state, step, batches, checkpoints, config, len(source))
                 checkpoints.save(step, state)
                 checkpoints.wait()
                 writers.console.summary(
                     f"stopped by {stop.received.name} at step {step}/{total}, saved in {workdir}; "
                     f"the same command resumes"
                 )
+                hosts.gather("")  # all have saved before the first one leaves
                 if stop.received.name == "SIGINT":
                     raise KeyboardInterrupt
                 return results
@@ -192,6 +195,7 @@ def _open_feed(
             max_steps=config.steps_per_dispatch,
             frozen=frozen,
         )
+    part, parts = sharding.host_share(mesh, config.batch_size)
     batches = pipeline.train_batches(
         source,
         seed=config.seed,
@@ -203,11 +207,14 @@ def _open_feed(
         interpolation=data.interpolation,
         repeats=data.repeats,
         repeat_ranks=data.repeat_ranks,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
         **common,
     )
-    return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size, frozen=frozen)
+    shape = (data.image_size, data.image_size, data.channels)
+    return feed.Streamed(
+        update, batches, shardings, mesh, batch_size=config.batch_size, image_shape=shape, frozen=frozen
+    )
 
 
 def _indices(config: ConfigDict, size: int, step: int) -> np.ndarray:
@@ -219,13 +226,13 @@ def _indices(config: ConfigDict, size: int, step: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _saving_first(checkpoints: Checkpoints, state: states.TrainState, step: int) -> Iterator[None]:
+def _saving_first(checkpoints: Checkpoints, state: states.TrainState) -> Iterator[None]:
     """If the data cannot be read any further, what was trained so far is saved before the run ends."""
     try:
         yield
     except UserError:
         if int(state.first_bad_step) == states.NEVER:
-            checkpoints.save(step, state)
+            checkpoints.save(int(state.step), state)
         raise
 
 
@@ -245,7 +252,12 @@ def _means(sums: dict[str, jax.Array]) -> dict[str, float]:
     }
 
 
-def _check_finite(state: states.TrainState, config: ConfigDict, size: int, checkpoints: Checkpoints) -> None:
+def _check(
+    state: states.TrainState, step: int, batches: Any, checkpoints: Checkpoints, config: ConfigDict, size: int
+) -> None:
+    """Raises UserError unless `state` is that of `step`, and finite."""
+    with _saving_first(checkpoints, state):
+        batches.check(state, step)
     bad = int(state.first_bad_step)
     if bad == states.NEVER:
         return

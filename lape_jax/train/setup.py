@@ -67,8 +67,8 @@ def check_training(config: ConfigDict, model: Any) -> None:
         )
 
 
-def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int], Iterable[dict]]:
-    """The function batch size -> this host's part of every batch of an evaluation over `source`.
+def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int, int, int], Iterable[dict]]:
+    """The function (batch size, i, n) -> the i-th of n equal parts of every batch of an evaluation over `source`.
 
     A resident data set is decoded once, on the first call.
     """
@@ -79,10 +79,11 @@ def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int], It
         "threads": config.data.threads,
     }
     if not config.data.resident:
-        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return lambda batch_size: pipeline.eval_batches(source, batch_size=batch_size, **crop, **hosts)
+        return lambda batch_size, i, n: pipeline.eval_batches(
+            source, batch_size=batch_size, process_index=i, process_count=n, **crop
+        )
     load = functools.cache(lambda: resident.load(source, **crop))
-    return lambda batch_size: resident.batches(load(), batch_size, jax.process_index(), jax.process_count())
+    return lambda batch_size, i, n: resident.batches(load(), batch_size, i, n)
 
 
 def compare_with_workdir(config: ConfigDict, model: Any, workdir: Path) -> list[str]:
@@ -105,7 +106,7 @@ def compare_with_workdir(config: ConfigDict, model: Any, workdir: Path) -> list[
     return [
         f"config.{key} was {was.get(key)!r} so far, and is {now.get(key)!r} from here on"
         for key in sorted({*was, *now})
-        if was.get(key) != now.get(key)
+        if was.get(key) != now.get(key) and not key.startswith("distributed.")
     ]
 
 

@@ -90,8 +90,12 @@ class Writers:
         self._events.flush()
 
     def write_config(self, config: ConfigDict) -> None:
-        """Writes the resolved `config` to config.json, all of it or nothing."""
+        """Writes the resolved `config` to config.json, all of it or nothing, without `distributed`.
+
+        On how many processes a run is started belongs to the start and not to the run.
+        """
         if self._primary:
+            config = ConfigDict({name: value for name, value in config.items() if name != "distributed"})
             _replace(self._workdir / "config.json", to_json(config))
 
     def close(self) -> None:

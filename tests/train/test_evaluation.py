@@ -48,29 +48,29 @@ def mesh_of(devices):
 def test_every_example_counts_once(devices, batch_size):
     asked = []
 
-    def batches(size):
-        asked.append(size)
-        return resident.batches(DATA, size)
+    def batches(*part):
+        asked.append(part)
+        return resident.batches(DATA, *part)
 
-    evaluator = Evaluator(Linear(), CONFIG, mesh_of(devices), batches)
+    evaluator = Evaluator(Linear(), CONFIG, mesh_of(devices), batches, EXAMPLES)
     expected = in_numpy(DATA, PARAMS["kernel"])
     assert 0 < expected["val/top1"] < expected["val/top5"] < 100  # else the comparison says little
     found = evaluator(PARAMS)
     assert found == pytest.approx(expected, rel=1e-6)
     assert evaluator(PARAMS) == found  # and once more at the next evaluation
-    assert asked == [batch_size, batch_size]
+    assert asked == [(batch_size, 0, 1)] * 2
 
 
 def test_fsdp_shares_the_batch_too():
     mesh = sharding.make_mesh(SimpleNamespace(data=2, fsdp=4, tensor=1))
-    evaluator = Evaluator(Linear(), CONFIG, mesh, lambda size: resident.batches(DATA, size))
+    evaluator = Evaluator(Linear(), CONFIG, mesh, lambda *part: resident.batches(DATA, *part), EXAMPLES)
     assert evaluator(PARAMS) == pytest.approx(in_numpy(DATA, PARAMS["kernel"]), rel=1e-6)
 
 
 def test_other_parameters_under_another_prefix():
-    evaluator = Evaluator(Linear(), CONFIG, mesh_of(1), lambda size: resident.batches(DATA, size))
+    evaluator = Evaluator(Linear(), CONFIG, mesh_of(1), lambda *part: resident.batches(DATA, *part), EXAMPLES)
     data = {**DATA, "mask": (np.arange(EXAMPLES) % 3 > 0).astype(np.float32)}
-    some = Evaluator(Linear(), CONFIG, mesh_of(1), lambda size: resident.batches(data, size))
+    some = Evaluator(Linear(), CONFIG, mesh_of(1), lambda *part: resident.batches(data, *part), EXAMPLES)
     negative = {"kernel": -PARAMS["kernel"]}
     expected = {key.replace("val/", "val/ema_"): value for key, value in in_numpy(DATA, -PARAMS["kernel"]).items()}
     assert evaluator(negative, prefix="val/ema_") == pytest.approx(expected, rel=1e-6)

@@ -1,5 +1,6 @@
 """Both feeds hand the same batches to the same update, in the order that (seed, step) says, however the run is cut."""
 
+import time
 from types import SimpleNamespace
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from lape_jax.data import order
+from lape_jax.errors import UserError
 from lape_jax.train import feed, sharding
 from lape_jax.train.state import TrainState
 
@@ -73,7 +75,7 @@ def resident(update, mesh, shardings, first=0):
 
 
 def streamed(update, mesh, shardings, first=0):
-    return feed.Streamed(update, Batches(first), shardings, mesh, batch_size=BATCH)
+    return feed.Streamed(update, Batches(first), shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
 
 
 EXPECTED = np.stack([order.batch_indices(SEED, step, BATCH, SIZE) for step in range(STEPS)])
@@ -120,9 +122,92 @@ def test_epochs_are_permutations():
 def test_the_stream_is_closed_with_its_feed():
     mesh = mesh_of(1)
     batches = Batches()
-    opened = feed.Streamed(Recorder(), batches, start(mesh)[1], mesh, batch_size=BATCH)
+    opened = feed.Streamed(Recorder(), batches, start(mesh)[1], mesh, batch_size=BATCH, image_shape=(1, 1, 1))
     opened.close()
     assert batches.closed
+
+
+class Slow(Batches):
+    """Batches that take their time."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def __next__(self):
+        time.sleep(self.seconds)
+        return super().__next__()
+
+
+def slow_update(seconds):
+    def wait(step):
+        time.sleep(seconds)
+        return step
+
+    def update(state, batch):
+        step = jax.pure_callback(wait, jax.ShapeDtypeStruct((), np.int32), state.step)
+        return Recorder()(state.replace(step=step), batch)
+
+    return update
+
+
+@pytest.mark.parametrize(("reading", "computing", "starved"), [(0.2, 0.0, True), (0.05, 0.3, False)])
+def test_waiting_is_the_time_in_which_the_device_has_nothing_to_do(reading, computing, starved):
+    mesh = mesh_of(1)
+    state, shardings = start(mesh)
+    source = Slow(reading)
+    batches = feed.Streamed(slow_update(computing), source, shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    state = batches.run(state, 0, 1)  # compiles
+    before = batches.waited
+    state = batches.run(state, 1, STEPS - 1)
+    if starved:
+        assert 0.5 * (STEPS - 1) * reading < batches.waited - before < 2 * (STEPS - 1) * reading
+    else:
+        assert batches.waited - before < 0.5 * (STEPS - 1) * reading
+    np.testing.assert_array_equal(state.params, EXPECTED)
+    batches.close()
+
+
+class Failing(Batches):
+    """Batches of which the fourth cannot be read."""
+
+    def __init__(self):
+        super().__init__(stop=3)
+
+    def __next__(self):
+        try:
+            return super().__next__()
+        except StopIteration:
+            raise UserError("the disk is gone") from None
+
+
+def test_what_cannot_be_read_leaves_the_state_of_the_step_before():
+    mesh = mesh_of(1)
+    state, shardings = start(mesh)
+    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    for step in range(3):
+        state = batches.run(state, step, 1)
+        batches.check(state, step + 1)
+    with pytest.raises(UserError, match="the disk is gone"):
+        batches.run(state, 3, 1)
+    assert int(state.step) == 3  # and it has not been donated
+
+
+def test_several_processes_stand_still_instead(monkeypatch):
+    mesh = mesh_of(8)
+    state, shardings = start(mesh)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    monkeypatch.undo()
+    for step in range(5):
+        state = batches.run(state, step, 1)
+        if step < 3:
+            batches.check(state, step + 1)
+    assert int(state.step) == 3
+    np.testing.assert_array_equal(state.params, np.where(np.arange(STEPS)[:, None] < 3, EXPECTED, -1))
+    assert int(state.ema) == EXPECTED[:3].sum()
+    with pytest.raises(UserError, match="the disk is gone"):
+        batches.check(state, 5)
 
 
 def test_batches_are_split_over_the_devices():

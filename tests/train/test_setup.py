@@ -76,7 +76,7 @@ def test_evaluation_batches_hold_every_example_once(config, resident):
     batches = setup.evaluation_batches(config, source)
     assert source.reads == 0  # an evaluation may never come
     for evaluation in (1, 2):
-        found = list(batches(4))
+        found = list(batches(4, 0, 1))
         assert [len(batch["label"]) for batch in found] == [4, 4, 4]
         labels, mask = (np.concatenate([batch[name] for batch in found]) for name in ("label", "mask"))
         images = np.concatenate([batch["image"] for batch in found])

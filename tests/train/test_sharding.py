@@ -1,5 +1,8 @@
 """Meshes, batches, and where parameters and their copies lie, on eight virtual CPU devices."""
 
+import collections
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +11,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.train import sharding
+from lape_jax.train import rules, sharding
+from tests import quick
 
 
 def mesh(data=-1, fsdp=1, tensor=1, devices=None):
@@ -117,6 +122,116 @@ def test_impossible_strategies_are_user_errors(strategy, message):
 def test_an_uncovered_parameter_is_a_user_error():
     with pytest.raises(UserError, match="sharding: no rule matches the parameter 'head/bias'"):
         sharding.param_shardings(shapes(head={"bias": (4,)}), mesh(), [("head/kernel", "replicate")])
+
+
+class Device:
+    """What `make_mesh` looks at in a device."""
+
+    platform, device_kind, client = "fake", "fake", None
+
+    def __init__(self, index, process_index):
+        self.id, self.process_index = index, process_index
+
+    def __repr__(self):
+        return f"{self.process_index}:{self.id}"
+
+
+def test_devices_of_a_process_follow_one_another(monkeypatch):
+    # As on a TPU slice of 4 x 4 chips, where each process has a square of 2 x 2.
+    devices = [Device(4 * y + x, 2 * (y // 2) + x // 2) for y in range(4) for x in range(4)]
+    by_links = sharding.Mesh(np.array(devices).reshape(4, 4, 1), sharding.AXES)
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "make_mesh", lambda *_, **__: by_links)
+    found = mesh(data=4, fsdp=4).devices
+    assert [[device.id for device in row] for row in found[:, :, 0]] == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+        [8, 9, 12, 13],
+        [10, 11, 14, 15],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mine", "expected"),
+    [
+        ({}, range(4), (0, 2)),
+        ({}, range(4, 8), (1, 2)),
+        ({"fsdp": 2}, range(6, 8), (3, 4)),
+        ({"data": 2, "tensor": 4}, range(4, 8), (1, 2)),
+        ({"data": 2, "tensor": 4}, range(6, 8), (1, 2)),  # as the other process in this row
+        ({"data": 1, "tensor": 8}, range(4), (0, 1)),
+        ({}, range(8), (0, 1)),
+    ],
+)
+def test_the_share_of_a_process(sizes, mine, expected, monkeypatch):
+    where, held = mesh(**sizes), jax.devices()[mine.start : mine.stop]
+    of_all = jax.sharding.NamedSharding.devices_indices_map
+    monkeypatch.setattr(
+        jax.sharding.NamedSharding,
+        "addressable_devices_indices_map",
+        lambda self, shape: {device: part for device, part in of_all(self, shape).items() if device in held},
+    )
+    assert sharding.host_share(where, 64) == expected
+
+
+def test_unequal_shares_are_a_user_error(monkeypatch):
+    monkeypatch.setattr(
+        jax.sharding.NamedSharding,
+        "addressable_devices_indices_map",
+        lambda *_: {0: (slice(8, 24),), 1: (slice(24, 32),)},
+    )
+    with pytest.raises(UserError, match=r"mesh \(data 8 x fsdp 1 x tensor 1\) gives the processes unequal parts"):
+        sharding.host_share(mesh(), 64)
+
+
+def test_tensor_rules_split_heads_and_hidden_channels():
+    params = vit_micro().param_shapes()
+    where = rules.flat_names(sharding.param_shardings(params, mesh(data=2, fsdp=2, tensor=2), sharding.TENSOR))
+    split = {name: found.spec for name, found in where.items() if found.spec != P()}
+    assert split == {
+        "blocks/attn/qkv/kernel": P(None, None, "tensor"),
+        "blocks/attn/qkv/bias": P(None, "tensor"),
+        "blocks/attn/proj/kernel": P(None, "tensor", None),
+        "blocks/mlp/fc1/kernel": P(None, None, "tensor"),
+        "blocks/mlp/fc1/bias": P(None, "tensor"),
+        "blocks/mlp/fc2/kernel": P(None, "tensor", None),
+    }  # too small for fsdp
+    where = sharding.param_shardings(
+        {"blocks": {"mlp": {"fc1": {"kernel": jnp.ones((2, 128, 256))}}}},
+        mesh(data=2, fsdp=2, tensor=2),
+        sharding.TENSOR,
+    )
+    assert jax.tree.leaves(where)[0].spec == P(None, "fsdp", "tensor")
+
+
+def vit_micro():
+    return models.create("vit_micro", num_classes=10, image_size=8, in_channels=1, width=16, depth=2, heads=2)
+
+
+def collectives(model, where, strategies, *, pinned):
+    """How many there are of each kind in the gradient of a sum of logits."""
+
+    def total(params, images):
+        return model.apply({"params": params}, images, train=False)[0].sum()
+
+    shapes = model.param_shapes()
+    placed = sharding.param_shardings(shapes, where, strategies)
+    params = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
+    images = jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32, sharding=sharding.batch_sharding(where, 16))
+    gradient = jax.grad(total)
+    gradient = sharding.pin_batch(gradient, where) if pinned else gradient
+    compiled = quick.jit(gradient, out_shardings=placed).lower(params, images).compile().as_text()
+    return collections.Counter(re.findall(r" (all-gather|all-to-all|collective-permute)(?:-start)?\(", compiled))
+
+
+def test_fsdp_moves_weights_and_not_activations():
+    where = mesh(data=2, fsdp=4)
+    strategies = ((".*kernel", "fsdp(1)"), (".*", "replicate"))
+    # Each of the four weights of a block on the way forth and back, the patches' and the head's once.
+    found = collectives(vit_micro(), where, strategies, pinned=True)
+    assert set(found) == {"all-gather"}
+    assert found["all-gather"] <= 10
+    assert collectives(vit_micro(), where, strategies, pinned=False).total() > found.total()
 
 
 def test_state_lies_as_its_parameters():

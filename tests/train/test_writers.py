@@ -99,6 +99,7 @@ def test_config(tmp_path):
     with quiet(tmp_path) as writers:
         writers.write_config(config)
     assert from_json(tmp_path / "config.json").to_dict() == config.to_dict()
+    assert "distributed" not in json.loads((tmp_path / "config.json").read_text())  # that is another one's next time
     assert sorted(path.name.partition(".out")[0] for path in tmp_path.iterdir()) == [
         "config.json",
         "events",
