@@ -14,7 +14,6 @@ from lape_jax.errors import UserError
 from lape_jax.train.config import from_json
 from tests import runs
 
-
 # Six epochs in which the teacher learns nine digits of ten, and one epoch to compare runs by.
 LEARNING = {"batch_size": 32, "total_epochs": 6, "warmup_epochs": 1, "optimizer.lr": 5e-3, "loss.label_smoothing": 0}
 LEARNING |= {"log_epochs": 2, "eval_epochs": 3, "checkpoint_epochs": 3}

@@ -131,12 +131,6 @@ def placed(monkeypatch):
     return specs
 
 
-def test_one_device_equals_eight(workdir, tmp_path, placed):
-    _, lines = runs.train(tmp_path, runs.load(**runs.LEARNING), devices=8)
-    assert_same_run(lines, runs.metrics(workdir))
-    assert set(placed.values()) == {jax.P()}
-
-
 def test_sharded_parameters_change_nothing(workdir, tmp_path, placed):
     strategies = (("pos_embed|cls_token", "replicate"), (".*", "fsdp(1)"))
     mesh = {"mesh.data": 4, "mesh.fsdp": 2, "sharding": strategies}

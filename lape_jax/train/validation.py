@@ -102,6 +102,8 @@ _RULES = (
     (("augment.mixup", "augment.cutmix"), lambda v: v >= 0, "at least 0 (0 = off)"),
     (("augment.color_jitter",), lambda v: 0 <= v < 1, "at least 0 (off) and below 1"),
     (("augment.erase_prob", "augment.mix_prob", "augment.mix_switch_prob"), lambda v: 0 <= v <= 1, "from 0 to 1"),
+    (("distributed.process_count",), lambda v: v >= 0, "at least 1 (0 = from the environment)"),
+    (("distributed.process_id",), lambda v: v >= -1, "at least 0 (-1 = from the environment)"),
     (("distill.alpha",), lambda v: 0 <= v <= 1, "from 0 to 1"),
     (("optimizer.lr_batch",), lambda v: v >= 0, "at least 0 (0 = lr whatever the batch)"),
     (("optimizer.warmup_lr", "optimizer.min_lr", "optimizer.weight_decay"), lambda v: v >= 0, "at least 0"),
