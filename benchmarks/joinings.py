@@ -61,13 +61,13 @@ def run(args, options, join, seed):
     separator = "," if ":" in args.config else ":"
     config = f"{args.config}{separator}join={join},seed={seed}"
     command = [sys.executable, "-m", "lape_jax.main", f"--config={config}", f"--workdir={directory}", *options]
-    begin, first = time.perf_counter(), float("nan")
+    begin, first, line = time.perf_counter(), float("nan"), ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("first step"):
                 first = time.perf_counter() - begin
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}")
+    if process.returncode or not line.startswith("done"):  # SIGTERM ends a run well, but before its time
+        sys.exit(f"{' '.join(command)} ended early, with exit code {process.returncode}: {line.strip()}")
     (directory / "done").touch()
     total = time.perf_counter() - begin
     top1 = read(directory)["val/top1"][-1][1]
