@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
@@ -62,7 +63,7 @@ def exit_code(command: Callable[[], None]) -> int:
     quiet_logs()
     try:
         command()
-    except (UserError, KeyboardInterrupt) as error:
+    except (UserError, KeyboardInterrupt, jax.errors.JaxRuntimeError) as error:
         return report(error)
     return 0
 
@@ -75,6 +76,14 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        first_line = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        print(
+            f"error: the device's memory does not suffice ({first_line[:200]}): use a smaller --config.batch_size, "
+            f"more micro-batches (--config.optimizer.accumulate), or --config.model.remat=attention or full",
+            file=sys.stderr,
+        )
+        return 2
     traceback.print_exception(error)
     return 1
 

@@ -2,6 +2,7 @@ import logging
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from lape_jax import cli
@@ -113,6 +114,21 @@ def test_mistakes_are_one_line_and_exit_2(run, file, argv, message):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_too_little_memory_is_one_line_and_other_failures_are_not(run, file):
+    def fail(text):
+        def main(config, args):
+            raise jax.errors.JaxRuntimeError(text)
+
+        return run(f"--config={file}", main=main)
+
+    code, *_, err = fail("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nand a page of details")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "Out of memory allocating 5 bytes." in err
+    assert "--config.batch_size" in err
+    code, *_, err = fail("INTERNAL: something broke")
+    assert (code, err.startswith("Traceback")) == (1, True)
 
 
 @pytest.mark.parametrize(

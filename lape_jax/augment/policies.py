@@ -26,7 +26,7 @@ def make(name: str, *, fill: tuple[int, ...], interpolation: str) -> Policy:
         UserError: for an unknown name or interpolation.
     """
     if interpolation not in METHODS:
-        raise UserError(f"The interpolation {nearest(interpolation, METHODS)}.")
+        raise UserError(f"interpolation {nearest(interpolation, METHODS)}")
     if name == "none":
         return lambda images, keys: images
     if name == "cifar10_autoaugment":
@@ -35,7 +35,7 @@ def make(name: str, *, fill: tuple[int, ...], interpolation: str) -> Policy:
         return _drawn(three_augment.draw, three_augment.apply)
     if name.split("-")[0] != "rand":
         names = ("none", "cifar10_autoaugment", "three_augment", "rand-m9-mstd0.5-inc1 (or other numbers)")
-        raise UserError(f"The policy {nearest(name, names)}.")
+        raise UserError(f"augmentation policy {nearest(name, names)}")
     settings, methods = randaugment.parse(name), METHODS[interpolation]
     return _drawn(lambda key: randaugment.draw(key, settings, methods), lambda i, d: operations.apply(i, d, fill))
 

@@ -52,8 +52,8 @@ def parse(name: str) -> RandAugment:
         key, number = match.groups() if match else ("", "")
         if key not in SECTIONS or (key in WHOLE and "." in number) or SECTIONS[key] in found:
             raise UserError(
-                f"In the policy {name!r}, {section!r} is not a section of RandAugment: each of m, n, inc, mmax (with a "
-                'whole number), mstd and p (with a number) may stand once, as in "rand-m9-mstd0.5-inc1".'
+                f"augmentation policy {name!r}: {section!r} is not a section of RandAugment: each of m, n, inc, mmax "
+                '(with a whole number), mstd and p (with a number) may stand once, as in "rand-m9-mstd0.5-inc1"'
             )
         found[SECTIONS[key]] = int(number) if key in WHOLE else float(number)
     found["increasing"] = found.get("increasing", 0) > 0
@@ -61,7 +61,7 @@ def parse(name: str) -> RandAugment:
         found["std"] = math.inf
     settings = RandAugment(**found)
     if head != "rand" or settings.layers < 1 or settings.probability > 1 or settings.maximum < 1:
-        raise UserError(f'The policy {name!r} must begin with "rand" and have n >= 1, p <= 1 and mmax >= 1.')
+        raise UserError(f'augmentation policy {name!r} must begin with "rand" and have n >= 1, p <= 1 and mmax >= 1')
     return settings
 
 
