@@ -1,0 +1,107 @@
+"""The train step of a config, put together as `lape_jax.train.loop` does it but without its data: for benchmarks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lape_jax import models
+from lape_jax.augment import recipe
+from lape_jax.tasks import classify, distill
+from lape_jax.train import chrono, optim, setup, sharding
+from lape_jax.train import state as states
+
+# (classes, training images) of the data sets that configs name; 1000 classes of ImageNet's size for all others.
+DATASETS = {"cifar10": (10, 50_000), "cifar100": (100, 50_000)}
+IMAGENET = (1000, 1_281_167)
+
+
+class Step(NamedTuple):
+    """What a run repeats, and what goes into it."""
+
+    model: Any
+    loss: Callable  # (params, augmented batch, key, *frozen) -> (sum, sums)
+    update: Callable  # (state, batch, *frozen) -> state
+    init: Callable  # key -> state
+    state: states.TrainState  # shapes and shardings
+    batch: dict[str, jax.ShapeDtypeStruct]  # with shardings
+    frozen: tuple  # shapes and shardings of the variables of a distilled model's teacher
+
+
+def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
+    """The step of `config` on `mesh`; nothing is computed."""
+    classes, images = DATASETS.get(config.data.name, IMAGENET)
+    model = setup.build_model(config, classes)
+    epoch = max(images // config.batch_size, 1)
+
+    def duration(name, total=None, default=None):
+        common = {"batch_size": config.batch_size, "steps_per_epoch": epoch}
+        return chrono.steps(config, name, **common, total_steps=total, default=default)
+
+    total = duration("total")
+    mixing_steps = duration("mix", total, default=total)
+    learning_rate = optim.schedule(
+        config.optimizer,
+        total,
+        duration("warmup", total),
+        batch_size=config.batch_size,
+        cooldown_steps=duration("cooldown", total, default=0),
+        steps_per_epoch=epoch,
+    )
+    tx = optim.make(config.optimizer, model.param_shapes(), learning_rate)
+    init = states.initialiser(model, tx, ema=config.ema_decay > 0)
+    augment = recipe.make(config, num_classes=classes, mesh=mesh)
+    loss, frozen = classify.training_loss(model), ()
+    if getattr(model, "distilled", False):
+        teacher = models.create(config.distill.model, num_classes=classes, dtype=model.dtype)
+        loss = distill.training_loss(model, teacher, config.distill.alpha)
+        frozen = (_replicated({"params": teacher.param_shapes()}, mesh),)
+    update = states.update_function(
+        loss,
+        tx,
+        lambda batch, key, step: augment(batch, key, step < mixing_steps),
+        seed=config.seed,
+        accumulate=config.optimizer.accumulate,
+        ema_decay=config.ema_decay,
+    )
+    abstract = states.abstract(init, mesh, config.sharding)
+    return Step(model, loss, update, init, abstract, _batch(config, mesh), frozen)
+
+
+def _replicated(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    everywhere = sharding.replicated(mesh)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), shapes)
+
+
+def _batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    rows = sharding.batch_sharding(mesh, config.batch_size)
+    image = (config.data.image_size, config.data.image_size, config.data.channels)
+    kinds = {"image": (image, jnp.uint8), "label": ((), jnp.int32), "mask": ((), jnp.float32)}
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=rows)
+        for name, (shape, dtype) in kinds.items()
+    }
+
+
+def compile_step(step: Step) -> jax.stages.Compiled:
+    """The step, compiled as training runs it: the old state's memory becomes the new one's."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, step.state)
+    jitted = jax.jit(step.update, donate_argnums=0, out_shardings=shardings)
+    return jitted.lower(step.state, step.batch, *step.frozen).compile()
+
+
+def matrix_flops(step: Step) -> float:
+    """FLOPs of all matrix products in loss and gradient of one batch, over all devices, remat's among them."""
+    size, classes = step.batch["label"].shape[0], step.model.num_classes
+    float_image = jax.ShapeDtypeStruct((size, *step.model.input_shape), jnp.float32)
+    batch = {**step.batch, "image": float_image, "target": jax.ShapeDtypeStruct((size, classes), jnp.float32)}
+    gradient = jax.make_jaxpr(jax.grad(step.loss, has_aux=True))
+    return float(chrono.matrix_flops(gradient(step.state.params, batch, jax.random.key(0), *step.frozen)))
+
+
+def used_bytes(compiled: jax.stages.Compiled) -> int:
+    """Memory of one device that the program needs: arguments, results in memory of their own, and temporaries."""
+    used = compiled.memory_analysis()
+    return used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes + used.temp_size_in_bytes
