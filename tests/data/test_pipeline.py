@@ -299,7 +299,7 @@ next(batches)
 
 
 def test_ctrl_c_ends_a_program_that_waits_for_data():
-    command = [sys.executable, "-W", "error", "-c", PROGRAM, "0.2"]  # 1.6 seconds to the first batch
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, "1"]  # eight seconds to the first batch
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
         assert program.stdout.readline() == "ready\n"
         time.sleep(0.3)
