@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from lape_jax.errors import UserError, nearest
 from lape_jax.nn import position
 from lape_jax.nn.attention import check_implementation
-from lape_jax.nn.encoder import Carry, Encoder
+from lape_jax.nn.encoder import Block, Carry, Encoder
 from lape_jax.nn.join import JOINS, PE_NORMS
 from lape_jax.nn.layers import PatchEmbed, layer_norm, normal_02
 
@@ -76,9 +76,11 @@ class ViT(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     # What other families of the same shape do in another way: initial values (of the patch embedding's kernel, None for
-    # its default; of the class and distillation token; of learnable position tables), and arguments of `Block`.
+    # its default; of the class and distillation token; of learnable position tables), arguments of `Block`, its class;
+    # and `_patch_embed`, the module that makes tokens of images, with `grid`, its rows and columns.
     inits: ClassVar[Mapping[str, Initializer | None]] = {"patch": None, "token": normal_02, "table": normal_02}
     block_options: ClassVar[Mapping[str, Any]] = {}
+    block_class: ClassVar[type[Block]] = Block
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -150,7 +152,7 @@ class ViT(nn.Module):
     def setup(self):
         self.check()
         token = (1, 1, self.width)
-        self.patch_embed = PatchEmbed(self.width, _pair(self.patch_size), self.dtype, self.inits["patch"])
+        self.patch_embed = self._patch_embed()
         if self.pool == "token":
             self.cls_token = self.param("cls_token", self.inits["token"], token, jnp.float32)
         if self.distilled:
@@ -164,6 +166,9 @@ class ViT(nn.Module):
         self.head = nn.Dense(**head)
         if self.distilled:
             self.head_dist = nn.Dense(**head)
+
+    def _patch_embed(self) -> nn.Module:
+        return PatchEmbed(self.width, _pair(self.patch_size), self.dtype, self.inits["patch"])
 
     def _table(self) -> Float[Array, "*l n d"] | None:
         absolute, _ = position.parse_pe(self.pe)
@@ -197,7 +202,9 @@ class ViT(nn.Module):
             "dtype": self.dtype,
             **self.block_options,
         }
-        return Encoder(self.depth, block, self.drop_path, self.unroll, self.remat, parent=None)
+        return Encoder(
+            self.depth, block, self.drop_path, self.unroll, self.remat, block_class=self.block_class, parent=None
+        )
 
     def embed(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Carry, Float[Array, "l n d"] | None]:
         """The carry that enters block 0, and the tables of all layers for joinings that have one per layer.

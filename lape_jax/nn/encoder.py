@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lape_jax.errors import UserError, nearest
 from lape_jax.nn.attention import Attention
@@ -45,6 +46,7 @@ class LayerInputs(NamedTuple):
 
     drop_path: Float[Array, "*l"]  # stochastic depth rate
     pe: Float[Array, "*l n d"] | None  # this block's own table, for joinings that have one per layer
+    index: Int[Array, "*l"]  # which block it is, from 0
 
 
 class Block(nn.Module):
@@ -53,7 +55,8 @@ class Block(nn.Module):
     x <- x + DropPath(LS(Attention(join(x, pe))));  x <- x + DropPath(LS(Mlp(LN2(x)))).
 
     Attributes: see `lape_jax.models.vit.ViT`; `train` turns dropout and stochastic depth on. With `norm2_on_residual`
-    the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers.
+    the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers. Families with another
+    attention or MLP override `attend` or `transform`.
     """
 
     heads: int
@@ -79,6 +82,17 @@ class Block(nn.Module):
         join = JOINS[self.join]
         pe_norm = PENorm(self.pe_norm, self.ln_eps, name="pe_norm") if join.normalises_pe else None
         x, attention_input, delivered, pe = join.attend(x, pe if layer.pe is None else layer.pe, norm1, pe_norm)
+        x = x + self.branch(self.attend(attention_input, layer), layer.drop_path, "ls1")
+        x = checkpoint_name(x, "residual")
+        normed = layer_norm(self.ln_eps, self.dtype, "norm2")(x)
+        if self.norm2_on_residual:
+            x = normed.astype(x.dtype)
+        x = x + self.branch(self.transform(normed), layer.drop_path, "ls2")
+        handed_on = None if join.table_per_layer else pe
+        return Carry(x, handed_on), {"tokens": x, "pe": delivered}
+
+    def attend(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
+        """The block's self-attention of `x`, the sum of normalised tokens and PE."""
         attention = Attention(
             self.heads,
             grid=self.relative_grid,
@@ -89,15 +103,11 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="attn",
         )
-        x = x + self.branch(attention(attention_input, self.train), layer.drop_path, "ls1")
-        x = checkpoint_name(x, "residual")
-        mlp = Mlp(self.mlp_hidden, self.dropout, self.dtype, name="mlp")
-        normed = layer_norm(self.ln_eps, self.dtype, "norm2")(x)
-        if self.norm2_on_residual:
-            x = normed.astype(x.dtype)
-        x = x + self.branch(mlp(normed, self.train), layer.drop_path, "ls2")
-        handed_on = None if join.table_per_layer else pe
-        return Carry(x, handed_on), {"tokens": x, "pe": delivered}
+        return attention(x, self.train)
+
+    def transform(self, x: jax.Array) -> jax.Array:
+        """The block's MLP of `x`, the tokens after the second LayerNorm."""
+        return Mlp(self.mlp_hidden, self.dropout, self.dtype, name="mlp")(x, self.train)
 
     def branch(self, y: jax.Array, rate: jax.Array, scale_name: str) -> jax.Array:
         if self.layer_scale is not None:
@@ -116,18 +126,27 @@ class Encoder(nn.Module):
     Attributes:
         depth: number of blocks.
         block: keyword arguments of `Block`, without `train` and `stochastic_depth`.
-        drop_path: stochastic depth rate of the last block; the rates rise linearly from 0.
+        drop_path: stochastic depth rate of the last block (the rates rise linearly from 0), or the rates of all blocks.
         unroll: blocks per iteration of the scan, 1 to `depth`.
         remat: which residuals the backward pass keeps, one of `REMAT_POLICIES`.
+        block_class: `Block`, or what a family makes of it.
 
     Neither `unroll` nor `remat` changes parameters or results.
     """
 
     depth: int
     block: Mapping[str, Any]
-    drop_path: float = 0.0
+    drop_path: float | tuple[float, ...] = 0.0
     unroll: int = 1
     remat: str = "none"
+    block_class: type[Block] = Block
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The stochastic depth rate of each block."""
+        if isinstance(self.drop_path, tuple):
+            return self.drop_path
+        return tuple(np.linspace(0, self.drop_path, self.depth).tolist())
 
     def check(self) -> None:
         """Raises UserError if a knob is out of range."""
@@ -160,7 +179,7 @@ class Encoder(nn.Module):
         if not 0 <= first < stop <= self.depth:
             raise UserError(f"blocks {first} to {stop - 1} are not a segment of the {self.depth} blocks there are")
         blocks = self.stack(train)
-        inputs = LayerInputs(jnp.linspace(0, self.drop_path, self.depth), layer_pe)
+        inputs = LayerInputs(jnp.asarray(self.rates, jnp.float32), layer_pe, jnp.arange(self.depth))
         if (first, stop) == (0, self.depth):
             return blocks(carry, inputs)
         if self.is_initializing():
@@ -173,14 +192,14 @@ class Encoder(nn.Module):
         return segment(blocks, carry, cut(inputs))
 
     def stack(self, train: bool) -> nn.Module:
-        block = Block
+        block = self.block_class
         if self.remat != "none":
             # Inside a rolled loop nothing can be merged with the forward pass, and the guard against it costs time.
             block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)
         scanned = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True, "dropout": True},
             unroll=self.unroll,
         )
-        return scanned(**self.block, stochastic_depth=self.drop_path > 0, train=train, name="blocks")
+        return scanned(**self.block, stochastic_depth=any(self.rates), train=train, name="blocks")

@@ -175,7 +175,7 @@ def test_scan_equals_a_loop_over_blocks(join):
         out = []
         for index in range(DEPTH):
             block = Block(**{**BLOCK, "join": join}, stochastic_depth=False, train=False)
-            layer = LayerInputs(jnp.zeros(()), None if layer_pe is None else layer_pe[index])
+            layer = LayerInputs(jnp.zeros(()), None if layer_pe is None else layer_pe[index], jnp.asarray(index))
             carry, found = block.apply({"params": jax.tree.map(operator.itemgetter(index), params)}, carry, layer)
             out.append(found)
         return carry.tokens, jax.tree.map(lambda *layers: jnp.stack(layers), *out)
