@@ -11,6 +11,7 @@ of the form --config.key=value go to every run. Interrupted runs continue, and f
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -43,10 +44,16 @@ def main():
         spread = statistics.stdev(top1) if len(top1) > 1 else 0.0
         print(
             f"| {join} | {', '.join(f'{value:.2f}' for value in top1)} | {statistics.mean(top1):.2f} | {spread:.2f} "
-            f"| {statistics.median(first):.1f} | {statistics.median(total):.1f} |"
+            f"| {median(first)} | {median(total)} |"
         )
     if args.curves:
         draw(curves, args.curves)
+
+
+def median(seconds):
+    """Of those that were measured."""
+    known = [s for s in seconds if not math.isnan(s)]
+    return f"{statistics.median(known):.1f}" if known else ""
 
 
 def workdir(args, join, seed):

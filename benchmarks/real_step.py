@@ -22,7 +22,7 @@ class Step(NamedTuple):
     """What a run repeats, and what goes into it."""
 
     model: Any
-    loss: Callable  # (params, augmented batch, key, *frozen) -> (sum, sums)
+    loss: Callable  # (params, collections, augmented batch, key, *frozen) -> (sum, (sums, collections))
     update: Callable  # (state, batch, *frozen) -> state
     init: Callable  # key -> state
     state: states.TrainState  # shapes and shardings
@@ -57,7 +57,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     if getattr(model, "distilled", False):
         teacher = models.create(config.distill.model, num_classes=classes, dtype=model.dtype)
         loss = distill.training_loss(model, teacher, config.distill.alpha)
-        frozen = (_replicated({"params": teacher.param_shapes()}, mesh),)
+        frozen = (_replicated(teacher.variable_shapes(), mesh),)
     update = states.update_function(
         loss,
         tx,
@@ -98,7 +98,8 @@ def matrix_flops(step: Step) -> float:
     float_image = jax.ShapeDtypeStruct((size, *step.model.input_shape), jnp.float32)
     batch = {**step.batch, "image": float_image, "target": jax.ShapeDtypeStruct((size, classes), jnp.float32)}
     gradient = jax.make_jaxpr(jax.grad(step.loss, has_aux=True))
-    return float(chrono.matrix_flops(gradient(step.state.params, batch, jax.random.key(0), *step.frozen)))
+    variables = step.state.params, step.state.collections
+    return float(chrono.matrix_flops(gradient(*variables, batch, jax.random.key(0), *step.frozen)))
 
 
 def used_bytes(compiled: jax.stages.Compiled) -> int:

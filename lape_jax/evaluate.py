@@ -10,6 +10,7 @@ Without --step a workdir's newest checkpoint is evaluated. FILE holds PyTorch or
 import argparse
 import json
 import sys
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -17,9 +18,7 @@ from ml_collections import ConfigDict
 from lape_jax import cli, port
 from lape_jax.data import sources
 from lape_jax.errors import UserError
-from lape_jax.train import hosts, setup, sharding
-from lape_jax.train import state as states
-from lape_jax.train.checkpoint import Checkpoints
+from lape_jax.train import finished, hosts, setup, sharding
 from lape_jax.train.evaluation import Evaluator
 
 
@@ -41,35 +40,16 @@ def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
     model = setup.build_model(config, len(train_classes))
     mesh = sharding.make_mesh(config.mesh)
     if args.weights:
-        params = jax.device_put(port.load(args.weights, model)["params"], sharding.replicated(mesh))
+        variables = jax.device_put(port.load(args.weights, model), sharding.replicated(mesh))
         tested = {"weights": args.weights}
     else:
-        state, step = restore(config, model, mesh, args.workdir, args.step)
-        params, tested = state.params, {"workdir": args.workdir, "step": step}
+        state, step = finished.state(Path(args.workdir), config, model, mesh, args.step, config.sharding)
+        variables, tested = state.variables, {"workdir": args.workdir, "step": step}
     evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, source), len(source))
-    results = evaluator(params)
+    results = evaluator(variables)
     if args.workdir and state.ema is not None:
         results |= evaluator(state.ema, prefix="val/ema_")
     return tested | results
-
-
-def restore(config, model, mesh, workdir: str, which: str) -> tuple[states.TrainState, int]:
-    """The state of the newest ("" or "last"), best ("best") or given checkpoint in `workdir`, and its step."""
-    abstract = setup.abstract_state(config, model, mesh, config.sharding)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = None
-        if which == "best":
-            step = checkpoints.best_step()
-            if step is None:
-                raise UserError(f"no checkpoint in {workdir} was evaluated: use --step=last")
-        elif which not in ("", "last"):
-            if not which.isdecimal():
-                raise UserError(f"--step is {which!r}: it must be a step, 'last' or 'best'")
-            step = int(which)
-        restored = checkpoints.restore(abstract, step)
-    if restored is None:
-        raise UserError(f"there are no checkpoints in {workdir}")
-    return restored
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ SPLIT.npz (--source=arrays). DATA_DIR is laid out as TFDS does it; --path= of it
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,22 +32,29 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     match args.command:
         case "check":
-            check.report(args.set, args.splits, everything=args.all, threads=args.threads)
+            check.report(args.set, args.splits, everything=args.all, threads=args.threads, say=say)
         case "resize":
             from lape_jax.data.offline import resize  # imports TFDS, as does `download`: half a second
 
             resize.copy(
                 args.set, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
-                threads=args.threads, max_corrupt=args.max_corrupt,
+                threads=args.threads, max_corrupt=args.max_corrupt, say=say,
             )  # fmt: skip
         case "tfds":
             from lape_jax.data.offline import download
 
-            download.prepare(args.name, args.path, args.manual)
-            print(f"look it over: python -m lape_jax.prepare check --name={args.name} --path={args.path}")
+            download.prepare(args.name, args.path, args.manual, say)
+            say(f"look it over: python -m lape_jax.prepare check --name={args.name} --path={shlex.quote(args.path)}")
         case "cifar":
             version, counts = cifar.convert(args.path, Path(args.out))
-            print(f"{version}: {', '.join(f'{args.out}/{split}.npz: {n:,} images' for split, n in counts.items())}")
+            say(f"{version}: {', '.join(f'{args.out}/{split}.npz: {n:,} images' for split, n in counts.items())}")
+            say(f"look it over: python -m lape_jax.prepare check --source=arrays --path={shlex.quote(args.out)}")
+
+
+def say(line: str) -> None:
+    """Prints a line, and of the name of a file, which need not be text, what cannot be printed as an escape."""
+    encoding = sys.stdout.encoding
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -143,7 +143,7 @@ def other_data(workdir):
 
 
 def evaluates(workdir):
-    return evaluator(lambda size, i, n: resident.batches(IMAGES, size, i, n))(PARAMS)
+    return evaluator(lambda size, i, n: resident.batches(IMAGES, size, i, n))(VARIABLES)
 
 
 def unreadable_evaluation(workdir):
@@ -153,7 +153,7 @@ def unreadable_evaluation(workdir):
             raise UserError("the disk is gone")
         yield from itertools.islice(resident.batches(IMAGES, size, i, n), 1, None)
 
-    evaluator(batches)(PARAMS)
+    evaluator(batches)(VARIABLES)
 
 
 def evaluator(batches):
@@ -163,7 +163,7 @@ def evaluator(batches):
 
 
 rng = np.random.default_rng(1)
-PARAMS = {"kernel": rng.standard_normal((4, 7)).astype(np.float32)}
+VARIABLES = {"params": {"kernel": rng.standard_normal((4, 7)).astype(np.float32)}}
 IMAGES = {
     "image": rng.integers(0, 256, (13, 2, 2, 1), np.uint8),
     "label": rng.integers(0, 7, 13).astype(np.int32),

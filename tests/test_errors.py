@@ -92,7 +92,7 @@ def assert_error(result, message):
         (["--config.data.channels=3"], "config.data.mean has 1 values, but config.data.channels is 3"),
         (["--config.batch_size=5000"], "batch_size is 5000, but must lie between 1 and the 1438 training examples"),
         (["--config.batch_size=60", EMA], "batch_size 60 does not divide over 8 devices"),
-        (["--config.optimizer.accumulate=16", EMA], "does not divide over 8 devices"),
+        (["--config.optimizer.accumulate=16", EMA], "batch_size / optimizer.accumulate = 4 does not divide over 8 dev"),
         (["--config.mesh.data=3"], "does not fit 8 devices"),
         (["--config.sharding=(('head/.*','replicate'),)"], "sharding: no rule matches the parameter '"),
         (["--config.sharding=(('.*','fdsp'),)"], "'fdsp' is not one of replicate, fsdp"),

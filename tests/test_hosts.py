@@ -13,9 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lape_jax import evaluate
 from lape_jax.errors import UserError
-from lape_jax.train import hosts, rules, sharding
+from lape_jax.train import finished, hosts, rules, setup, sharding
 from lape_jax.train import workdir as workdirs
 from tests import host_process, quick, runs
 from tests.host_process import MESHES, RUN
@@ -44,9 +43,9 @@ def only(workdir, step, to):
 def final_params(workdir):
     """Of the newest checkpoint, by name."""
     config = runs.load(**RUN)
-    model = evaluate.setup.build_model(config, num_classes=10)
+    model = setup.build_model(config, num_classes=10)
     with runs.on(1):
-        state, step = evaluate.restore(config, model, sharding.make_mesh(config.mesh), str(workdir), "last")
+        state, step = finished.state(workdir, config, model, sharding.make_mesh(config.mesh), "last", config.sharding)
     assert step == 12
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(state.params).items()}
 
@@ -165,7 +164,7 @@ def test_two_processes(on_one_device, tmp_path):
 def in_numpy():
     """The means over host_process.IMAGES."""
     pixels = host_process.IMAGES["image"].reshape(-1, 4)
-    logits = ((pixels / 255 - 0.25) / 0.5) @ host_process.PARAMS["kernel"].astype(np.float64)
+    logits = ((pixels / 255 - 0.25) / 0.5) @ host_process.VARIABLES["params"]["kernel"].astype(np.float64)
     labels, rows = host_process.IMAGES["label"], np.arange(len(logits))
     rank = (-logits).argsort(axis=1).argsort(axis=1)[rows, labels]
     loss = np.log(np.exp(logits).sum(axis=1)) - logits[rows, labels]
@@ -194,6 +193,13 @@ def test_a_process_that_meets_nobody(tmp_path):
     assert line.startswith("error: not all processes met within 3 seconds (this is process 1 of 2, coordinator 127.0.")
 
 
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"process 0 cannot serve at the coordinator's port \({address}\): "):
+            hosts._connect({"coordinator_address": address, "num_processes": 2, "process_id": 0}, 3)
+
+
 # ---- Who is who ------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +223,8 @@ SLURM = {"SLURM_STEP_NODELIST": "node[1-4]", "SLURM_NTASKS": "4"}
         {"TPU_WORKER_HOSTNAMES": "WARNING: could not determine, please set them"},
         {"TPU_WORKER_HOSTNAMES": "t1v-0,t1v-1", "JAX_PLATFORMS": "cpu"},
         WHOLE | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+        {"JAX_NUM_PROCESSES": "1"},
+        SLURM | {"process_count": 1},
     ],
     ids=str,
 )
@@ -233,6 +241,8 @@ def test_a_launcher_is_left_to_jax(environ):
     assert settings(**environ) == {}
     assert settings(coordinator="host0:1234", **environ) == {"coordinator_address": "host0:1234"}
     assert settings(coordinator="auto") == {}
+    numbers = {"process_id": 0, "num_processes": 2}
+    assert settings(coordinator="auto", process_id=0, process_count=2) == numbers
 
 
 def test_the_config_goes_before_the_environment():

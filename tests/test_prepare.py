@@ -9,6 +9,7 @@ from PIL import Image
 
 from lape_jax import cli, prepare
 from lape_jax.data.records import tfds_records
+from lape_jax.errors import UserError
 
 
 @pytest.fixture
@@ -43,6 +44,22 @@ def test_resize_and_check(run, photos, tmp_path):
     code, lines, _ = run("check", "--name=small", f"--path={out}", "--all")
     assert (code, lines[0][:35]) == (0, "train: 1 examples of 1 classes, 0.1")
     assert run("check", "--source=tfds", "--path", out)[1][0] == "small:1.0.0: train 1, val 1; array_record"
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(photos, monkeypatch):
+    (photos / "train/cat/caf\udce9.jpg").write_bytes(b"")  # as Python calls b"caf\xe9.jpg"
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8")  # strict, as in most shells
+    monkeypatch.setattr("sys.stdout", printed)
+    with pytest.raises(UserError, match="1 of the images cannot be read"):
+        prepare.main(["check", f"--path={photos}"])
+    assert b"unreadable: %s/train/cat/caf\\udce9.jpg: it is empty" % bytes(photos) in printed.buffer.getvalue()
+
+
+def test_arrays_are_pointed_at_when_a_folder_is_looked_for(run, tmp_path):
+    (tmp_path / "train.npz").touch()
+    code, _, err = run("check", f"--path={tmp_path}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.endswith("found: none (for its .npz files: --source=arrays)\n")
 
 
 def test_a_home_directory_is_expanded(run, photos, monkeypatch):

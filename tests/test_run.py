@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lape_jax import evaluate
-from lape_jax.train import rules
+from lape_jax.train import finished, rules, setup, sharding
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.config import from_json
 from tests import runs
@@ -25,9 +25,9 @@ def workdir(tmp_path_factory):
 def saved_state(workdir, step="last"):
     """Arrays by name of a checkpoint."""
     config = from_json(workdir / "config.json")
-    model = evaluate.setup.build_model(config, num_classes=10)
-    mesh = evaluate.sharding.make_mesh(config.mesh)
-    state, _ = evaluate.restore(config, model, mesh, str(workdir), str(step))
+    model = setup.build_model(config, num_classes=10)
+    mesh = sharding.make_mesh(config.mesh)
+    state, _ = finished.state(workdir, config, model, mesh, str(step), config.sharding)
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(state).items()}
 
 
@@ -65,8 +65,8 @@ def test_the_average_is_evaluated_beside_the_weights(workdir):
     assert last["val/ema_loss"] != last["val/loss"]
     assert last["val/ema_examples"] == 359
     names = [name.removeprefix("ema/") for name in state if name.startswith("ema/")]
-    assert names == [name.removeprefix("params/") for name in state if name.startswith("params/")]
-    assert any((state[f"ema/{name}"] != state[f"params/{name}"]).any() for name in names)
+    assert names == [name for name in state if name.startswith("params/")]
+    assert any((state[f"ema/{name}"] != state[name]).any() for name in names)
 
 
 @pytest.mark.parametrize("step", ["last", "22"])
@@ -101,7 +101,7 @@ def test_a_finished_run_goes_on_when_it_is_given_more_epochs(workdir, tmp_path, 
     first, *_, last = out.splitlines()
     assert first == "vit_micro (join lape, pe learnable): 7,194 parameters on 1 cpu (data 1 x fsdp 1 x tensor 1)"
     assert "resuming at step 44 of 66 steps (3.0 epochs of 22 steps, batch 64)" in out
-    assert last.startswith("done: 66 steps in 0:")
+    assert last.startswith("done: 66 steps, the last 22 in 0:")
     assert f"top-1 {results['val/top1']:.2f}%" in last
     assert f"EMA top-1 {results['val/ema_top1']:.2f}%" in last
     assert f"best checkpoint: step {Checkpoints(longer, read_only=True).best_step()}, in {longer}" in last

@@ -72,9 +72,12 @@ def train_batches(
     order.steps_per_epoch(len(source), batch_size, repeats, repeat_ranks)  # fails here, not in a thread
     crop = {"size": size, "scale": scale, "ratio": ratio, "interpolation": interpolation}
 
+    shuffling = threading.Lock()  # or at the start of an epoch every thread would shuffle it, all at the same time
+
     @functools.lru_cache(maxsize=8)  # as many steps as threads may work on at once
     def indices(step: int) -> np.ndarray:
-        return order.batch_indices(seed, step, batch_size, len(source), repeats, repeat_ranks)
+        with shuffling:
+            return order.batch_indices(seed, step, batch_size, len(source), repeats, repeat_ranks)
 
     def read(step: int, position: int) -> tuple[np.ndarray, int]:
         example = source[int(indices(step)[position])]

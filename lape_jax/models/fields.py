@@ -16,6 +16,7 @@ _WORDS = {
     int: "a whole number",
     float: "a finite number",
     tuple[int, int]: "a pair of whole numbers",
+    tuple[int, ...]: "a list of whole numbers",
     type(None): "None",
 }
 
@@ -44,8 +45,11 @@ def _is(value: object, kind: typing.Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if typing.get_origin(kind) is tuple:
-        sides = typing.get_args(kind)
-        return isinstance(value, tuple | list) and len(value) == len(sides) and all(map(_is, value, sides))
+        items = typing.get_args(kind)
+        if not isinstance(value, tuple | list) or not value:
+            return False
+        items = (items[0],) * len(value) if items[1] is ... else items
+        return len(value) == len(items) and all(map(_is, value, items))
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lape_jax.errors import UserError
+from lape_jax.nn.batch_norm import BatchNorm
 
-BN_EPS = 1e-5
 QUANTUM = 8  # widths are multiples of it, until they are fitted to the groups
 
 
@@ -22,8 +22,8 @@ class RegNet(nn.Module):
     width, or the group width taken down to it.
 
     Calling it maps images (batch, height, width, channels), normalised, to `(logits, out)`; `out` names what lies
-    between: "stem", "s1", "s2", ... (after each stage) and "pre_logits". It cannot be trained: the mean and variance of
-    each BatchNorm are parameters beside its scale and bias, and stay what they are.
+    between: "stem", "s1", "s2", ... (after each stage) and "pre_logits". It cannot be trained: each BatchNorm uses the
+    running mean and variance that it has.
 
     Attributes:
         num_classes: outputs of the head.
@@ -105,8 +105,12 @@ class RegNet(nn.Module):
 
     def param_shapes(self) -> dict:
         """Shapes and types of the parameters, as a tree of `jax.ShapeDtypeStruct`, without computing anything."""
+        return self.variable_shapes()["params"]
+
+    def variable_shapes(self) -> dict:
+        """The same of all variables: "params", and "batch_stats" with the BatchNorms' means and variances."""
         images = jax.ShapeDtypeStruct((1, *self.input_shape), self.dtype)
-        return jax.eval_shape(self.init, jax.random.key(0), images)["params"]
+        return jax.eval_shape(self.init, jax.random.key(0), images)
 
 
 class Stage(nn.Module):
@@ -167,10 +171,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """A convolution without bias, padded by (kernel - 1) / 2 on all sides, and BatchNorm.
-
-    (y - mean) / sqrt(var + eps) * scale + bias, with stored mean and variance, in float32 or better.
-    """
+    """A convolution without bias, padded by (kernel - 1) / 2 on all sides, and BatchNorm by its running statistics."""
 
     features: int
     kernel: int
@@ -190,19 +191,4 @@ class ConvBN(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        return BatchNorm(self.dtype, name="bn")(y)
-
-
-class BatchNorm(nn.Module):
-    """The second half of `ConvBN`."""
-
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        full = jnp.promote_types(self.dtype, jnp.float32)
-        zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        starts = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
-        p = {name: self.param(name, start, x.shape[-1:], jnp.float32).astype(full) for name, start in starts.items()}
-        factor = p["scale"] * jax.lax.rsqrt(p["var"] + BN_EPS)
-        return ((x.astype(full) - p["mean"]) * factor + p["bias"]).astype(self.dtype)
+        return BatchNorm(self.dtype, name="bn")(y, train=False)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -15,6 +16,9 @@ from lape_jax.nn.position import relative_position_index
 
 IMPLEMENTATIONS = ("xla", "cudnn")
 Heads = Float[Array, "b n heads hd"]
+Keys = Float[Array, "b m heads hd"]  # of the sequence that is attended to; m is n in self-attention
+# Added to the logits: one for all sequences, or one for each of the w windows of an image, which follow one another.
+Bias = Float[Array, "heads n n"] | Float[Array, "w #heads n n"]
 
 
 def check_implementation(implementation: str, attn_dropout: float) -> None:
@@ -25,7 +29,7 @@ def check_implementation(implementation: str, attn_dropout: float) -> None:
         raise UserError("attention='cudnn' has no attention dropout: use attention='xla' or attn_dropout=0")
 
 
-def attend_cudnn(q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads n n"] | None) -> Heads:
+def attend_cudnn(q: Heads, k: Keys, v: Keys, bias: Float[Array, "heads n n"] | None) -> Heads:
     """softmax(q k^T / sqrt(head_dim) + bias) v by cuDNN's flash attention.
 
     Raises:
@@ -48,6 +52,7 @@ class Attention(nn.Module):
         heads: number of heads; must divide the width.
         grid: rows and columns of patches if there is a relative position bias, else None. The bias of the tokens before
             the patches (class, distillation), as query or key, is zero.
+        bias_init: initial values of its table.
         qkv_bias: whether the fused projection has a bias.
         attn_dropout: dropout on the attention weights.
         dropout: dropout after the projection.
@@ -57,6 +62,7 @@ class Attention(nn.Module):
 
     heads: int
     grid: tuple[int, int] | None = None
+    bias_init: Initializer = nn.initializers.zeros
     qkv_bias: bool = True
     attn_dropout: float = 0.0
     dropout: float = 0.0
@@ -64,7 +70,16 @@ class Attention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
+    def __call__(
+        self, x: Float[Array, "b n d"], train: bool, mask: Float[Array, "w n n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """Attention of each sequence in `x` to itself.
+
+        Args:
+            x: sequences; with a mask, b is a multiple of w.
+            train: whether dropout acts.
+            mask: added to the logits of all heads, `mask[i % w]` to those of sequence i (implementation "xla" alone).
+        """
         batch, tokens, width = x.shape
         dense = {"dtype": self.dtype, "kernel_init": normal_02}
         qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **dense)(x)
@@ -72,16 +87,18 @@ class Attention(nn.Module):
         # Split before it is reshaped: XLA for TPU copies less.
         q, k, v = (part.reshape(batch, tokens, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
         bias = None if self.grid is None else self.relative_bias(tokens)
+        if mask is not None:
+            bias = mask[:, None] if bias is None else bias + mask[:, None]
         y = attend_cudnn(q, k, v, bias) if self.implementation == "cudnn" else self.attend(q, k, v, bias, train)
         y = checkpoint_name(y.reshape(batch, tokens, width), "attended")
         y = nn.Dense(width, name="proj", **dense)(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
-    def attend(self, q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads n n"] | None, train: bool) -> Heads:
+    def attend(self, q: Heads, k: Keys, v: Keys, bias: Bias | None, train: bool) -> Heads:
         full = jnp.promote_types(q.dtype, jnp.float32)
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=full) / math.sqrt(q.shape[-1])
         if bias is not None:
-            logits = logits + bias
+            logits = (logits.reshape(-1, *bias.shape[:-3], *logits.shape[-3:]) + bias).reshape(logits.shape)
         weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
         weights = nn.Dropout(self.attn_dropout, deterministic=not train)(weights)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
@@ -89,7 +106,7 @@ class Attention(nn.Module):
     def relative_bias(self, tokens: int) -> Float[Array, "heads n n"]:
         height, width = self.grid
         rows = (2 * height - 1) * (2 * width - 1)
-        table = self.param("relative_position_bias_table", nn.initializers.zeros, (rows, self.heads), jnp.float32)
+        table = self.param("relative_position_bias_table", self.bias_init, (rows, self.heads), jnp.float32)
         bias = jnp.moveaxis(table[relative_position_index(self.grid)], -1, 0)
         extra = tokens - height * width
         return jnp.pad(bias, ((0, 0), (extra, 0), (extra, 0)))

@@ -1,7 +1,7 @@
 """The transformer block, and the scan over blocks that carries tokens and position embedding."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -55,8 +55,8 @@ class Block(nn.Module):
     x <- x + DropPath(LS(Attention(join(x, pe))));  x <- x + DropPath(LS(Mlp(LN2(x)))).
 
     Attributes: see `lape_jax.models.vit.ViT`; `train` turns dropout and stochastic depth on. With `norm2_on_residual`
-    the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers. Families with another
-    attention or MLP override `attend` or `transform`.
+    the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers. The first `bare_rows`
+    tokens have no PE. Families with another attention or MLP override `attend` or `transform`.
     """
 
     heads: int
@@ -74,26 +74,39 @@ class Block(nn.Module):
     train: bool
     qkv_bias: bool = True
     norm2_on_residual: bool = False
+    gelu: str = "erf"
+    bare_rows: int = 0
+
+    norm_names: ClassVar[tuple[str, str]] = ("norm1", "norm2")
+    reported: ClassVar[tuple[str, ...]] = ("tokens", "pe")  # of all that `__call__` knows, what it returns
 
     @nn.compact
     def __call__(self, carry: Carry, layer: LayerInputs) -> tuple[Carry, dict[str, jax.Array | None]]:
         x, pe = carry
-        norm1 = layer_norm(self.ln_eps, self.dtype, "norm1")
         join = JOINS[self.join]
-        pe_norm = PENorm(self.pe_norm, self.ln_eps, name="pe_norm") if join.normalises_pe else None
+        first, second = self.norm_names
+        norm1 = layer_norm(self.ln_eps, self.dtype, first, bias=join.norm1_bias)
+        pe_norm = PENorm(self.pe_norm, self.ln_eps, self.bare_rows, name="pe_norm") if join.normalises_pe else None
         x, attention_input, delivered, pe = join.attend(x, pe if layer.pe is None else layer.pe, norm1, pe_norm)
-        x = x + self.branch(self.attend(attention_input, layer), layer.drop_path, "ls1")
-        x = checkpoint_name(x, "residual")
-        normed = layer_norm(self.ln_eps, self.dtype, "norm2")(x)
+        attended = self.attend(attention_input, layer)
+        x = x + self.branch(attended, layer.drop_path, "ls1")
+        x = residual = checkpoint_name(x, "residual")
+        normed = layer_norm(self.ln_eps, self.dtype, second)(x)
         if self.norm2_on_residual:
             x = normed.astype(x.dtype)
-        x = x + self.branch(self.transform(normed), layer.drop_path, "ls2")
+        transformed = self.transform(normed)
+        x = x + self.branch(transformed, layer.drop_path, "ls2")
         handed_on = None if join.table_per_layer else pe
-        return Carry(x, handed_on), {"tokens": x, "pe": delivered}
+        known = {"attended": attended, "residual": residual, "transformed": transformed, "tokens": x, "pe": delivered}
+        return Carry(x, handed_on), {name: known[name] for name in self.reported}
 
     def attend(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
         """The block's self-attention of `x`, the sum of normalised tokens and PE."""
-        attention = Attention(
+        return self.attention_layer()(x, self.train)
+
+    def attention_layer(self, **options: Any) -> Attention:
+        """The layer `attn`, with more `options` than the block's own."""
+        return Attention(
             self.heads,
             grid=self.relative_grid,
             qkv_bias=self.qkv_bias,
@@ -102,12 +115,12 @@ class Block(nn.Module):
             implementation=self.attention,
             dtype=self.dtype,
             name="attn",
+            **options,
         )
-        return attention(x, self.train)
 
     def transform(self, x: jax.Array) -> jax.Array:
         """The block's MLP of `x`, the tokens after the second LayerNorm."""
-        return Mlp(self.mlp_hidden, self.dropout, self.dtype, name="mlp")(x, self.train)
+        return Mlp(self.mlp_hidden, self.dropout, self.dtype, self.gelu, name="mlp")(x, self.train)
 
     def branch(self, y: jax.Array, rate: jax.Array, scale_name: str) -> jax.Array:
         if self.layer_scale is not None:
@@ -140,6 +153,8 @@ class Encoder(nn.Module):
     unroll: int = 1
     remat: str = "none"
     block_class: type[Block] = Block
+
+    stack_name: ClassVar[str] = "blocks"
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -175,11 +190,9 @@ class Encoder(nn.Module):
         Returns:
             The carry that leaves, and per layer (leading axis) the tokens after the block and the PE it delivered.
         """
-        stop = self.depth if count is None else first + count
-        if not 0 <= first < stop <= self.depth:
-            raise UserError(f"blocks {first} to {stop - 1} are not a segment of the {self.depth} blocks there are")
+        stop = self.stop(first, count)
         blocks = self.stack(train)
-        inputs = LayerInputs(jnp.asarray(self.rates, jnp.float32), layer_pe, jnp.arange(self.depth))
+        inputs = self.inputs(layer_pe)
         if (first, stop) == (0, self.depth):
             return blocks(carry, inputs)
         if self.is_initializing():
@@ -188,8 +201,33 @@ class Encoder(nn.Module):
         def cut(tree):
             return jax.tree.map(lambda leaf: leaf[first:stop], tree)
 
+        before: dict[str, Any] = {}  # the statistics of all layers, where training puts back those of the segment
+
+        def cut_statistics(tree):
+            before.update(tree)
+            return cut(tree)
+
+        def put_back(tree):
+            return jax.tree.map(lambda whole, part: whole.at[first:stop].set(part), before, dict(tree))
+
         segment = nn.map_variables(lambda stack, *args: stack(*args), "params", trans_in_fn=cut)
+        segment = nn.map_variables(segment, "batch_stats", cut_statistics, put_back, mutable=train)
         return segment(blocks, carry, cut(inputs))
+
+    def stop(self, first: int, count: int | None) -> int:
+        """One more than the last block of a segment.
+
+        Raises:
+            UserError: there is no such segment.
+        """
+        stop = self.depth if count is None else first + count
+        if not 0 <= first < stop <= self.depth:
+            raise UserError(f"blocks {first} to {stop - 1} are not a segment of the {self.depth} blocks there are")
+        return stop
+
+    def inputs(self, layer_pe: Float[Array, "l n d"] | None) -> LayerInputs:
+        """What differs between the blocks, on a leading layer axis."""
+        return LayerInputs(jnp.asarray(self.rates, jnp.float32), layer_pe, jnp.arange(self.depth))
 
     def stack(self, train: bool) -> nn.Module:
         block = self.block_class
@@ -202,4 +240,4 @@ class Encoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             unroll=self.unroll,
         )
-        return scanned(**self.block, stochastic_depth=any(self.rates), train=train, name="blocks")
+        return scanned(**self.block, stochastic_depth=any(self.rates), train=train, name=self.stack_name)

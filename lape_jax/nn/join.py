@@ -7,6 +7,9 @@ receives:
 (b) `attend`: what enters the self-attention of block l (and does x_l itself change)?
 (c) `attend`, too: which PE is handed on to block l+1?
 
+Three attributes say what a method needs: `normalises_pe`, a PE norm in each block; `table_per_layer`, a table for each
+block; `norm1_bias`, the bias of the block's first LayerNorm.
+
 To add a method, write one class here, name it in `JOINS`, and add one test. The PE is batch-free everywhere: (N, D).
 Source: LaPE, ICCV 2023, equations 8-11 and section 3.3; names as in the paper's Table 7.
 """
@@ -22,6 +25,7 @@ from jaxtyping import Array, Float
 
 Tokens = Float[Array, "b n d"]
 Position = Float[Array, "n d"]
+FOLDED = "folded"
 Norm = Callable[[jax.Array], jax.Array]  # a LayerNorm; there is no `pe_norm` where `normalises_pe` is False
 
 
@@ -39,6 +43,7 @@ class Default:
 
     normalises_pe = False
     table_per_layer = False
+    norm1_bias = True
 
     def stem(self, tokens: Tokens, table: Position) -> tuple[Tokens, Position | None]:
         return (tokens + table).astype(tokens.dtype), None
@@ -52,6 +57,7 @@ class Shared:
 
     normalises_pe = False
     table_per_layer = False
+    norm1_bias = True
 
     def stem(self, tokens: Tokens, table: Position) -> tuple[Tokens, Position | None]:
         return tokens, table
@@ -72,6 +78,7 @@ class LapeSharing:
 
     normalises_pe = True
     table_per_layer = False
+    norm1_bias = True
 
     def stem(self, tokens: Tokens, table: Position) -> tuple[Tokens, Position | None]:
         return tokens, table
@@ -92,12 +99,28 @@ class Lape(LapeSharing):
         return Joined(x, norm1(x) + p, p, p)
 
 
+class Folded(LapeSharing):
+    """x_0 = alpha; attention sees g_l * (x_l - mean) / sqrt(var + eps) + c_l, where LN1_l has lost its bias to c_l.
+
+    What `lape_jax.port.fold` makes of both kinds of LaPE for inference, with c_l = bias of LN1_l + pe_l: the same sums
+    in as many operations as `Default` needs. Not a method of the paper.
+    """
+
+    normalises_pe = False
+    table_per_layer = True
+    norm1_bias = False
+
+    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
+        return Joined(x, norm1(x) + pe, pe, pe)
+
+
 JOINS = {
     "default": Default(),
     "shared": Shared(),
     "unshared": Unshared(),
     "lape_sharing": LapeSharing(),
     "lape": Lape(),
+    FOLDED: Folded(),
 }
 
 # The functions of the paper's Table 8: (normalise?, scale: "vector", "scalar" or None, bias?).
@@ -123,10 +146,12 @@ class PENorm(nn.Module):
     Attributes:
         kind: one of `PE_NORMS`.
         eps: added to the (biased) variance, as in the block's LayerNorms.
+        bare_rows: so many rows at the start are zero and stay so, being those of tokens that have no PE.
     """
 
     kind: str = "layernorm"
     eps: float = 1e-6
+    bare_rows: int = 0
 
     @nn.compact
     def __call__(self, pe: Position) -> Position:
@@ -140,4 +165,6 @@ class PENorm(nn.Module):
             y = y * self.param("scale", nn.initializers.ones, (width,) if scale == "vector" else (), jnp.float32)
         if bias:
             y = y + self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
+        if self.bare_rows:
+            y = jnp.pad(y[self.bare_rows :], ((self.bare_rows, 0), (0, 0)))
         return y.astype(jnp.promote_types(pe.dtype, jnp.float32))

@@ -1,5 +1,6 @@
 """The small parts of a transformer: patch embedding, MLP, LayerNorm, stochastic depth, layer scale."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -13,6 +14,9 @@ from jaxtyping import Array, Float
 # PyTorch's trunc_normal_(std=.02) cuts at +-2, a hundred standard deviations away: a normal distribution.
 normal_02 = nn.initializers.normal(0.02)
 
+# x Phi(x) with the normal distribution's Phi, and the approximation x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2.
+GELUS = {"erf": functools.partial(nn.gelu, approximate=False), "tanh": functools.partial(nn.gelu, approximate=True)}
+
 
 def torch_uniform(fan_in: int):
     """PyTorch's default initialiser of convolutions, weight and bias: uniform in +-1/sqrt(fan_in)."""
@@ -24,12 +28,13 @@ def torch_uniform(fan_in: int):
     return init
 
 
-def layer_norm(eps: float, dtype, name: str) -> nn.LayerNorm:
-    """LayerNorm over channels: g (z - mean) / sqrt(var + eps) + b, two-pass variance, float32 or better inside and out.
+def layer_norm(eps: float, dtype, name: str, bias: bool = True) -> nn.LayerNorm:
+    """LayerNorm over channels: g (z - mean) / sqrt(var + eps) [+ b], two-pass variance, float32 or better throughout.
 
     The float32 result lets a PE be added before the one rounding to the compute type.
     """
-    return nn.LayerNorm(epsilon=eps, dtype=jnp.promote_types(dtype, jnp.float32), use_fast_variance=False, name=name)
+    full = jnp.promote_types(dtype, jnp.float32)
+    return nn.LayerNorm(epsilon=eps, dtype=full, use_bias=bias, use_fast_variance=False, name=name)
 
 
 class PatchEmbed(nn.Module):
@@ -48,7 +53,8 @@ class PatchEmbed(nn.Module):
     kernel_init: Initializer | None = None
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        del train  # of interest to patch embeddings that drop out or keep statistics
         init = torch_uniform(math.prod(self.patch_size) * images.shape[-1])
         project = nn.Conv(
             self.width,
@@ -65,24 +71,26 @@ class PatchEmbed(nn.Module):
 
 
 class Mlp(nn.Module):
-    """fc2(gelu(fc1(x))) with the exact (erf) GELU, and dropout after both layers.
+    """fc2(gelu(fc1(x))), and dropout after both layers.
 
     Attributes:
         hidden: channels between the two layers.
         dropout: probability of dropping a unit.
         dtype: type to compute in.
+        gelu: which form of GELU, one of `GELUS`.
     """
 
     hidden: int
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    gelu: str = "erf"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
         width = x.shape[-1]
         x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=normal_02, name="fc1")(x)
         x = checkpoint_name(x, "fc1")
-        x = nn.Dropout(self.dropout, deterministic=not train)(nn.gelu(x, approximate=False))
+        x = nn.Dropout(self.dropout, deterministic=not train)(GELUS[self.gelu](x))
         x = nn.Dense(width, dtype=self.dtype, kernel_init=normal_02, name="fc2")(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 

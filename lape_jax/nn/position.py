@@ -3,17 +3,26 @@
 Absolute tables have one row per token in sequence order: class token, distillation token, then the patches row by row.
 Which of the first two exist depends on the model; together they are the `extra_rows`. Frozen tables are NumPy float64
 constants, so that a model in float64 sees them exactly; they are never parameters.
+
+A position embedding has a name, `pe`, of up to three parts joined by "+", in this order: an absolute table (how it joins
+the tokens is another choice, `lape_jax.nn.join`); "relative", a bias on the attention logits; "peg", a convolution
+between blocks (`lape_jax.nn.peg`). "none" is none of them.
 """
+
+import itertools
 
 import numpy as np
 from jaxtyping import Float64, Int32
 
 from lape_jax.errors import UserError, nearest
 
-LEARNABLE, SINCOS_1D, SINCOS_2D = "learnable", "sincos_1d", "sincos_2d"
-ABSOLUTE = (LEARNABLE, SINCOS_1D, SINCOS_2D)
-RELATIVE, NONE = "relative", "none"
-KINDS = (*ABSOLUTE, RELATIVE, *(f"{kind}+{RELATIVE}" for kind in ABSOLUTE), NONE)
+LEARNABLE, SINCOS_1D, SINCOS_2D, SINCOS_2D_MOCO = "learnable", "sincos_1d", "sincos_2d", "sincos_2d_moco"
+ABSOLUTE = (LEARNABLE, SINCOS_1D, SINCOS_2D, SINCOS_2D_MOCO)
+RELATIVE, PEG, NONE = "relative", "peg", "none"
+KINDS = tuple(
+    "+".join(filter(None, (absolute, relative, peg))) or NONE
+    for peg, relative, absolute in itertools.product(("", PEG), ("", RELATIVE), (*ABSOLUTE, ""))
+)
 
 
 def parse_pe(pe: str) -> tuple[str | None, bool]:
@@ -27,6 +36,22 @@ def parse_pe(pe: str) -> tuple[str | None, bool]:
     parts = pe.split("+")
     absolute = parts[0] if parts[0] in ABSOLUTE else None
     return absolute, RELATIVE in parts
+
+
+def has_peg(pe: str) -> bool:
+    """Whether the `pe` of this name has a positional encoding generator."""
+    return PEG in pe.split("+")
+
+
+def frozen(kind: str, grid: tuple[int, int], width: int, extra_rows: int = 0) -> Float64[np.ndarray, "n d"]:
+    """The table of a `kind` that is not learned.
+
+    Raises:
+        UserError: `width` does not suit it.
+    """
+    if kind == SINCOS_1D:
+        return sincos_1d(extra_rows + grid[0] * grid[1], width)
+    return (sincos_2d if kind == SINCOS_2D else sincos_2d_moco)(grid, width, extra_rows)
 
 
 def sincos_1d(rows: int, width: int) -> Float64[np.ndarray, "n d"]:
@@ -61,6 +86,25 @@ def sincos_2d(grid: tuple[int, int], width: int, extra_rows: int = 0) -> Float64
 
     row, column = (axis.reshape(-1).astype(np.float64) for axis in np.indices(grid))
     patches = np.concatenate([encode(column), encode(row)], axis=1)
+    return np.concatenate([np.zeros((extra_rows, width)), patches])
+
+
+def sincos_2d_moco(grid: tuple[int, int], width: int, extra_rows: int = 0) -> Float64[np.ndarray, "n d"]:
+    """The 2-D sinusoid of MoCo v3 and big_vision; the `extra_rows` before the patches are zero.
+
+    With q = width/4 and omega_k = 10000^(-k/(q-1)), k = 0..q-1, so that the last frequency is exactly 1/10000, the
+    channels are sin(column omega), cos(column omega), sin(row omega), cos(row omega), q of each.
+    Source: Chen et al. 2021 (arXiv:2104.02057); `posemb_sincos_2d` in google-research/big_vision.
+
+    Raises:
+        UserError: `width` is not divisible by 4, or less than 8.
+    """
+    if width % 4 or width < 8:
+        raise UserError(f"pe='sincos_2d_moco' needs a width of at least 8 that is divisible by 4, not {width}")
+    quarter = width // 4
+    omega = 10000.0 ** (-np.arange(quarter) / (quarter - 1))
+    row, column = (axis.reshape(-1, 1) * omega for axis in np.indices(grid))
+    patches = np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1)
     return np.concatenate([np.zeros((extra_rows, width)), patches])
 
 

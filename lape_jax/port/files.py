@@ -1,14 +1,15 @@
-"""Weights in files: `.npz` and `.safetensors` both ways, `.pth` and `.pt` to read.
+"""Weights in files: `.npz` and `.safetensors` both ways, `.pth`, `.pt` and `.pth.tar` to read.
 
-Names in a file are either those of PyTorch (`blocks.0.norm1.weight`) or the paths of our parameters
-(`blocks/norm1/scale`, one entry for all layers); reading recognises which.
+Names in a file are those of PyTorch (`blocks.0.norm1.weight`), the paths of our variables (`blocks/norm1/scale`, one
+entry for all layers; see params.py) or those of big_vision; reading recognises which.
 """
 
+import contextlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,27 +17,65 @@ import numpy as np
 import safetensors.numpy
 
 from lape_jax.errors import UserError, nearest
-from lape_jax.port import pth
+from lape_jax.port import big_vision, pth, torch
 from lape_jax.port.archive import open_zip, reading
-from lape_jax.port.params import from_flat, to_flat
-from lape_jax.port.torch import from_torch, to_torch
+from lape_jax.port.big_vision import from_big_vision, is_big_vision, to_big_vision
+from lape_jax.port.params import from_flat, shapes, to_flat
+from lape_jax.port.torch import WRAPPERS, from_torch, to_torch
 
-READ = (".npz", ".safetensors", ".pth", ".pt")
+READ = (".npz", ".safetensors", ".pth", ".pt", ".pth.tar")
 WRITTEN = (".npz", ".safetensors")
-FORMATS = ("torch", "lape")
+READERS = {"torch": from_torch, "lape": from_flat, "big_vision": from_big_vision}
+WRITERS = {"torch": to_torch, "lape": to_flat, "big_vision": to_big_vision}
 
 
 def load(path: str | os.PathLike, model: nn.Module) -> dict:
-    """The variables `{"params": ...}` of `model` from a file, as NumPy arrays of the types that the file has.
+    """The variables of `model`, `{"params": ...}` and other collections, from a file, as NumPy arrays of its types.
 
-    A `.pth` or `.pt` file is read without PyTorch, and nothing that its pickle asks for is run. See `from_torch` for
-    what a state dict may look like.
+    A checkpoint of a training script may hold several sets of weights, such as those of the last step and their running
+    mean: `FILE:KEY`, with KEY one of `lape_jax.port.torch.WRAPPERS`, says which is meant.
+
+    A `.pth`, `.pt` or `.pth.tar` file is read without PyTorch, and nothing that its pickle asks for is run. See
+    `from_torch` for what a state dict may look like.
 
     Raises:
-        UserError: the suffix is not one of .npz, .safetensors, .pth, .pt; the file is missing, damaged or not what its
-            suffix says; or its weights do not fit the model.
+        UserError: the suffix is not one of `READ`; the file is missing, damaged or not what its suffix says; or its
+            weights do not fit the model.
     """
-    path = Path(path)
+    weights, place = read(path)
+    try:
+        return fit(weights, model)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+def fit(weights: Mapping[str, Any], model: nn.Module) -> dict:
+    """The variables of `model` that are in `weights`, whose names say what they are names of."""
+    return READERS[format_of(weights)](weights, model)
+
+
+def format_of(weights: Mapping[str, Any]) -> str:
+    """Whose names these are, one of `WRITERS`."""
+    if is_big_vision(weights):
+        return "big_vision"
+    return "lape" if any("/" in name for name in weights) else "torch"
+
+
+def stored_shapes(weights: Mapping[str, Any], model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes, as they would have here, of the model's variables that `weights` have, whatever they are in `model`."""
+    names = format_of(weights)
+    if names == "torch":
+        return torch.stored_shapes(weights, model)
+    if names == "big_vision":
+        return big_vision.stored_shapes(weights, model)
+    paths = shapes(model)
+    return {path: np.shape(weights[path]) for path in weights if path in paths}
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
+    """What a file holds, by name, and how to speak of the file: see `load`, whose errors of files it raises."""
+    name, _, key = os.fspath(path).rpartition(":")
+    path, key = (Path(name), key) if key in WRAPPERS else (Path(path), "")
     _check_suffix(path, READ)
     if path.suffix == ".npz":
         weights: Any = _read_npz(path)
@@ -44,39 +83,57 @@ def load(path: str | os.PathLike, model: nn.Module) -> dict:
         weights = _read_safetensors(path)
     else:
         weights = pth.read(path)
+    if key:
+        if not isinstance(weights, Mapping) or not isinstance(weights.get(key), Mapping):
+            raise UserError(f"{path} has no weights under {key!r}")
+        weights, path = weights[key], Path(f"{path}:{key}")  # for what is said of it
     if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{path} holds a {type(weights).__name__} instead of arrays by name")
-    try:
-        paths = any("/" in name for name in weights)
-        return from_flat(weights, model) if paths else from_torch(weights, model)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return dict(weights), str(path)
 
 
-def save(path: str | os.PathLike, variables: Mapping[str, Any], model: nn.Module, format: str = "torch") -> None:
-    """Writes the parameters to an `.npz` or `.safetensors` file, which appears whole or not at all.
+def save(
+    path: str | os.PathLike,
+    variables: Mapping[str, Any],
+    model: nn.Module,
+    format: str = "torch",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the variables to an `.npz` or `.safetensors` file, which appears whole or not at all.
 
     Args:
-        format: "torch" for a state dict (see `to_torch`), "lape" for our own paths, joined with "/".
+        format: "torch" for a state dict (see `to_torch`), "lape" for our own paths, joined with "/", "big_vision" for
+            its names (see `to_big_vision`).
+        metadata: texts by name, for `.safetensors` files.
 
     Raises:
         UserError: unknown suffix or format, `variables` that are not the model's, or a place that cannot be written to.
     """
     path = Path(path)
-    if format not in FORMATS:
-        raise UserError(f"format={nearest(format, FORMATS)}")
+    if format not in WRITERS:
+        raise UserError(f"format={nearest(format, WRITERS)}")
     _check_suffix(path, WRITTEN)
-    arrays = to_torch(variables, model) if format == "torch" else to_flat(variables, model)
-    arrays = {
-        name: np.asarray(array, order="C") for name, array in arrays.items()
-    }  # safetensors writes memory as it is
+    arrays = WRITERS[format](variables, model)
+    # safetensors writes memory as it is
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with replacing(path) as file:
+        if path.suffix == ".npz":
+            np.savez(file, **arrays)
+        else:
+            file.write(safetensors.numpy.save(arrays, dict(metadata) if metadata else None))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write, which takes the place of `path` when it is complete, or never.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
-            if path.suffix == ".npz":
-                np.savez(file, **arrays)
-            else:
-                file.write(safetensors.numpy.save(arrays))
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -87,7 +144,7 @@ def save(path: str | os.PathLike, variables: Mapping[str, Any], model: nn.Module
 
 
 def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
-    if path.suffix not in suffixes:
+    if not path.name.endswith(suffixes):
         verb = "written to" if suffixes == WRITTEN else "read from"
         raise UserError(f"{path}: weights are {verb} files that end in {', '.join(suffixes)}")
 

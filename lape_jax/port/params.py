@@ -1,4 +1,8 @@
-"""Parameters as a flat dict of NumPy arrays, and the check that they are those of a model."""
+"""Variables as a flat dict of NumPy arrays, and the check that they are those of a model.
+
+The path of a parameter is bare, "blocks/norm1/scale"; that of any other variable begins with its collection, one of
+`COLLECTIONS`: "batch_stats/stem/bn/mean".
+"""
 
 import re
 from collections.abc import Mapping
@@ -12,36 +16,50 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lape_jax.errors import UserError
 
+COLLECTIONS = ("batch_stats", "constants")
 FLOATS = tuple(np.dtype(kind) for kind in (np.float16, jnp.bfloat16, np.float32, np.float64))
 
 
 def to_flat(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
-    """The parameters by '/'-joined path, on the host, after a check that they are those of `model`.
+    """The variables by '/'-joined path, on the host, after a check that they are those of `model`.
 
     Raises:
         UserError: they are not, or a weight is not floating point or not finite.
     """
     if not isinstance(variables, Mapping) or not isinstance(variables.get("params"), Mapping):
         raise UserError("variables should be a dict with the parameters under 'params'")
-    flat = {path: as_array(path, value) for path, value in flatten_dict(variables["params"], sep="/").items()}
+    flat = {path: as_array(path, value) for path, value in flatten(variables).items()}
     check(flat, shapes(model), "the tree of variables")
     return flat
 
 
 def from_flat(arrays: Mapping[str, Any], model: nn.Module) -> dict:
-    """The variables `{"params": ...}` of `model` from its parameters by '/'-joined path: the inverse of `to_flat`.
+    """The variables of `model`, `{"params": ...}` and other collections, by '/'-joined path: the inverse of `to_flat`.
 
     Raises:
         UserError: they are not the model's, or a weight is not floating point or not finite.
     """
     flat = {path: copy(as_array(path, value)) for path, value in arrays.items()}
     check(flat, shapes(model), "the file")
-    return {"params": unflatten_dict(flat, sep="/")}
+    return unflatten(flat)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of `model` by '/'-joined path."""
-    return {path: leaf.shape for path, leaf in flatten_dict(model.param_shapes(), sep="/").items()}
+    """Shapes of the variables of `model` by '/'-joined path."""
+    return {path: leaf.shape for path, leaf in flatten(model.variable_shapes()).items()}
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of all collections by '/'-joined path, see above."""
+    others = {collection: tree for collection, tree in variables.items() if collection != "params"}
+    return flatten_dict(variables["params"], sep="/") | flatten_dict(others, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    params = unflatten_dict(flat, sep="/")
+    others = {collection: params.pop(collection) for collection in COLLECTIONS if collection in params}
+    return {"params": params, **others}
 
 
 def check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
@@ -57,9 +75,25 @@ def check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]
         "not floating point:": [f"{name} is {arrays[name].dtype}" for name in untyped],
         "not finite:": [name for name in sound if not np.isfinite(arrays[name]).all()],
     }
-    lists = [f"{fault} {', '.join(sorted(names, key=natural))}" for fault, names in faults.items() if names]
+    lists = [f"{fault} {', '.join(_by_layers(sorted(names, key=natural)))}" for fault, names in faults.items() if names]
     if lists:
         raise UserError(f"{what} does not fit the model: {'; '.join(lists)}")
+
+
+def _by_layers(texts: list[str]) -> list[str]:
+    """`texts` in which those of three or more layers in sequence, alike but for the layer's number, are one."""
+    layers: dict[tuple[str, str], list[int]] = {}
+    for text in texts:
+        before, number, after = re.fullmatch(r"(.*?)(?:\.(\d+)(?=\.)(.*))?", text).groups()
+        layers.setdefault((before, after or ""), []).append(-1 if number is None else int(number))
+    shown = []
+    for (before, after), numbers in layers.items():
+        first, last = min(numbers), max(numbers)
+        if len(numbers) > 2 and numbers == list(range(first, last + 1)):
+            shown.append(f"{before}.{first}-{last}{after}")
+        else:
+            shown += [before if number < 0 else f"{before}.{number}{after}" for number in numbers]
+    return shown
 
 
 def as_array(name: Any, value: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Names of RegNet in PyTorch: those of timm, in which DeiT's teacher `regnety_160-a5fe301d.pth` is published too.
 
 Modules have the same names there and here (`s1.b1.conv1` is `s1/b1/conv1`); `NAMES` says what the last two parts of a
-parameter's path are.
+variable's path are.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from lape_jax.errors import UserError
 from lape_jax.port.entries import CONV, LINEAR, SAME, Entry, torch_shape
-from lape_jax.port.params import shapes as param_shapes
+from lape_jax.port.params import shapes as variable_shapes
 
 NAMES = {
     "conv/kernel": ("conv.weight", CONV),
@@ -31,19 +31,20 @@ COUNTER = "num_batches_tracked"  # of each BatchNorm, for training it
 
 
 def entries(shapes: Mapping[str, tuple[int, ...]]) -> list[Entry]:
-    """All entries that the state dict has, without those of `constants`, for parameters of these `shapes`."""
+    """All entries that the state dict has, without those of `constants`, for variables of these `shapes`."""
     found = []
     for path, shape in shapes.items():
-        *modules, layer, leaf = path.split("/")
+        *modules, layer, leaf = path.removeprefix("batch_stats/").split("/")
         name, axes = NAMES[f"{layer}/{leaf}"]
         found.append(Entry((".".join([*modules, name]),), torch_shape(shape, axes), path, None, axes))
     return found
 
 
 def constants(model: nn.Module, dtype: DTypeLike = np.float64) -> dict[str, np.ndarray]:
-    """What PyTorch keeps in the state dict beside the parameters: each BatchNorm's counter of training steps, at 0."""
+    """What PyTorch keeps in the state dict beside the variables: each BatchNorm's counter of training steps, at 0."""
     del dtype  # of what is not an integer
-    norms = [path.removesuffix("/mean") for path in param_shapes(model) if path.endswith("bn/mean")]
+    found = [path.removeprefix("batch_stats/") for path in variable_shapes(model)]
+    norms = [path.removesuffix("/mean") for path in found if path.endswith("bn/mean")]
     return {f"{norm.replace('/', '.')}.{COUNTER}": np.zeros((), np.int64) for norm in norms}
 
 

@@ -1,4 +1,4 @@
-"""PyTorch state dicts to Flax parameters and back; which names a model has there is said in vit.py and regnet.py."""
+"""PyTorch state dicts to Flax variables and back; which names a model has there is said in a module per family."""
 
 from collections.abc import Mapping
 from types import ModuleType
@@ -6,32 +6,38 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from lape_jax.errors import UserError
+from lape_jax.models.ceit import CeiT
+from lape_jax.models.compact import ViTLite
 from lape_jax.models.regnet import RegNet
+from lape_jax.models.swin import Swin
+from lape_jax.models.t2t import T2TViT
 from lape_jax.models.vit import ViT
-from lape_jax.port import regnet, vit
-from lape_jax.port.params import as_array, check, copy, natural, shapes, to_flat
+from lape_jax.nn.join import FOLDED
+from lape_jax.port import ceit, compact, regnet, swin, t2t, vit
+from lape_jax.port.params import as_array, check, copy, natural, shapes, to_flat, unflatten
 
 # By class of the model (or of what it inherits from): the module that says what is in its state dict.
-#     entries(shapes)                parameters by path -> the entries that hold them
-#     constants(model, dtype)        entries that are no parameters here: compared when read, written for PyTorch
+#     entries(shapes)                variables by path -> the entries that hold them
+#     constants(model, dtype)        entries that are no variables here: compared when read, written for PyTorch
 #     verify(name, array, constant)  that comparison
-FAMILIES = {ViT: vit, RegNet: regnet}
+#     official(arrays)               of some: the arrays by official names, where others' would mean other entries
+FAMILIES = {ViT: vit, ViTLite: compact, T2TViT: t2t, CeiT: ceit, Swin: swin, RegNet: regnet}
 
-WRAPPERS = ("model", "state_dict")
+# Where the weights are in checkpoints of training scripts; those of `_ema` are their running mean.
+WRAPPERS = ("model", "model_ema", "state_dict", "state_dict_ema")
 PREFIX = "module."  # of models that were trained in parallel
 
 
 def from_torch(state_dict: Mapping[str, Any], model: nn.Module) -> dict:
-    """The variables `{"params": ...}` of `model` with the weights of a PyTorch state dict.
+    """The variables of `model`, `{"params": ...}` and other collections, with the weights of a PyTorch state dict.
 
     Args:
-        state_dict: arrays by name, as NumPy or JAX arrays or PyTorch tensors, with official LaPE, DeiT or timm names;
-            all of them may begin with `module.`, and the dict may sit in another one under `model` or `state_dict`
-            (other entries beside it, such as averaged weights, are not looked at: pass them themselves to use them).
-        model: what the weights are for. Every parameter must be there, and nothing else may be, except a frozen
+        state_dict: arrays by name, as NumPy or JAX arrays or PyTorch tensors, with official names (LaPE, DeiT, Compact
+            Transformers, T2T-ViT, CeiT, Swin) or those of timm; all of them may begin with `module.`, and the dict may sit in
+            another one under one of `WRAPPERS`. Where it has weights under two of them, pass the ones that you mean.
+        model: what the weights are for. Every variable must be there, and nothing else may be, except a frozen
             sinusoid `pos_embed` and `relative_position_index`, which must agree with the model's, and the counters of
             BatchNorms; these are dropped.
 
@@ -46,6 +52,7 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module) -> dict:
     arrays = {name: as_array(name, value) for name, value in given.items()}
     prefix = PREFIX if arrays and all(name.startswith(PREFIX) for name in arrays) else ""
     family = _family(model)
+    arrays = _official(arrays, family)
     entries = family.entries(shapes(model))
     for name, constant in family.constants(model).items():
         if prefix + name in arrays:
@@ -61,7 +68,7 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module) -> dict:
             flat[entry.path] = copy(value)
         else:
             flat.setdefault(entry.path, []).append(value)
-    return {"params": unflatten_dict({path: _stack(path, value) for path, value in flat.items()}, sep="/")}
+    return unflatten({path: _stack(path, value) for path, value in flat.items()})
 
 
 def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
@@ -83,20 +90,41 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
     return dict(sorted(state_dict.items(), key=lambda item: natural(item[0])))
 
 
+def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes, as they would have here, of the model's variables that a state dict has, whatever they are in `model`."""
+    family = _family(model)
+    given = {str(name).removeprefix(PREFIX): value for name, value in _unwrap(state_dict).items()}
+    given = _official(given, family)
+    found, paths = {}, shapes(model)
+    for entry in family.entries(paths):
+        value = next((given[name] for name in entry.names if hasattr(given.get(name), "shape")), None)
+        if value is not None and len(value.shape) == len(entry.shape):
+            shape = entry.axes.to_flax(np.broadcast_to(np.float32(0), value.shape)).shape
+            found[entry.path] = shape if entry.layer is None else (paths[entry.path][0], *shape)
+    return found
+
+
 def _family(model: nn.Module) -> ModuleType:
+    if getattr(model, "joining", None) == FOLDED:
+        raise UserError("join='folded' has no counterpart in PyTorch: convert the model before it is folded")
     for kind in type(model).__mro__:
         if kind in FAMILIES:
             return FAMILIES[kind]
     raise UserError(f"a {type(model).__name__} has no counterpart in PyTorch")
 
 
+def _official(arrays: Mapping[str, Any], family: ModuleType) -> Mapping[str, Any]:
+    return family.official(arrays) if hasattr(family, "official") else arrays
+
+
 def _unwrap(state_dict: Any) -> Mapping:
     """The state dict itself, taken out of the training checkpoint that may hold it."""
     if not isinstance(state_dict, Mapping):
         raise UserError(f"a state dict should map names to arrays, and this is a {type(state_dict).__name__}")
-    inside = [key for key in WRAPPERS if isinstance(state_dict.get(key), Mapping)]
+    inside = [key for key in WRAPPERS if isinstance(state_dict.get(key), Mapping) and state_dict[key]]
     if len(inside) > 1:
-        raise UserError("the checkpoint has weights under 'model' and under 'state_dict': pass the ones that you mean")
+        places = " and ".join(f"under {key!r}" for key in inside)
+        raise UserError(f"the checkpoint has weights {places}: pass the ones that you mean (FILE:{inside[-1]})")
     return state_dict[inside[0]] if inside else state_dict
 
 

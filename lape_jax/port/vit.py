@@ -1,7 +1,8 @@
 """Names of the ViT family in PyTorch: those of official LaPE, DeiT and timm.
 
 `NAMES` is the whole story: which parameter is which entry, and how its axes move. Blocks are separate in PyTorch
-(`blocks.0`, `blocks.1`, ...) and stacked on a leading layer axis here.
+(`blocks.0`, `blocks.1`, ...) and stacked on a leading layer axis here. Families that are made of the same parts have
+tables of their own for the same functions.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from jax.typing import DTypeLike
 
 from lape_jax.errors import UserError
 from lape_jax.nn import position
-from lape_jax.port.entries import CONV, LINEAR, ROWS, SAME, Entry, torch_shape
+from lape_jax.port.entries import CONV, LINEAR, ROWS, SAME, Axes, Entry, torch_shape
 from lape_jax.port.params import FLOATS
 
 NAMES = {
@@ -48,7 +49,8 @@ NAMES = {
     "head_dist/kernel": ("head_dist.weight", LINEAR),
     "head_dist/bias": ("head_dist.bias", SAME),
 }
-UNSHARED = ("pos_embed{i}", ROWS)  # what "pos_embed" is where each layer has a table of its own
+# The generators of `pe="peg"` are named as in Meituan-AutoML/Twins; the i-th follows block i.
+PEG = {"kernel": ("pos_block.{i}.proj.0.weight", CONV), "bias": ("pos_block.{i}.proj.0.bias", SAME)}
 TIMM = {"blocks/ls1/gamma": "blocks.{i}.ls1.gamma", "blocks/ls2/gamma": "blocks.{i}.ls2.gamma"}  # read, never written
 
 # Entries that are no parameters here: compared when read, and written for PyTorch code that asks for them.
@@ -57,13 +59,18 @@ INDEX = "blocks.{i}.attn.relative_position_index"
 TABLE_TOLERANCE = 1e-5
 
 
-def entries(shapes: Mapping[str, tuple[int, ...]]) -> list[Entry]:
-    """All entries that the state dict has, without those of `constants`, for parameters of these `shapes`."""
+def entries(
+    shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, tuple[str, Axes]] = NAMES, family: str = "ViT"
+) -> list[Entry]:
+    """All entries that the state dict has, without those of `constants`, for variables of these `shapes`."""
     found = []
+    names = {**names, **_peg_names(shapes)}
     for path, shape in shapes.items():
-        if path not in NAMES:
-            raise UserError(f"the parameter {path} of this model has no counterpart in PyTorch ViTs")
-        name, axes = UNSHARED if path == "pos_embed" and len(shape) == 3 else NAMES[path]
+        if path not in names:
+            raise UserError(f"the parameter {path} of this model has no counterpart in PyTorch's {family}")
+        name, axes = names[path]
+        if path == "pos_embed" and len(shape) == 3:  # each layer has a table of its own
+            name += "{i}"
         patterns = (name, TIMM[path]) if path in TIMM else (name,)
         stacked = "{i}" in name
         expected = torch_shape(shape[1:] if stacked else shape, axes)
@@ -72,19 +79,28 @@ def entries(shapes: Mapping[str, tuple[int, ...]]) -> list[Entry]:
     return found
 
 
+def _peg_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, Axes]]:
+    pegs = (path.split("/") for path in shapes if path.startswith("peg_"))
+    return {"/".join(path): (PEG[path[-1]][0].format(i=path[0][4:]), PEG[path[-1]][1]) for path in pegs}
+
+
 def constants(model: nn.Module, dtype: DTypeLike = np.float64) -> dict[str, np.ndarray]:
     """What PyTorch models keep in their state dict though nobody learns it: tables of type `dtype`, int64 indices."""
+    found = fixed(model, dtype, FROZEN_TABLE, INDEX)
+    if position.parse_pe(model.pe)[0] == position.SINCOS_1D:
+        found[FROZEN_TABLE] = found[FROZEN_TABLE][0]  # without the leading axis that all others have
+    return found
+
+
+def fixed(model: nn.Module, dtype: DTypeLike, table: str, index: str) -> dict[str, np.ndarray]:
+    """The frozen `table` (1, rows, D) of `model`, and the `index` of its relative bias in every block, by name."""
     absolute, relative = position.parse_pe(model.pe)
-    rows = model.extra_rows + model.grid[0] * model.grid[1]
     found = {}
-    # The official code keeps the 1-D table without the leading axis that all others have.
-    if absolute == position.SINCOS_1D:
-        found[FROZEN_TABLE] = position.sincos_1d(rows, model.width).astype(dtype)
-    elif absolute == position.SINCOS_2D:
-        found[FROZEN_TABLE] = position.sincos_2d(model.grid, model.width, model.extra_rows)[None].astype(dtype)
+    if absolute not in (None, position.LEARNABLE):
+        found[table] = position.frozen(absolute, model.grid, model.width, model.extra_rows)[None].astype(dtype)
     if relative:
-        index = position.relative_position_index(model.grid).astype(np.int64)
-        found |= {INDEX.format(i=layer): index.copy() for layer in range(model.depth)}
+        rows_of_pairs = position.relative_position_index(model.grid).astype(np.int64)
+        found |= {index.format(i=layer): rows_of_pairs.copy() for layer in range(model.depth)}
     return found
 
 

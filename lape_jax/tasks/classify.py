@@ -31,32 +31,47 @@ def in_top(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int) -> Boo
     return (ahead.sum(axis=1) < k) & ~jnp.isnan(own[:, 0])
 
 
-def training_loss(model: Any) -> Callable:
-    """The function (params, batch, key) -> (summed loss, {"loss", "top1", "examples"} sums) of one augmented batch.
+def training_outputs(model: Any, params: Any, collections: dict, images: jax.Array, key: jax.Array) -> tuple[Any, dict]:
+    """What the model's heads answer in training, and its `collections` afterwards: BatchNorms have counted the batch.
 
-    The batch is one of `lape_jax.augment.recipe`: normalised float images, and "target" (b, k), the soft labels. Both
-    heads of a distilled model learn the targets, as there is no teacher: the loss is the mean of the two cross
-    entropies. top1 counts the images whose own label, the one before mixing, is predicted.
+    Args:
+        params, collections: the model's variables.
+        images: (b, h, w, c), normalised.
+        key: for dropout and stochastic depth.
+    """
+    variables = {"params": params, **collections}
+    (logits, _), moved = model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+    return logits, {**collections, **moved}
+
+
+def training_loss(model: Any) -> Callable:
+    """The loss of one augmented batch, as a function that can be differentiated.
+
+    It maps (params, collections, batch, key) to (summed loss, ({"loss", "top1", "examples"} sums, collections as they
+    are afterwards)), see `training_outputs`. The batch is one of `lape_jax.augment.recipe`: normalised float images,
+    and "target" (b, k), the soft labels. Both heads of a distilled model learn the targets, as there is no teacher: the
+    loss is the mean of the two cross entropies. top1 counts the images whose own label, the one before mixing, is
+    predicted.
     """
 
-    def loss(params, batch, key):
-        logits, _ = model.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
+    def loss(params, collections, batch, key):
+        logits, collections = training_outputs(model, params, collections, batch["image"], key)
         heads = logits if isinstance(logits, tuple) else (logits,)
         losses = [cross_entropy(head, batch["target"]) for head in heads]
         mask = batch["mask"]
         total = jnp.sum(mask * sum(losses)) / len(heads)
         right = jnp.sum(mask * in_top(sum(heads), batch["label"], 1))
-        return total, {"loss": total, "top1": right, "examples": mask.sum()}
+        return total, ({"loss": total, "top1": right, "examples": mask.sum()}, collections)
 
     return loss
 
 
 def evaluation_sums(model: Any, config: Any) -> Callable:
-    """The function (params, batch) -> {"top1", "top5", "loss", "examples"} sums of one evaluation batch."""
+    """The function (variables, batch) -> {"top1", "top5", "loss", "examples"} sums of one evaluation batch."""
 
-    def sums(params, batch):
+    def sums(variables, batch):
         images = normalise(batch["image"], config.data.mean, config.data.std)
-        logits, _ = model.apply({"params": params}, images, train=False)
+        logits, _ = model.apply(variables, images, train=False)
         label, mask = batch["label"], batch["mask"]
         return {
             "top1": jnp.sum(mask * in_top(logits, label, 1)),

@@ -44,7 +44,7 @@ def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
         student: the model of the run, whose classes, image size, channels and type the teacher has to share.
 
     Returns:
-        The model, and its variables `{"params": ...}` on the host, in float32 as all parameters.
+        The model, and its variables on the host, in float32 as all variables.
 
     Raises:
         UserError: there is no such file, the model is not named or unknown, or the weights are not those of this model
@@ -100,18 +100,18 @@ def hard_distillation_loss(
 
 
 def training_loss(model: nn.Module, teacher: nn.Module, alpha: float) -> Callable:
-    """The function (params, batch, key, teacher's variables) -> (summed loss, sums) of one augmented batch.
+    """The function (params, collections, batch, key, teacher's variables) -> (summed loss, (sums, collections)).
 
-    Batch and sums are those of `lape_jax.tasks.classify.training_loss`; top1 is that of both heads together, as in
-    evaluation.
+    Batch, sums and collections are those of `lape_jax.tasks.classify.training_loss`; top1 is that of both heads
+    together, as in evaluation.
     """
 
-    def loss(params, batch, key, variables):
-        (cls, dist), _ = model.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
+    def loss(params, collections, batch, key, variables):
+        (cls, dist), collections = classify.training_outputs(model, params, collections, batch["image"], key)
         labels = hard_labels(teacher, variables, batch["image"])
         mask = batch["mask"]
         total = jnp.sum(mask * hard_distillation_loss(cls, dist, batch["target"], labels, alpha))
         right = jnp.sum(mask * classify.in_top(cls + dist, batch["label"], 1))
-        return total, {"loss": total, "top1": right, "examples": mask.sum()}
+        return total, ({"loss": total, "top1": right, "examples": mask.sum()}, collections)
 
     return loss

@@ -201,8 +201,11 @@ class Checkpoints:
             # Not through a Checkpointer, which would let a process that can read wait for one that cannot.
             with contextlib.closing(_state_handler()) as reader:
                 how = ocp.checkpoint_utils.construct_restore_args(abstract_state)
-                args = ocp.args.PyTreeRestore(abstract_state, restore_args=how)
+                # Partial, for fields without arrays that checkpoints of older versions lack; of arrays none may lack.
+                args = ocp.args.PyTreeRestore(abstract_state, restore_args=how, partial_restore=True)
                 state = reader.restore(self.directory / str(step) / "state", args=args)
+                if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+                    reason = "arrays are missing"
         except Exception as error:  # a damaged file can raise anything
             reason = f"reading it failed: {_one_line(error)}"
         _check_usable(reason)

@@ -88,7 +88,7 @@ def steps(
 class Chrono:
     """Measures a run between `start` and now.
 
-        chrono = Chrono(total_steps, batch_size, flops_per_image(...), peak_flops(jax.devices()))
+        chrono = Chrono(total_steps, batch_size, training_flops(...), peak_flops(jax.devices()))
         ... first step, which compiles ...
         chrono.start(step)
         while step < total_steps:
@@ -100,11 +100,9 @@ class Chrono:
     Args:
         total_steps: steps of the whole run.
         batch_size: images of one step, over all devices.
-        flops_per_image: of one forward pass; 0 if unknown. A training step counts as three (Chowdhery et al., PaLM,
-            arXiv:2204.02311, appendix B): recomputation by remat counts for nothing.
+        flops_per_image: of a training step, see `training_flops`; 0 if unknown.
         peak: FLOP/s of all devices together; 0 if unknown.
         devices: how many devices share the batch.
-        seconds: trained in earlier starts of this run, to continue `seconds`.
         clock: returns seconds.
     """
 
@@ -116,15 +114,13 @@ class Chrono:
         peak: float = 0.0,
         *,
         devices: int = 1,
-        seconds: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.total_steps = total_steps
         self.batch_size = batch_size
-        self._flops_per_image = 3 * flops_per_image
+        self._flops_per_image = flops_per_image
         self._peak = peak
         self._devices = devices
-        self._earlier = seconds
         self._clock = clock
         self.start(0)
 
@@ -172,8 +168,8 @@ class Chrono:
 
     @property
     def seconds(self) -> float:
-        """Trained so far, pauses and earlier starts of the run included."""
-        return self._earlier + self._clock() - self._first[1]
+        """Since `start`, pauses included."""
+        return self._clock() - self._first[1]
 
     @property
     def img_per_sec(self) -> float:
@@ -189,6 +185,16 @@ class Chrono:
         if made <= 0:
             return None
         return (self._last[1] - self._first[1]) / made * max(self.total_steps - self._last[0], 0)
+
+
+def training_flops(model: nn.Module, variables: Any, teacher: tuple[nn.Module, Any] | None = None) -> float:
+    """FLOPs of a training step for one image: three forward passes, and one of a `teacher` (model, variables).
+
+    The backward pass counts as two (Chowdhery et al., PaLM, arXiv:2204.02311, appendix B); what remat computes again
+    counts for nothing. The arguments are those of `flops_per_image`.
+    """
+    taught = flops_per_image(*teacher) if teacher else 0.0
+    return 3 * flops_per_image(model, variables) + taught
 
 
 def flops_per_image(model: nn.Module, variables: Any) -> float:

@@ -52,6 +52,9 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the data order, augmentation and dropout
     config.dtype = "float32"  # of the computation, or "bfloat16"; parameters are float32
+    config.init = init = ConfigDict()  # the weights to start from, if not fresh ones
+    init.weights = ""  # a file, or the workdir of a run; what fits is loaded, and all is said
+    init.pe_norm = "norm1"  # what PE norms start as where those weights have none: "ones", or the block's "norm1"
     config.model = ConfigDict({"name": "deit_ti"})  # name, and any field of that model: models.create(**config.model)
 
     config.data = data = ConfigDict()
@@ -178,7 +181,7 @@ def override(config: ConfigDict, items: Iterable[tuple[str, str]]) -> None:
         if parent is config.model:
             if leaf in parent:
                 del parent[leaf]  # its type may change: image_size is an int or a pair
-            parent[leaf] = text if leaf == "name" else _literal(text, f"config.{key}")
+            parent[leaf] = text if leaf == "name" else literal(text, f"config.{key}")
             continue
         parent[leaf] = _parse(text, parent.get_type(leaf), f"config.{key}")
         name, _, unit = key.rpartition("_")
@@ -306,7 +309,7 @@ def _parse(text: str, kind: type, name: str) -> Any:
     return value
 
 
-def _literal(text: str, name: str) -> Any:
+def literal(text: str, name: str) -> Any:
     """The Python literal that `text` is, or else `text` itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"

@@ -41,15 +41,19 @@ class Evaluator:
         sums = sharding.pin_batch(classify.evaluation_sums(model, config), mesh)
         self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Any, prefix: str = "val/") -> dict[str, float]:
+    def __call__(self, variables: Any, prefix: str = "val/") -> dict[str, float]:
         """{prefix + metric: value}: top1 and top5 in percent, loss in nats, examples counted.
+
+        Args:
+            variables: of the model, all its collections.
+            prefix: of the names.
 
         Raises:
             UserError: an example cannot be read; on all processes, whichever it was.
         """
         pending, failures = [], []  # not read before the end, so that the device never waits for the host
         for batch in self._read(failures):
-            pending.append(self._sums(params, {name: place(array, self._rows) for name, array in batch.items()}))
+            pending.append(self._sums(variables, {name: place(array, self._rows) for name, array in batch.items()}))
         hosts.fail_together(failures[0] if failures else None)
         sums = [jax.device_get(sums) for sums in pending]
         total = {name: math.fsum(float(batch[name]) for batch in sums) for name in sums[0]}

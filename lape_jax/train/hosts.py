@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -82,8 +83,6 @@ def settings(distributed: Any, environ: Mapping[str, str]) -> dict[str, Any] | N
     Raises:
         UserError: some of the settings without the others and without a launcher, or impossible ones.
     """
-    if distributed.coordinator == AUTO:
-        return {}
     count = distributed.process_count or _integer(environ, "JAX_NUM_PROCESSES")
     index = distributed.process_id if distributed.process_id >= 0 else _integer(environ, "JAX_PROCESS_ID")
     address = distributed.coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
@@ -91,10 +90,14 @@ def settings(distributed: Any, environ: Mapping[str, str]) -> dict[str, Any] | N
     known = {name: value for name, value in given.items() if value not in (None, "")}
     if count is not None and not 0 <= (index or 0) < count:
         raise UserError(f"process_id is {index}, but must lie between 0 and process_count - 1 = {count - 1}")
+    if address == AUTO:
+        return {name: value for name, value in known.items() if name != "coordinator_address"}
     if address and not re.fullmatch(r".+:\d+", address):
         raise UserError(f"the coordinator is {address!r}: it must be host:port of process 0")
+    if count == 1:
+        return None
     if len(known) == len(given):
-        return None if count == 1 else {**known, "cluster_detection_method": "deactivate"}
+        return {**known, "cluster_detection_method": "deactivate"}
     if _launched_together(environ):
         return known
     if known:
@@ -156,6 +159,8 @@ def _launched_together(environ: Mapping[str, str]) -> bool:
 
 
 def _connect(arguments: dict[str, Any], seconds: int) -> None:
+    if arguments.get("process_id") == 0 and "coordinator_address" in arguments:
+        _check_port(arguments["coordinator_address"])
     jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM to itself; see signals.py
     # Where JAX gives up it aborts with a stack trace; so this gives up before.
     timer = threading.Timer(seconds, _give_up, (arguments, seconds))
@@ -169,6 +174,15 @@ def _connect(arguments: dict[str, Any], seconds: int) -> None:
         raise UserError(f"cannot start together with the other processes: {error}") from error
     finally:
         timer.cancel()
+
+
+def _check_port(address: str) -> None:
+    """Raises UserError if process 0 cannot serve there, where JAX would die of a segmentation fault."""
+    two_in_one = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2])), **two_in_one).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"process 0 cannot serve at the coordinator's port ({address}): {error}") from None
 
 
 def _give_up(arguments: dict[str, Any], seconds: int) -> None:

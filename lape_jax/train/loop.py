@@ -17,7 +17,7 @@ from lape_jax.augment import recipe
 from lape_jax.data import order, pipeline, resident, sources
 from lape_jax.errors import UserError
 from lape_jax.tasks import classify, distill
-from lape_jax.train import chrono, feed, hosts, optim, setup, sharding, teacher
+from lape_jax.train import chrono, feed, hosts, optim, setup, sharding, teacher, warm
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
@@ -59,7 +59,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     every = {name: duration(name, total_steps=total) for name in ("log", "eval", "checkpoint")}
     warmup = duration("warmup", total_steps=total)
     # What does not fit is said before anything is decoded, restored or written.
-    sharding.batch_sharding(mesh, config.batch_size // config.optimizer.accumulate)
+    micro = {"setting": "batch_size / optimizer.accumulate ="} if config.optimizer.accumulate > 1 else {}
+    sharding.batch_sharding(mesh, config.batch_size // config.optimizer.accumulate, **micro)
     setup.check_training(config, model)
     taught_by = teacher.load(config, model, source.classes, mesh)
 
@@ -101,7 +102,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         StopRequest() as stop,
     ):
         restored = checkpoints.restore(abstract)
-        state, step = restored or (states.create(init, abstract, config.seed), 0)
+        state, step = restored or (warm.create(config, model, init, abstract, mesh), 0)
         if step > total:
             raise UserError(f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for")
         evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source), len(val_source))
@@ -114,7 +115,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             workdirs.write_data(workdir, source, val_source)
             for line in differences if jax.process_index() == 0 else ():
                 _log.warning("%s", line)
-            flops = chrono.flops_per_image(model, {"params": params})
+            flops = chrono.training_flops(model, model.variable_shapes(), taught_by)
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
             clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
             _introduce(writers.console, config, model, mesh, params, step, total, steps_per_epoch)
@@ -168,10 +169,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             checkpoints.wait()
             if not results:  # the run had been complete before
                 results = _evaluate(evaluator, state)
-            speed = f", {clock.img_per_sec:,.0f} img/s" if clock.img_per_sec else ""
+            head = f"done: {total} steps"
+            if clock.img_per_sec:
+                head += f", the last {total - first_step}" if first_step else ""
+                head += f" in {clock_time(clock.seconds)}, {clock.img_per_sec:,.0f} img/s"
             writers.console.summary(
-                _describe(f"done: {total} steps in {clock_time(clock.seconds)}{speed}", results)
-                + f"  best checkpoint: step {checkpoints.best_step()}, in {workdir}"
+                _describe(head, results) + f"  best checkpoint: step {checkpoints.best_step()}, in {workdir}"
             )
             return results
 
@@ -238,7 +241,7 @@ def _saving_first(checkpoints: Checkpoints, state: states.TrainState) -> Iterato
 
 def _evaluate(evaluator: Evaluator, state: states.TrainState) -> dict[str, float]:
     """Of the weights, and beside them of their running mean if there is one."""
-    results = evaluator(state.params)
+    results = evaluator(state.variables)
     return results if state.ema is None else results | evaluator(state.ema, prefix="val/ema_")
 
 

@@ -29,6 +29,8 @@ def default_wd_mults(params: Any) -> tuple[tuple[str, float], ...]:
 
     No decay for every bias, every normalisation scale (norm1, norm2, pe_norm of any kind, the final norm) and every
     LayerScale gamma, that is for all tensors that are 1-D in one block, and for `cls_token` and `pos_embed`.
+    None either for what `pe="peg"` adds, kernels included, as in Twins' `CPVTV2`; and of models with big_vision's names
+    only the kernels decay, as in its configs.
     Everything else decays, also `dist_token`, `relative_position_bias_table`, and the unshared position tables: the
     official code calls those `pos_embed0`, `pos_embed1`, ..., which its no-decay list misses. Here they are one
     `pos_embed` of shape (layers, rows, width), told from the shared (rows, width) by its number of axes.
@@ -42,6 +44,8 @@ def default_wd_mults(params: Any) -> tuple[tuple[str, float], ...]:
         (r"(.*/)?(bias|scale|gamma)", 0.0),
         (r"cls_token", 0.0),
         (r"pos_embed", 1.0 if unshared else 0.0),
+        (r"peg_\d+/.*", 0.0),
+        (r"cls|pos_embedding|MAPHead_0/probe", 0.0),
         (r".*", 1.0),
     )
 

@@ -1,7 +1,9 @@
 """The published training recipes, each in one place; the files in configs/ add model, hardware and numbers.
 
 What the papers' code does and this does not: the running mean of the weights that DeiT's and LaPE's scripts keep is
-never evaluated there, so it is off; their float16 with loss scaling is bfloat16 here.
+never evaluated there, so it is off. Their float16 with loss scaling is bfloat16 in `deit`, and float32 in
+`compact_cifar` unless `--config.dtype=bfloat16` is given. Mixup and CutMix are drawn once for a batch, and reverse all
+of it, where DeiT's processes draw and reverse each for its own 256 images.
 """
 
 from ml_collections import ConfigDict
@@ -38,16 +40,9 @@ def deit(arg: str, model: str) -> ConfigDict:
     if arg.crop not in CROPS:
         raise UserError(f"config argument crop={nearest(arg.crop, CROPS)}")
     config = _start(arg, model)
-    config.dtype = "bfloat16"
-    config.model.drop_path = 0.1
-    config.model.remat = "attention"  # a third of the memory of "none" at 1 to 3 % more work
-
-    config.data.name = "imagenet2012" if arg.source == "tfds" else ""
-    config.data.val_split = "validation" if arg.source == "tfds" else "val"
+    _imagenet(config)
     config.data.crop_ratio = CROPS[arg.crop]
     config.data.repeats = 3
-    config.data.threads = 32
-    _strong_augmentation(config)
 
     config.optimizer.schedule = "epoch_lag"
     config.optimizer.lr, config.optimizer.lr_batch = 5e-4, 512
@@ -60,6 +55,51 @@ def deit(arg: str, model: str) -> ConfigDict:
     return _debug(config) if arg.debug else config
 
 
+def t2t(arg: str, model: str) -> ConfigDict:
+    """ImageNet-1K as T2T-ViT trains on it: AdamW, 300 + 10 epochs, mixup and CutMix; a running mean of the weights.
+
+    Source: yitu-opensource/T2T-ViT, `main.py` and the commands of its README. The published numbers are those of the
+    running mean. `arg`: "name=value,..." of
+
+        path      the data_dir of TFDS, or with source=folder the directory of train/ and val/
+        source    tfds (imagenet2012) | folder
+        join, pe  joining method and position embedding
+        seed, epochs, batch
+        debug     a run of two steps of a tiny model on scikit-learn's digits
+
+    `epochs` are those of the cosine; ten of cool-down follow. With fewer than 300, warm-up and cool-down get shorter in
+    proportion. The learning rate is that for a batch of 512, and does not follow the batch.
+    """
+    arg = parse_arg(
+        arg, path="", source="tfds", join="lape", pe="sincos_1d", seed=0, epochs=300.0, batch=512, debug=False
+    )
+    config = _start(arg, model)
+    share = arg.epochs / 300
+    _imagenet(config)
+    config.data.crop_ratio = 0.9  # resized to 248
+    config.data.interpolation = "random"
+    config.augment.order = "mix_then_erase"
+    config.ema_decay = 0.99996
+
+    config.optimizer.schedule = "epoch"
+    config.total_epochs = 310 * share
+    config.warmup_epochs = 10 * share
+    config.cooldown_epochs = 10 * share
+    config.optimizer.lr = 1e-3
+    config.optimizer.weight_decay = 0.05 if model.endswith("14") else 0.03
+    config.optimizer.wd_mults = ((r"(.*/)?(bias|scale)|cls_token", 0.0), (r".*", 1.0))
+    return _debug(config, patch_size=None) if arg.debug else config
+
+
+def ceit(arg: str, model: str) -> ConfigDict:
+    """ImageNet-1K as CeiT trains on it: the recipe of DeiT, and its evaluation (crop=deit) unless `arg` says otherwise.
+
+    Source: coeusguo/ceit, `main.py`. Its BatchNorms see the 256 images of one GPU, and here the whole batch.
+    `arg` is that of `deit`.
+    """
+    return deit(f"crop=deit,{arg}" if arg else "crop=deit", model)
+
+
 def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
     """CIFAR-10 or CIFAR-100 as Compact Transformers train on it: AdamW, 300 + 10 epochs, mixup and CutMix.
 
@@ -70,14 +110,15 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
         source    tfds (cifar10 or cifar100) | arrays | folder
         join, pe  joining method and position embedding
         seed, epochs, batch
-        erase     probability of random erasing (the configuration of CCT-7/3x1 on CIFAR-10 has 0)
+        erase     probability of random erasing (0 for CCT-7/3x1 on CIFAR-10, else 0.25, as published)
         debug     a run of two steps of a tiny model on scikit-learn's digits
 
     `epochs` are those of the cosine; ten of cool-down follow. With fewer than 300, warm-up, cool-down and the end of
     mixing come earlier in proportion.
     """
+    erase = 0.0 if (model, dataset) == ("cct_7_3x1", "cifar10") else 0.25
     arg = parse_arg(
-        arg, path="", source="tfds", join="lape", pe="learnable", seed=0, epochs=300.0, batch=128, erase=0.25,
+        arg, path="", source="tfds", join="lape", pe="learnable", seed=0, epochs=300.0, batch=128, erase=erase,
         debug=False,
     )  # fmt: skip
     config = _start(arg, model)
@@ -107,7 +148,7 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
         config.mix_epochs = 175 * share
     else:
         config.optimizer.lr, config.optimizer.warmup_lr = 6e-4, 1e-6
-    return _debug(config) if arg.debug else config
+    return _debug(config, patch_size=None if model.startswith("cct") else 8) if arg.debug else config
 
 
 def _start(arg: ConfigDict, model: str) -> ConfigDict:
@@ -126,6 +167,16 @@ def _start(arg: ConfigDict, model: str) -> ConfigDict:
     return config
 
 
+def _imagenet(config: ConfigDict) -> None:
+    config.dtype = "bfloat16"
+    config.model.drop_path = 0.1
+    config.model.remat = "attention"  # a third of the memory of "none" at 1 to 3 % more work
+    config.data.name = "imagenet2012" if config.data.source == "tfds" else ""
+    config.data.val_split = "validation" if config.data.source == "tfds" else "val"
+    config.data.threads = 32
+    _strong_augmentation(config)
+
+
 def _strong_augmentation(config: ConfigDict) -> None:
     """What DeiT introduced, and the others took over."""
     config.augment.flip = True
@@ -135,9 +186,11 @@ def _strong_augmentation(config: ConfigDict) -> None:
     config.loss.label_smoothing = 0.1
 
 
-def _debug(config: ConfigDict) -> ConfigDict:
-    """The same recipe with a tiny model on 32 x 32 digits, for two steps."""
-    config.model.width, config.model.depth, config.model.heads, config.model.patch_size = 16, 2, 2, 8
+def _debug(config: ConfigDict, patch_size: int | None = 8) -> ConfigDict:
+    """The same recipe with a tiny model on 32 x 32 digits, for two steps; `patch_size` where a model has a choice."""
+    config.model.width, config.model.depth, config.model.heads = 16, 2, 2
+    if patch_size is not None:
+        config.model.patch_size = patch_size
     config.data.source = "digits"
     config.data.image_size = 32
     config.data.threads = 2

@@ -113,7 +113,8 @@ def compare_with_workdir(config: ConfigDict, model: Any, workdir: Path) -> list[
 def _identity(model: Any) -> dict[str, Any]:
     """What makes a model the one it is: its class and fields, without those that change only how it runs."""
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    how = ("unroll", "remat", "attention", "dtype", "dropout", "attn_dropout", "drop_path", "parent", "name")
+    rates = ("dropout", "attn_dropout", "token_dropout", "drop_path")
+    how = ("unroll", "remat", "attention", "dtype", *rates, "parent", "name")
     return {"family": type(model).__name__, **{k: v for k, v in fields.items() if k not in how}, "join": model.joining}
 
 

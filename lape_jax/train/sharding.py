@@ -9,6 +9,8 @@ Block parameters are stacked, (layers, ...): the scan over layers slices their f
 
 Ready lists for `config.sharding`: REPLICATED, FSDP, and TENSOR for the Vision Transformers, which splits attention
 heads and MLP channels over `tensor` (Shoeybi et al., Megatron-LM, arXiv:1909.08053) and what remains over `fsdp`.
+The fused qkv holds q, k and v one after another and not head by head, so XLA moves what its parts put out to the heads
+(in each block two collective-permutes on the way forth and four all-to-alls on the way back, with a `tensor` of 2).
 """
 
 import functools
@@ -23,11 +25,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lape_jax.errors import UserError, nearest
+from lape_jax.nn.batch_norm import BatchNorm
 from lape_jax.train import rules
 
 AXES = ("data", "fsdp", "tensor")
 FSDP_MIN_SIZE = 2**14
-_LAYERS = (nn.Dense, nn.Conv, nn.LayerNorm)  # of what has a batch; the norm of a position embedding is none of these
+# Of what has a batch; the norm of a position embedding is none of these.
+_LAYERS = (nn.Dense, nn.Conv, nn.LayerNorm, BatchNorm)
 STRATEGIES = ("replicate", "fsdp", "fsdp(min_size)", "tensor(axis)")
 
 REPLICATED = ((r".*", "replicate"),)

@@ -22,10 +22,16 @@ class TrainState:
 
     step: Any  # int32, updates made so far
     params: Any
-    ema: Any  # running mean of params, or None
+    collections: Any  # by name, the model's other variables: "batch_stats", moved by training, and "constants"
+    ema: Any  # running mean of `variables`, with the constants as they are; or None
     opt_state: Any
     sums: dict[str, Any]  # since the last log line: loss, top1, examples, grad_norm, steps
-    first_bad_step: Any  # int32, the first step whose loss, gradient or update was not finite, else NEVER
+    first_bad_step: Any  # int32, the first step that was bad (see `update_function`), else NEVER
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, **self.collections}
 
 
 def zero_sums() -> dict[str, jax.Array]:
@@ -36,11 +42,13 @@ def initialiser(model: Any, tx: optax.GradientTransformation, ema: bool) -> Call
     """The function key -> state at step 0."""
 
     def init(key: jax.Array) -> TrainState:
-        params = model.init(key, jnp.zeros((1, *model.input_shape), jnp.float32))["params"]
+        variables = model.init(key, jnp.zeros((1, *model.input_shape), jnp.float32))
+        params = variables["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            ema=jax.tree.map(jnp.copy, params) if ema else None,
+            collections={name: tree for name, tree in variables.items() if name != "params"},
+            ema=jax.tree.map(jnp.copy, variables) if ema else None,
             opt_state=tx.init(params),
             sums=zero_sums(),
             first_bad_step=jnp.full((), NEVER, jnp.int32),
@@ -72,48 +80,58 @@ def update_function(
     """The function (state, batch, *frozen) -> state of one optimiser step.
 
     Args:
-        loss: (params, batch, key, *frozen) -> (summed loss, dict of sums with "examples"), as in
-            `lape_jax.tasks.classify`; `frozen`, a teacher's variables, reaches it from the update's arguments.
+        loss: (params, collections, batch, key, *frozen) -> (summed loss, (dict of sums with "examples", collections as
+            they are afterwards)), as in `lape_jax.tasks.classify`; `frozen`, a teacher's variables, reaches it from the
+            update's arguments.
         tx: the optimiser.
         augment: (batch, key, step) -> batch, applied to the whole batch before it is cut up and differentiated.
         seed: with the step it determines all randomness of the update.
-        accumulate: micro-batches that the batch is cut into; the gradient is that of the whole batch's mean loss.
-        ema_decay: d in ema <- d ema + (1 - d) params, or 0 for no average.
+        accumulate: micro-batches that the batch is cut into; the gradient is that of the whole batch's mean loss. What
+            BatchNorms normalise by is the statistics of a micro-batch, and their running means pass through all of them
+            in turn, as if they were batches.
+        ema_decay: d in ema <- d ema + (1 - d) variables, or 0 for no average. Running means of BatchNorms are averaged
+            as parameters are (timm's ModelEma), constants copied.
+
+    A step is bad if its loss, its gradient, its update or the collections after it are not finite.
     """
     gradient = jax.grad(loss, has_aux=True)
 
-    def summed_gradient(params, batch, key, *frozen):
+    def summed_gradient(params, collections, batch, key, *frozen):
+        """((gradient, sums), collections afterwards) of the whole batch."""
         if accumulate == 1:
-            return gradient(params, batch, key, *frozen)
+            gradients, (sums, collections) = gradient(params, collections, batch, key, *frozen)
+            return (gradients, sums), collections
         # Row i goes to micro-batch i mod accumulate: each device keeps its own rows, nothing moves between them.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
-        def add(total, part):
-            index, micro = part
-            result = gradient(params, micro, jax.random.fold_in(key, index), *frozen)
-            return jax.tree.map(jnp.add, total, result), None
+        def add(carry, part):
+            (total, collections), (index, micro) = carry, part
+            found, (sums, collections) = gradient(params, collections, micro, jax.random.fold_in(key, index), *frozen)
+            return (jax.tree.map(jnp.add, total, (found, sums)), collections), None
 
-        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key, *frozen)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts))[0]
+        first = jax.tree.map(lambda x: x[0], parts)
+        found, (sums, _) = jax.eval_shape(gradient, params, collections, first, key, *frozen)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (found, sums))
+        return jax.lax.scan(add, (zeros, collections), (jnp.arange(accumulate), parts))[0]
 
     def update(state: TrainState, batch: dict, *frozen: Any) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, loss_key = jax.random.split(key)
         batch = augment(batch, augment_key, state.step)
-        gradients, sums = summed_gradient(state.params, batch, loss_key, *frozen)
+        result = summed_gradient(state.params, state.collections, batch, loss_key, *frozen)
+        (gradients, sums), collections = result
         examples = jnp.maximum(sums["examples"], 1)  # a batch may consist of unreadable images only
         gradients = jax.tree.map(lambda g: g / examples, gradients)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay:
-            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
+        ema = average(state.ema, {"params": params, **collections}, ema_decay) if ema_decay else state.ema
         norm = global_norm(gradients)
-        bad = ~jnp.isfinite(sums["loss"] + norm + optax.tree.norm(updates))
+        others = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(collections))
+        bad = ~jnp.isfinite(sums["loss"] + norm + optax.tree.norm(updates) + others)
         return TrainState(
             step=state.step + 1,
             params=params,
+            collections=collections,
             ema=ema,
             opt_state=opt_state,
             sums=jax.tree.map(jnp.add, state.sums, {**sums, "grad_norm": norm, "steps": jnp.ones(())}),
@@ -121,6 +139,13 @@ def update_function(
         )
 
     return update
+
+
+def average(ema: dict[str, Any], variables: dict[str, Any], decay: float) -> dict[str, Any]:
+    """decay * ema + (1 - decay) * variables; the constants stay as they are."""
+    moved = {name: tree for name, tree in variables.items() if name != "constants"}
+    means = jax.tree.map(lambda e, v: decay * e + (1 - decay) * v, {name: ema[name] for name in moved}, moved)
+    return {**ema, **means}
 
 
 def global_norm(tree: Any) -> jax.Array:

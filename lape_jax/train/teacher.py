@@ -1,6 +1,5 @@
 """The teacher of a distilled run: from a file of weights or from another run, onto the mesh."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +10,7 @@ from ml_collections import ConfigDict
 from lape_jax.errors import UserError
 from lape_jax.tasks import distill
 from lape_jax.train import config as configs
-from lape_jax.train import setup, sharding
-from lape_jax.train import workdir as workdirs
-from lape_jax.train.checkpoint import Checkpoints
+from lape_jax.train import finished, sharding
 from lape_jax.train.feed import place
 
 SHARED = ("image_size", "channels", "mean", "std")  # of the data: the teacher is shown the student's images
@@ -58,20 +55,11 @@ def _from_run(path: Path, config: ConfigDict, classes: tuple[str, ...], mesh: ja
     theirs.dtype = config.dtype
     if "dtype" in theirs.model:
         del theirs.model["dtype"]
-    model = setup.build_model(theirs, len(classes))
-    abstract = setup.abstract_state(theirs, model, mesh, ((".*", "replicate"),))
-    with Checkpoints(path, read_only=True) as checkpoints:
-        restored = checkpoints.restore(abstract, checkpoints.best_step())
-    if restored is None:
-        raise UserError(f"the teacher in {str(path)!r} has no checkpoints")
-    return Teacher(model, {"params": restored[0].params})
+    return Teacher(*finished.best(path, theirs, len(classes), mesh, "the teacher"))
 
 
 def _check_classes(path: Path, classes: tuple[str, ...]) -> None:
-    try:
-        known = json.loads((path / workdirs.DATA).read_text())["classes"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{str(path / workdirs.DATA)!r} does not say which classes the teacher knows") from None
+    known = finished.classes(path, "the teacher")
     if len(known) != len(classes):
         raise UserError(f"the teacher in {str(path)!r} knows {len(known)} classes, and the data have {len(classes)}")
     for i, (theirs, ours) in enumerate(zip(known, classes, strict=True)):

@@ -89,6 +89,7 @@ def _regex(text: str) -> bool:
 
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
+    "init.pe_norm": ("ones", "norm1"),
     "data.source": ("digits", "folder", "arrays", "tfds"),
     "data.interpolation": ("bicubic", "bilinear", "random"),
     "augment.order": ("erase_then_mix", "mix_then_erase"),

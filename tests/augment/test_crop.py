@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from lape_jax.augment import crop
 from lape_jax.errors import UserError
+from tests.augment.samples import assert_frequencies
 from tests.augment.timm_peer import assert_same_distribution
 from tests.quick import jit
 
@@ -156,6 +157,19 @@ def test_random_interpolation_is_either_for_each_image():
     bilinear, bicubic = (matches(images, found, name) for name in ("bilinear", "bicubic"))
     assert (bilinear | bicubic).all()
     assert 20 < bilinear.sum() < 44  # of 64, and but for flat pictures never both
+
+
+def test_places_down_and_across_and_filters_are_independent(monkeypatch):
+    def report(images, boxes, choices, *, size, filters):
+        values = jnp.stack([*boxes, choices], axis=1).astype(jnp.uint8)
+        return jnp.pad(values, ((0, 0), (0, 7))).reshape(-1, size, size, 3)
+
+    monkeypatch.setattr(crop, "resize_boxes", report)
+    options = {"size": 2, "scale": (0.1, 0.3), "ratio": (1.0, 1.0), "interpolation": "random"}
+    draw = jit(lambda keys: crop.random_resized_crop(jnp.zeros((20_000, 200, 200, 3), jnp.uint8), keys, **options))
+    found = np.asarray(draw(jax.random.split(jax.random.key(0), 20_000))).reshape(-1, 12)
+    places = 2 * found[:, :2] >= 201 - found[:, 2:4].astype(int)  # of 0 to 200 - side, in which half
+    assert_frequencies(4 * places[:, 0] + 2 * places[:, 1] + found[:, 4], np.ones(8))
 
 
 def test_unknown_interpolation_is_a_user_error():

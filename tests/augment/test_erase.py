@@ -42,6 +42,9 @@ def quarter():
 def test_a_quarter_of_the_images_loses_a_box():
     found = boxes(*quarter())
     assert 900 < len(found) < 1100  # standard deviation 27
+    areas = found[:, 2] * found[:, 3] / (20 * 28)  # of whole pixels: 2 % are 11.2 of them, a third 186.7
+    assert 0.015 < areas.min() < 0.025
+    assert 0.32 < areas.max() < 0.35
     assert found[:, 2].max() < 20
     assert found[:, 3].max() < 28
 

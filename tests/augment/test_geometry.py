@@ -6,6 +6,7 @@ from PIL import Image
 from lape_jax.augment import geometry
 from lape_jax.augment.geometry import random_flip
 from lape_jax.augment.warp import BICUBIC, BILINEAR, NEAREST
+from tests.augment.samples import assert_frequencies
 from tests.augment.samples import images as sample_images
 from tests.quick import jit
 
@@ -39,6 +40,8 @@ def test_flips_half_of_the_images_left_to_right_each_by_its_key(images):
     assert 0.4 < mirrored.mean() < 0.6
     np.testing.assert_array_equal(flip(images[100:], keys[100:]), flipped[100:])
     assert (np.asarray(flip(images, keys[::-1])) != flipped).any()
+    pixels = np.resize(np.asarray([0, 1], np.uint8), (20_000, 1, 2, 1))
+    assert_frequencies(flip(pixels, jax.random.split(jax.random.key(1), 20_000))[:, 0, 0, 0], [1, 1])
 
 
 def pillow(name, image, argument, method):

@@ -101,6 +101,12 @@ def test_levels_are_normal_and_clipped_and_signs_even(drawn, name, unit):
     assert scipy.stats.kstest(below, lambda x: scipy.stats.norm.cdf(x, 9, 0.5) / limit).pvalue > 1e-4
 
 
+def test_signs_levels_and_methods_are_independent(drawn):
+    rotated = drawn.operation == NAMES.index("rotate")
+    positive, strong = drawn.argument[rotated] > 0, np.abs(drawn.argument[rotated]) > 3 * 9
+    assert_frequencies(4 * positive + 2 * strong + (drawn.method[rotated] == BICUBIC), np.ones(8))
+
+
 def test_factors_go_both_ways(drawn):
     factors = drawn.argument[np.isin(drawn.operation, [NAMES.index(name) for name in ("color", "sharpness")])]
     assert_frequencies(factors > 1, [1, 1])

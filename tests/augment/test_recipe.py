@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -141,6 +142,19 @@ def test_mixing_can_rest_and_labels_stay_smooth():
     assert not np.array_equal(run(rows)["target"], off["target"])
 
 
+def test_how_often_batches_are_mixed_is_configured(monkeypatch):
+    given = {}
+
+    def draw(key, height, width, **options):
+        given.update(options)
+        return recipe.mix.unmixed(height, width)
+
+    monkeypatch.setattr(recipe.mix, "draw", draw)
+    cfg = config(mixup=0.8, cutmix=0.9, mix_prob=0.3, mix_switch_prob=0.4)
+    jax.eval_shape(recipe.make(cfg, num_classes=CLASSES, mesh=mesh()), batch(), jax.random.key(0), True)
+    assert given == {"mixup": 0.8, "cutmix": 0.9, "prob": 0.3, "switch_prob": 0.4}
+
+
 def test_partners_are_the_reversed_batch():
     rows = batch(unreadable=(2,))
     found = augmented(config(smoothing=0.0, mixup=0.8), rows)
@@ -207,6 +221,18 @@ def test_where_crops_are_made(options, cropped):
     assert changed.sum() > 8 if cropped else not changed.any()
     black = np.abs(pixels(found)).max(axis=3) < 1e-3
     assert black.any() == ("pad" in options)
+
+
+def test_no_two_stages_or_rows_share_their_randomness(monkeypatch):
+    def stamp(place):  # draws with the stage's keys into a pixel of its own
+        bits = jax.vmap(lambda key: jax.random.bits(key, (3,), jnp.uint8))
+        return lambda images, keys, *_: images.at[:, 0, place].set(bits(keys))
+
+    monkeypatch.setattr(recipe, "_pixel_stages", lambda _: tuple(map(stamp, range(4))))
+    monkeypatch.setattr(recipe.erase, "random_erase", stamp(4))
+    monkeypatch.setattr(recipe.photometric, "normalise", lambda images, mean, std: images.astype(jnp.float32))
+    drawn = augmented(config(erase_prob=0.5), batch())["image"][:, 0, :5]
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 5 * BATCH
 
 
 def test_the_policy_comes_after_the_flip_and_before_the_colour_jitter(monkeypatch):

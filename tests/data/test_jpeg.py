@@ -3,6 +3,7 @@ import struct
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from lape_jax.data import jpeg
@@ -29,7 +30,6 @@ def pillow(data: bytes) -> np.ndarray:
         {},
         {"quality": 95, "subsampling": 0},
         {"subsampling": 1},
-        {"subsampling": "4:1:1"},
         {"progressive": True},
         {"restart_marker_rows": 1},
         {"exif": b"Exif\0\0" + bytes(999), "comment": b"\xff\xc0\xff\xda\xff\xd9"},
@@ -45,6 +45,15 @@ def test_rows_down_to_the_box_are_those_of_the_whole_image(encode, smooth, optio
         pixels = jpeg.decode_box(data, header, Box(0, 0, bottom, 130), LARGE)
         np.testing.assert_array_equal(pixels, expected[:bottom])
     np.testing.assert_array_equal(jpeg.decode_box(data, header, Box(20, 30, 50, 60), LARGE), expected[20:70, 30:90])
+
+
+@pytest.mark.parametrize("subsampling", ["411", "440"])  # which Pillow cannot write
+def test_rows_of_rare_samplings_are_those_of_the_whole_image(smooth, subsampling):
+    data = simplejpeg.encode_jpeg(smooth, quality=90, colorsubsampling=subsampling)
+    expected = pillow(data)
+    for bottom in range(1, 91):
+        pixels = jpeg.decode_box(data, jpeg.read_header(data), Box(0, 0, bottom, 130), LARGE)
+        np.testing.assert_array_equal(pixels, expected[:bottom])
 
 
 def test_fill_bytes_before_a_marker_are_allowed(encode, smooth):

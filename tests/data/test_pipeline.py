@@ -60,21 +60,21 @@ def wait_until(condition):
 
 
 def test_batches_hold_what_the_order_says(numbered):
-    source = numbered(10)
-    batches = list(train(source))
+    source = numbered(30)
+    batches = list(train(source, batch_size=12))  # more than a thread makes at a time
     assert len(batches) == 7
     for step, batch in enumerate(batches):
-        indices = order.batch_indices(3, step, 4, 10)
+        indices = order.batch_indices(3, step, 12, 30)
         np.testing.assert_array_equal(batch["label"], indices)
-        assert batch["mask"].tolist() == [1] * 4
+        assert batch["mask"].tolist() == [1] * 12
         for position, index in enumerate(indices):
             rng = order.augment_rng(3, step, position)
             crop = decode.train_crop(source.images[index], 6, rng, (0.08, 1.0), (3 / 4, 4 / 3))
             np.testing.assert_array_equal(batch["image"][position], crop)
     assert {field: (array.shape, str(array.dtype)) for field, array in batches[0].items()} == {
-        "image": ((4, 6, 6, 3), "uint8"),
-        "label": ((4,), "int32"),
-        "mask": ((4,), "float32"),
+        "image": ((12, 6, 6, 3), "uint8"),
+        "label": ((12,), "int32"),
+        "mask": ((12,), "float32"),
     }
 
 
@@ -100,6 +100,22 @@ def test_jpegs_take_the_fast_way(encode, encoded_source, photo, monkeypatch):
     for batch in train(encoded_source(files), batch_size=3, interpolation="random"):
         assert batch["mask"].all()
         assert len({pixels.tobytes() for pixels in batch["image"]}) == 3
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_threads_do_not_all_shuffle_the_same_epoch(numbered, repeats, monkeypatch):
+    made, real = [], order._philox
+
+    def slow(stream, *place):
+        if stream == order._ORDER:
+            made.append(place)  # seed, epoch
+            time.sleep(0.05)
+        return real(stream, *place)
+
+    monkeypatch.setattr(order, "_philox", slow)
+    order.epoch_permutation.cache_clear()
+    list(train(numbered(128), batch_size=64, total_steps=4, threads=8, repeats=repeats))
+    assert sorted(made) == [(3, 0, 0), (3, 1, 0)]
 
 
 def test_crops_change_with_the_step(numbered):
@@ -281,7 +297,8 @@ def test_dropping_stops_the_threads():
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
 import numpy as np
 from lape_jax.data.pipeline import train_batches
 from lape_jax.data.example import Example

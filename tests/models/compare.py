@@ -22,6 +22,7 @@ def create(case: Case, dtype=jnp.float64):
         heads=case.heads,
         mlp_ratio=case.mlp_ratio,
         pe=case.pe,
+        peg_blocks=case.peg_blocks,
         join=case.join,
         pe_norm=case.pe_norm,
         pool=case.pool,

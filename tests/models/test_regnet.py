@@ -11,7 +11,7 @@ import pytest
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
-from lape_jax.models.regnet import BatchNorm, SqueezeExcite
+from lape_jax.models.regnet import SqueezeExcite
 from tests.models.compare import assert_close
 from tests.quick import jit
 from tests.reference import regnet
@@ -26,15 +26,15 @@ def create(**settings):
 
 
 def leaves(model):
-    """Shapes by path."""
-    found = jax.tree_util.tree_leaves_with_path(model.param_shapes())
+    """Shapes by path, which begins with the collection."""
+    found = jax.tree_util.tree_leaves_with_path(model.variable_shapes())
     return {"/".join(key.key for key in path): leaf.shape for path, leaf in found}
 
 
 def torch_shapes(model):
     """Shapes by PyTorch's names."""
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.param_shapes())
-    return {name: array.shape for name, array in port.to_torch({"params": zeros}, model).items()}
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.variable_shapes())
+    return {name: array.shape for name, array in port.to_torch(zeros, model).items()}
 
 
 @functools.cache
@@ -88,10 +88,10 @@ def test_regnety_160_is_the_published_one():
     model = models.create("regnety_160")
     assert model.stages == [(224, 112, 2), (448, 112, 4), (1232, 112, 11), (3024, 112, 1)]
     sizes = {path: math.prod(shape) for path, shape in leaves(model).items()}
-    statistics = [path for path in sizes if path.endswith(("/mean", "/var"))]
-    # timm counts 83,590,140 parameters; each BatchNorm (stem, three per block, four shortcuts) has two buffers.
-    assert len(statistics) == 2 * (1 + 3 * 18 + 4)
-    assert sum(sizes.values()) - sum(sizes[path] for path in statistics) == 83_590_140
+    learned = [size for path, size in sizes.items() if path.startswith("params/")]
+    assert sum(learned) == 83_590_140  # as timm counts
+    # Each BatchNorm (stem, three per block, four shortcuts) has two buffers, and nothing else does.
+    assert len(sizes) - len(learned) == 2 * (1 + 3 * 18 + 4)
 
 
 @pytest.mark.parametrize(
@@ -112,29 +112,24 @@ def test_stages_by_hand(settings, stages):
 
 def test_parameter_names_and_shapes():
     model = create(depth=3, num_classes=3, in_channels=1)  # widths 8, 12, 36
-    bn = {"bn/scale", "bn/bias", "bn/mean", "bn/var"}
+    bn = {"bn/scale", "bn/bias"}
     names = {f"stem/{leaf}" for leaf in ("conv/kernel", *bn)} | {"head/kernel", "head/bias"}
     for stage in ("s1", "s2", "s3"):
         parts = ("conv1", "conv2", "conv3", "downsample")
         names |= {f"{stage}/b1/{part}/{leaf}" for part in parts for leaf in ("conv/kernel", *bn)}
         names |= {f"{stage}/b1/se/{fc}/{leaf}" for fc in ("fc1", "fc2") for leaf in ("kernel", "bias")}
+    norms = [name.removesuffix("/scale") for name in names if name.endswith("/scale")]
     shapes = leaves(model)
-    assert set(shapes) == names
+    statistics = {f"batch_stats/{norm}/{leaf}" for norm in norms for leaf in ("mean", "var")}
+    assert set(shapes) == {f"params/{name}" for name in names} | statistics
+    assert shapes["batch_stats/s3/b1/conv3/bn/mean"] == (36,)
+    shapes = {path.removeprefix("params/"): shape for path, shape in shapes.items()}
     assert shapes["stem/conv/kernel"] == (3, 3, 1, 8)
     assert shapes["s3/b1/conv1/conv/kernel"] == (1, 1, 12, 36)
     assert shapes["s3/b1/conv2/conv/kernel"] == (3, 3, 12, 36)  # of the input, a group sees 12 channels
     assert shapes["s3/b1/se/fc1/kernel"] == (1, 1, 36, 3)  # a quarter of the block's input, 12
     assert shapes["s3/b1/downsample/conv/kernel"] == (1, 1, 12, 36)
-    assert shapes["s3/b1/conv3/bn/mean"] == (36,)
     assert shapes["head/kernel"] == (36, 3)
-
-
-def test_batch_norm_by_hand():
-    params = {"scale": [2.0, 1.0], "bias": [1.0, 0.0], "mean": [3.0, -1.0], "var": [4 - 1e-5, 1 - 1e-5]}
-    params = {name: np.asarray(value, np.float32) for name, value in params.items()}
-    x = jnp.asarray([[[[7.0, 1.0]], [[1.0, -1.0]]]])
-    y = BatchNorm(jnp.float32).apply({"params": params}, x)
-    np.testing.assert_allclose(y, [[[[5.0, 2.0]], [[-1.0, 0.0]]]], rtol=1e-6, atol=1e-6)
 
 
 def test_squeeze_excite_by_hand():

@@ -13,6 +13,7 @@ from lape_jax.nn.encoder import REMAT_POLICIES, Block, Carry, Encoder, LayerInpu
 from lape_jax.nn.join import JOINS
 from tests.quick import jit
 
+PER_LAYER = ("unshared", "folded")  # joinings that have a table per layer
 DEPTH, BATCH, TOKENS, WIDTH, EPS = 3, 2, 5, 4, 1e-6
 BLOCK = {
     "heads": 2,
@@ -45,8 +46,8 @@ def draw(*shape, seed=0):
 
 def entering(join="lape"):
     """(the carry that enters block 0, the tables of all layers), as the joining wants them."""
-    carry = Carry(draw(BATCH, TOKENS, WIDTH), None if join in ("default", "unshared") else draw(TOKENS, WIDTH))
-    return carry, draw(DEPTH, TOKENS, WIDTH) if join == "unshared" else None
+    carry = Carry(draw(BATCH, TOKENS, WIDTH), None if join in ("default", *PER_LAYER) else draw(TOKENS, WIDTH))
+    return carry, draw(DEPTH, TOKENS, WIDTH) if join in PER_LAYER else None
 
 
 def random_params(model, join="lape"):

@@ -34,10 +34,11 @@ def attend(name, x, pe):
     return join.attend(x, pe, ten, hundred if join.normalises_pe else None)
 
 
-def test_names_are_the_papers():
-    assert set(JOINS) == {"default", "shared", "unshared", "lape_sharing", "lape"}
+def test_names_are_the_papers_and_folded():
+    assert set(JOINS) == {"default", "shared", "unshared", "lape_sharing", "lape", "folded"}
     assert [name for name, join in JOINS.items() if join.normalises_pe] == ["lape_sharing", "lape"]
-    assert [name for name, join in JOINS.items() if join.table_per_layer] == ["unshared"]
+    assert [name for name, join in JOINS.items() if join.table_per_layer] == ["unshared", "folded"]
+    assert [name for name, join in JOINS.items() if not join.norm1_bias] == ["folded"]
 
 
 def test_only_default_adds_the_table_in_the_stem(tokens, table):
@@ -73,6 +74,12 @@ def test_lape_adds_to_the_attention_input_only(name, tokens, table):
     assert joined.tokens is tokens
     np.testing.assert_allclose(joined.attention_input[0], [[10 + 10, 20 + 20], [30 + 30, 40 + 40]], rtol=1e-6)
     np.testing.assert_allclose(joined.delivered, [[10, 20], [30, 40]], rtol=1e-6)
+
+
+def test_folded_adds_its_table_to_the_attention_input_only(tokens, table):
+    joined = attend("folded", tokens, table)
+    assert joined.tokens is tokens
+    np.testing.assert_allclose(joined.attention_input[0], [[10.1, 20.2], [30.3, 40.4]], rtol=1e-6)
 
 
 def test_lape_hands_on_what_it_delivers_and_sharing_what_it_received(tokens, table):

@@ -52,6 +52,33 @@ def test_sincos_2d_needs_a_width_divisible_by_4():
         position.sincos_2d((2, 2), 6)
 
 
+def test_sincos_2d_of_moco_by_hand():
+    # width 8: frequencies 1 and 1/10000, the end point; sines and cosines of the column, then of the row
+    tiny = 1e-4
+    expected = [
+        [0, 0, 0, 0, 0, 0, 0, 0],  # class token
+        [0, 0, 1, 1, 0, 0, 1, 1],
+        [SIN1, np.sin(tiny), COS1, np.cos(tiny), 0, 0, 1, 1],
+        [SIN2, np.sin(2 * tiny), COS2, np.cos(2 * tiny), 0, 0, 1, 1],
+        [0, 0, 1, 1, SIN1, np.sin(tiny), COS1, np.cos(tiny)],
+    ]
+    table = position.sincos_2d_moco((2, 3), 8, extra_rows=1)
+    assert (table.dtype, table.shape) == (np.float64, (7, 8))
+    np.testing.assert_allclose(table[:5], expected, rtol=0, atol=1e-16)
+
+
+def test_sincos_2d_of_moco_has_frequencies_in_equal_ratios():
+    # width 16: 10^(-4 k / 3), so that arguments of column 1 are 1, 10^(-4/3), 10^(-8/3), 1/10000
+    row = position.sincos_2d_moco((1, 2), 16)[1]
+    np.testing.assert_allclose(row[:4], np.sin(10.0 ** np.array([0, -4 / 3, -8 / 3, -4])), rtol=1e-14)
+
+
+@pytest.mark.parametrize("width", [4, 10])
+def test_sincos_2d_of_moco_needs_two_frequencies(width):
+    with pytest.raises(UserError, match=f"a width of at least 8 that is divisible by 4, not {width}"):
+        position.sincos_2d_moco((2, 2), width)
+
+
 def test_relative_position_index_of_a_square():
     expected = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     np.testing.assert_array_equal(position.relative_position_index((2, 2)), expected)
@@ -81,14 +108,21 @@ def test_relative_position_index_of_an_oblong():
         ("sincos_1d+relative", ("sincos_1d", True)),
         ("sincos_2d+relative", ("sincos_2d", True)),
         ("none", (None, False)),
+        ("sincos_2d_moco+relative", ("sincos_2d_moco", True)),
+        ("learnable+peg", ("learnable", False)),
+        ("relative+peg", (None, True)),
+        ("sincos_1d+relative+peg", ("sincos_1d", True)),
+        ("peg", (None, False)),
     ],
 )
 def test_names(pe, expected):
     assert position.parse_pe(pe) == expected
+    assert position.has_peg(pe) == pe.endswith("peg")
 
 
 def test_every_name_is_tested():
-    assert len(position.KINDS) == 8
+    assert len(position.KINDS) == 20
+    assert len(set(position.KINDS)) == 20
 
 
 @pytest.mark.parametrize(

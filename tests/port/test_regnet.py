@@ -44,14 +44,14 @@ def test_round_trip_and_names():
 def test_axes():
     model = tiny()
     variables = random_variables(model)
-    params, state_dict = variables["params"], port.to_torch(variables, model)
+    params, stats, state_dict = variables["params"], variables["batch_stats"], port.to_torch(variables, model)
     conv, kernel = state_dict["s2.b2.conv2.conv.weight"], params["s2"]["b2"]["conv2"]["conv"]["kernel"]
     assert conv.shape == (24, 4, 3, 3)
     assert conv[17, 2, 0, 1] == kernel[0, 1, 2, 17]  # out, in of the group, row, column
     assert state_dict["s2.b1.se.fc1.weight"].shape == (2, 24, 1, 1)
     assert state_dict["s2.b1.se.fc2.weight"][9, 1, 0, 0] == params["s2"]["b1"]["se"]["fc2"]["kernel"][0, 0, 1, 9]
-    assert state_dict["s1.b1.conv3.bn.running_var"][5] == params["s1"]["b1"]["conv3"]["bn"]["var"][5]
-    assert state_dict["s1.b1.conv3.bn.running_mean"][5] == params["s1"]["b1"]["conv3"]["bn"]["mean"][5]
+    assert state_dict["s1.b1.conv3.bn.running_var"][5] == stats["s1"]["b1"]["conv3"]["bn"]["var"][5]
+    assert state_dict["s1.b1.conv3.bn.running_mean"][5] == stats["s1"]["b1"]["conv3"]["bn"]["mean"][5]
     assert state_dict["s1.b1.conv3.bn.weight"][5] == params["s1"]["b1"]["conv3"]["bn"]["scale"][5]
     assert state_dict["head.fc.weight"][2, 9] == params["head"]["kernel"][9, 2]
 
@@ -75,6 +75,17 @@ def test_as_it_is_published():
     ):
         identical(expected, port.from_torch(given, model))
     assert all(state_dict[name] == 0 and state_dict[name].dtype == np.int64 for name in COUNTERS)
+
+
+def test_paths_of_variables_that_are_no_parameters_begin_with_their_collection(tmp_path):
+    model = tiny()
+    variables = random_variables(model)
+    port.save(tmp_path / "teacher.npz", variables, model, format="lape")
+    with np.load(tmp_path / "teacher.npz") as file:
+        np.testing.assert_array_equal(file["stem/bn/scale"], variables["params"]["stem"]["bn"]["scale"])
+        np.testing.assert_array_equal(file["batch_stats/stem/bn/mean"], variables["batch_stats"]["stem"]["bn"]["mean"])
+    with pytest.raises(UserError, match=r"^the tree of variables does not fit the model: it lacks batch_stats/s1/b1"):
+        port.to_torch({"params": variables["params"]}, model)
 
 
 @pytest.mark.parametrize(("suffix", "format"), [(".npz", "torch"), (".safetensors", "torch"), (".safetensors", "lape")])

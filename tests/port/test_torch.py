@@ -11,7 +11,7 @@ import pytest
 from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.nn import position
-from lape_jax.nn.join import JOINS, PE_NORMS
+from lape_jax.nn.join import FOLDED, JOINS, PE_NORMS
 from tests.port.tiny import identical, random_variables, round_trip, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -22,7 +22,10 @@ def exists(pe, join):
     return join == "default" if absolute is None else absolute == "learnable" or join != "unshared"
 
 
-PAIRS = [pair for pair in itertools.product(position.KINDS, JOINS) if exists(*pair)]
+METHODS = [join for join in JOINS if join != FOLDED]
+# A PEG adds the same entries to all of them, and a third kind of sinusoid is a table like the others.
+KINDS = [kind for kind in position.KINDS if not position.has_peg(kind) and position.SINCOS_2D_MOCO not in kind]
+PAIRS = [pair for pair in itertools.product(KINDS, METHODS) if exists(*pair)]
 
 
 def block(i, *extra):
@@ -36,7 +39,7 @@ PLAIN += ["norm.weight", "norm.bias", "head.weight", "head.bias"]
 
 def test_all_pairs_are_here():
     assert len(PAIRS) == 28
-    for pe, join in itertools.product(position.KINDS, JOINS):
+    for pe, join in itertools.product(KINDS, METHODS):
         if (pe, join) not in PAIRS:
             with pytest.raises(UserError):
                 tiny(pe=pe, join=join)
@@ -58,6 +61,24 @@ def test_round_trip_and_names(pe, join, distilled):
     if distilled:
         names |= {"dist_token", "head_dist.weight", "head_dist.bias"}
     assert set(state_dict) == names
+
+
+def test_positional_encoding_generators():
+    """Names of Twins; also beside a table."""
+    model = tiny(pe="learnable+peg", peg_blocks=2)
+    variables, state_dict = random_variables(model), round_trip(model)
+    names = {f"pos_block.{i}.proj.0.{leaf}" for i in (0, 1) for leaf in ("weight", "bias")}
+    assert set(state_dict) - set(round_trip(tiny())) == names
+    assert state_dict["pos_block.1.proj.0.weight"].shape == (32, 1, 3, 3)
+    kernel = variables["params"]["peg_1"]["proj"]["kernel"]  # rows, columns, 1, channels
+    assert state_dict["pos_block.1.proj.0.weight"][17, 0, 2, 1] == kernel[2, 1, 0, 17]
+    round_trip(models.create("vit_lite_7_4", width=32, depth=2, heads=2, image_size=16, pe="peg"))
+
+
+def test_sinusoid_of_moco():
+    model = tiny(pe="sincos_2d_moco")
+    table = round_trip(model)["pos_embed"]
+    np.testing.assert_allclose(table[0], position.sincos_2d_moco((2, 2), 32, 1), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(

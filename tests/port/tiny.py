@@ -15,7 +15,7 @@ def tiny(**settings):
 
 def random_variables(model, dtype=np.float32):
     rng = np.random.default_rng(0)
-    return {"params": jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(dtype), model.param_shapes())}
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(dtype), model.variable_shapes())
 
 
 def identical(left, right):

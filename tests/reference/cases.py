@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 
 ABSOLUTE = ("learnable", "sincos_1d", "sincos_2d")
+MOCO = "sincos_2d_moco"  # for the joinings a frozen table like the others
 PE_NORMS = ("layernorm", "norm", "scalar", "vector", "affine", "scalar_norm", "vector_norm", "identity")
 # The parameters of each `pe_norm`: the shape of its weight (None: it has none) and whether it has a bias.
 PE_NORM_PARAMETERS = {
@@ -33,6 +34,7 @@ class Case:
     """One model to compare; `stream_scale` shrinks all that is written to the residual stream (_STREAM below)."""
 
     pe: str = "learnable"
+    peg_blocks: int = 1
     join: str = "lape"
     pe_norm: str = "layernorm"
     image: tuple[int, int] = (12, 20)
@@ -61,11 +63,16 @@ class Case:
     def absolute(self) -> str | None:
         """The absolute table, or None."""
         head = self.pe.split("+")[0]
-        return head if head in ABSOLUTE else None
+        return head if head in (*ABSOLUTE, MOCO) else None
 
     @property
     def relative(self) -> bool:
-        return self.pe.split("+")[-1] == "relative"
+        return "relative" in self.pe.split("+")
+
+    @property
+    def pegs(self) -> int:
+        """How many blocks are followed by a positional encoding generator."""
+        return self.peg_blocks if self.pe.split("+")[-1] == "peg" else 0
 
     @property
     def has_pe_norm(self) -> bool:
@@ -115,8 +122,24 @@ def variations() -> list[Case]:
         cases.append(Case(pe=pe, join=join, layer_scale=True, label="layer_scale"))
         cases.append(Case(pe=pe, join=join, stream_scale=1e-3, label="small"))
         cases.append(Case(pe=pe, join=join, stream_scale=1e-3, ln_eps=1e-5, label="small_eps5"))
+    cases += [Case(pe=MOCO, join="default"), Case(pe=MOCO, join="lape", pool="gap", image=(8, 32), label="gap")]
+    cases += with_pegs()
     tall = {"image": (20, 6), "patch": (4, 2), "channels": 1, "label": "oblong_patches"}
     return [*cases, Case(pe="sincos_2d", **tall), Case(pe="relative", join="default", **tall)]
+
+
+def with_pegs() -> list[Case]:
+    """Positional encoding generators, alone and beside other position embeddings, also after the last block."""
+    return [
+        Case(pe="peg", join="default"),
+        Case(pe="peg", join="default", peg_blocks=3, pool="gap", image=(8, 32), label="gap"),
+        Case(pe="learnable+peg", join="default", distilled=True, image=(8, 28), label="distilled"),
+        Case(pe="learnable+peg", join="lape", peg_blocks=2),
+        Case(pe="learnable+peg", join="unshared", peg_blocks=2),
+        Case(pe="sincos_2d+peg", join="lape"),
+        Case(pe="sincos_1d+peg", join="shared"),
+        Case(pe="learnable+relative+peg", join="lape_sharing", peg_blocks=2),
+    ]
 
 
 def realistic() -> list[Case]:
@@ -147,6 +170,8 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
         if case.layer_scale:
             block |= {"gamma_1": (width,), "gamma_2": (width,)}
         found |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
+    for block in range(case.pegs):
+        found |= {f"pos_block.{block}.proj.0.weight": (width, 1, 3, 3), f"pos_block.{block}.proj.0.bias": (width,)}
     found |= {"norm.weight": (width,), "norm.bias": (width,)} | _linear("head", case.classes, width)
     return found | (_linear("head_dist", case.classes, width) if case.distilled else {})
 

@@ -1,8 +1,9 @@
 """An independent ViT with position embeddings in PyTorch float64: the yardstick of the parity tests.
 
-It is written for reading, from the formulas of the LaPE paper (ICCV 2023, Eqs. 1-11), Swin (relative position bias)
-and DeiT (distillation), and shares nothing with lape_jax: loops where a formula is per element, one head at a time, a
-list of blocks in place of a scan. State-dict names are those of DeiT and of the official LaPE code.
+It is written for reading, from the formulas of the LaPE paper (ICCV 2023, Eqs. 1-11), Swin (relative position bias),
+CPVT (positional encoding generator), MoCo v3 (its sinusoid) and DeiT (distillation), and shares nothing with lape_jax:
+loops where a formula is per element, one head at a time, a list of blocks in place of a scan. State-dict names are
+those of DeiT, of the official LaPE code and of Twins.
 """
 
 import math
@@ -37,6 +38,20 @@ def sincos_2d(grid: tuple[int, int], width: int, extra_tokens: int) -> Tensor:
                 angle = position * 10000 ** (-2 * (d % half // 2) / half)
                 value = math.sin(angle) if d % 2 == 0 else math.cos(angle)
                 table[extra_tokens + r * grid[1] + c, d] = value
+    return table
+
+
+def sincos_2d_moco(grid: tuple[int, int], width: int, extra_tokens: int) -> Tensor:
+    """(extra + gh*gw, D): sines, then cosines of the column, then of the row; D/4 frequencies from 1 to 1/10000."""
+    table = torch.zeros(extra_tokens + grid[0] * grid[1], width, dtype=torch.float64)
+    quarter = width // 4
+    for r in range(grid[0]):
+        for c in range(grid[1]):
+            for k in range(quarter):
+                omega = 1 / 10000 ** (k / (quarter - 1))
+                row = table[extra_tokens + r * grid[1] + c]
+                row[k], row[quarter + k] = math.sin(c * omega), math.cos(c * omega)
+                row[2 * quarter + k], row[3 * quarter + k] = math.sin(r * omega), math.cos(r * omega)
     return table
 
 
@@ -148,6 +163,33 @@ class Block(nn.Module):
         return x + (mixed if self.gamma_2 is None else self.gamma_2 * mixed)
 
 
+class PEG(nn.Module):
+    """What each patch gets from itself and its eight neighbours, channel by channel; tokens before the patches pass.
+
+    Outside of the map there are zeros.
+    """
+
+    def __init__(self, case: Case):
+        super().__init__()
+        self.grid, self.extra_tokens = case.grid, case.extra_tokens
+        self.proj = nn.ModuleList([nn.Conv2d(case.width, case.width, 3, groups=case.width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.grid
+        result = x.clone()
+        for r in range(height):
+            for c in range(width):
+                encoding = self.proj[0].bias
+                for down in (-1, 0, 1):
+                    for right in (-1, 0, 1):
+                        if 0 <= r + down < height and 0 <= c + right < width:
+                            neighbour = x[:, self.extra_tokens + (r + down) * width + c + right]
+                            encoding = encoding + self.proj[0].weight[:, 0, 1 + down, 1 + right] * neighbour
+                here = self.extra_tokens + r * width + c
+                result[:, here] = x[:, here] + encoding
+        return result
+
+
 class PatchEmbed(nn.Module):
     def __init__(self, case: Case):
         super().__init__()
@@ -167,6 +209,7 @@ class ViT(nn.Module):
         self.dist_token = nn.Parameter(torch.zeros(1, 1, case.width)) if case.distilled else None
         self._make_tables()
         self.blocks = nn.ModuleList(Block(case) for _ in range(case.depth))
+        self.pos_block = nn.ModuleList(PEG(case) for _ in range(case.pegs))
         self.norm = LayerNorm(case.width, case.ln_eps)
         self.head = nn.Linear(case.width, case.classes)
         self.head_dist = nn.Linear(case.width, case.classes) if case.distilled else None
@@ -180,8 +223,9 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, case.rows, case.width))
         elif case.absolute == "sincos_1d":
             self.register_buffer("pos_embed", sincos_1d(case.rows, case.width)[None], persistent=False)
-        elif case.absolute == "sincos_2d":
-            table = sincos_2d(case.grid, case.width, case.extra_tokens)
+        elif case.absolute is not None:
+            table_of = sincos_2d if case.absolute == "sincos_2d" else sincos_2d_moco
+            table = table_of(case.grid, case.width, case.extra_tokens)
             self.register_buffer("pos_embed", table[None], persistent=False)
 
     def stem(self, images: Tensor) -> Tensor:
@@ -190,8 +234,8 @@ class ViT(nn.Module):
         extra = [token for token in (self.cls_token, self.dist_token) if token is not None]
         return torch.cat([*(token.expand(len(images), -1, -1) for token in extra), patches], dim=1)
 
-    def encode(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The tokens after each block, and the PE that each block was given."""
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What leaves the encoder, the tokens after each block (before a PEG), the PE that each block was given."""
         join, tokens, delivered = self.case.join, [], []
         w = getattr(self, "pos_embed", None)
         if join == "default" and w is not None:
@@ -211,15 +255,17 @@ class ViT(nn.Module):
             if join != "default":
                 delivered.append(p[0])
             tokens.append(x)
-        return tokens, delivered
+            if layer < len(self.pos_block):
+                x = self.pos_block[layer](x)
+        return x, tokens, delivered
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """`logits` (B, K), `tokens` (L, B, N', D), `pe` (L, N', D; not for default); distilled: also each head's."""
-        tokens, delivered = self.encode(self.stem(images))
+        x, tokens, delivered = self.encode(self.stem(images))
         answer = {"tokens": torch.stack(tokens)}
         if delivered:
             answer["pe"] = torch.stack(delivered)
-        encoded = self.norm(tokens[-1])
+        encoded = self.norm(x)
         if self.case.pool == "gap":
             return answer | {"logits": self.head(encoded.mean(dim=1))}
         if not self.case.distilled:

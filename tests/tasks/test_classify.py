@@ -66,11 +66,14 @@ class Stub:
     def __init__(self, heads=1):
         self.heads, self.rngs = heads, None
 
-    def apply(self, variables, images, *, train, rngs=None):
+    def apply(self, variables, images, *, train, rngs=None, mutable=()):
         self.rngs = rngs
         logits = 255 * images[:, 0, 0] + variables["params"]["bias"]
+        if not train:
+            return logits, {}
+        assert mutable == ["batch_stats"]
         # The second head's are the opposite, and weaker.
-        return ((logits, -logits / 2) if train and self.heads == 2 else logits), {}
+        return ((logits, -logits / 2) if self.heads == 2 else logits, {}), {"batch_stats": images.mean()}
 
 
 CONFIG = SimpleNamespace(data=SimpleNamespace(mean=(0.0,) * 3, std=(1.0,) * 3))
@@ -81,6 +84,7 @@ BATCH = {
     "mask": np.asarray([1, 1, 0, 1], np.float32),
 }
 PARAMS = {"bias": np.zeros(3, np.float32)}
+COLLECTIONS = {"batch_stats": np.zeros(()), "constants": np.ones(())}
 
 
 def negative_log_softmax(logits):
@@ -97,7 +101,7 @@ def augmented(smoothing=0.0):
 def test_training_loss_sums_what_the_mask_admits():
     stub = Stub()
     loss = jit(jax.value_and_grad(classify.training_loss(stub), has_aux=True))
-    (total, sums), gradient = loss(PARAMS, augmented(), jax.random.key(0))
+    (total, (sums, collections)), gradient = loss(PARAMS, COLLECTIONS, augmented(), jax.random.key(0))
     expected = negative_log_softmax(LOGITS)[[0, 1, 3], [2, 0, 1]].sum()
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     assert {name: float(value) for name, value in sums.items()} == {"loss": float(total), "top1": 2, "examples": 3}
@@ -105,17 +109,19 @@ def test_training_loss_sums_what_the_mask_admits():
     one_hot = np.eye(3)[BATCH["label"]]
     np.testing.assert_allclose(gradient["bias"], (probabilities - one_hot)[[0, 1, 3]].sum(axis=0), rtol=1e-5, atol=1e-6)
     assert set(stub.rngs) == {"dropout"}
+    moved = {"batch_stats": augmented()["image"].mean(), "constants": 1}
+    assert {name: float(value) for name, value in collections.items()} == pytest.approx(moved)
 
 
 def test_training_loss_takes_soft_targets():
-    total, _ = jit(classify.training_loss(Stub()))(PARAMS, augmented(smoothing=0.3), jax.random.key(0))
+    total, _ = jit(classify.training_loss(Stub()))(PARAMS, {}, augmented(smoothing=0.3), jax.random.key(0))
     losses = negative_log_softmax(LOGITS)
     smooth = 0.7 * losses[np.arange(4), BATCH["label"]] + 0.3 * losses.mean(axis=1)
     np.testing.assert_allclose(total, smooth[[0, 1, 3]].sum(), rtol=1e-6)
 
 
 def test_two_heads_learn_by_the_mean_of_their_losses_and_vote_by_their_sum():
-    total, sums = jit(classify.training_loss(Stub(heads=2)))(PARAMS, augmented(), jax.random.key(0))
+    total, (sums, _) = jit(classify.training_loss(Stub(heads=2)))(PARAMS, {}, augmented(), jax.random.key(0))
     rows, labels = [0, 1, 3], [2, 0, 1]
     heads = (LOGITS.astype(float), LOGITS / -2)
     expected = sum(negative_log_softmax(head)[rows, labels].sum() for head in heads) / 2
@@ -124,7 +130,7 @@ def test_two_heads_learn_by_the_mean_of_their_losses_and_vote_by_their_sum():
 
 
 def test_evaluation_sums_what_the_mask_admits():
-    sums = jit(classify.evaluation_sums(Stub(heads=2), CONFIG))(PARAMS, BATCH)
+    sums = jit(classify.evaluation_sums(Stub(heads=2), CONFIG))({"params": PARAMS}, BATCH)
     expected = negative_log_softmax(LOGITS)[[0, 1, 3], [2, 0, 1]].sum()
     assert set(sums) == {*classify.METRICS, "examples"}
     np.testing.assert_allclose(sums["loss"], expected, rtol=1e-6)

@@ -115,9 +115,10 @@ def by_hand(labels, alpha):
 def test_training_loss_and_its_gradient(alpha):
     loss = jit(jax.value_and_grad(distill.training_loss(Linear(), Linear(), alpha), has_aux=True))
     for variables, labels in ((SAYS_10, [1, 0]), (SAYS_01, [0, 1])):
-        (total, sums), gradient = loss(PARAMS, BATCH, jax.random.key(0), variables)
+        (total, (sums, collections)), gradient = loss(PARAMS, {}, BATCH, jax.random.key(0), variables)
         expected, expected_gradient = by_hand(labels, alpha)
         np.testing.assert_allclose(total, expected, rtol=1e-6)
+        assert collections == {}
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), gradient, expected_gradient)
         # Both heads together say (1, -0.5) and (2.5, 1): class 0, right for the first.
         assert {name: float(x) for name, x in sums.items()} == {"loss": float(total), "top1": 1.0, "examples": 2.0}
@@ -125,9 +126,9 @@ def test_training_loss_and_its_gradient(alpha):
 
 def test_the_teacher_gets_no_gradient_and_is_no_constant():
     loss = distill.training_loss(Linear(), Linear(), 0.5)
-    gradient = jit(jax.grad(lambda variables: loss(PARAMS, BATCH, jax.random.key(0), variables)[0]))(SAYS_10)
+    gradient = jit(jax.grad(lambda variables: loss(PARAMS, {}, BATCH, jax.random.key(0), variables)[0]))(SAYS_10)
     assert not np.any(gradient["params"]["teacher"])
-    jaxpr = jax.make_jaxpr(loss)(PARAMS, BATCH, jax.random.key(0), SAYS_10)
+    jaxpr = jax.make_jaxpr(loss)(PARAMS, {}, BATCH, jax.random.key(0), SAYS_10)
     assert [const for const in jaxpr.consts if const.size > 1] == []
     assert len(jaxpr.jaxpr.invars) == len(PARAMS) + len(BATCH) + 1 + 1
 

@@ -20,6 +20,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lape_jax.errors import UserError
+from lape_jax.train import record
 from lape_jax.train.checkpoint import Checkpoints
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.scale_by_learning_rate(lambda t: 0.1))
@@ -303,6 +304,15 @@ def test_absent_and_additional_parameters_are_named(tmp_path):
     other = state.replace(step=jnp.float32(0))
     with pytest.raises(UserError, match=r"'step' is \(\) int32 there but \(\) float32 in this one"):
         Checkpoints(tmp_path).restore(abstract(other))
+
+
+def test_an_array_that_the_record_promises_and_nobody_stored(tmp_path, monkeypatch):
+    save_all(tmp_path, {10: None})
+    state = make_state()
+    more = abstract(state.replace(params={**state.params, "extra": jnp.ones(3)}))
+    monkeypatch.setattr(record, "check_same_model", lambda *_: None)
+    with pytest.raises(UserError, match=r"none of the checkpoints .* \(step 10: arrays are missing\)"):
+        Checkpoints(tmp_path).restore(more)
 
 
 def test_a_left_over_temporary_directory_is_no_checkpoint(tmp_path):

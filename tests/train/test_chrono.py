@@ -8,7 +8,7 @@ import pytest
 
 from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.train.chrono import Chrono, flops_per_image, peak_flops, steps
+from lape_jax.train.chrono import Chrono, flops_per_image, peak_flops, steps, training_flops
 from lape_jax.train.config import base
 
 
@@ -42,14 +42,14 @@ def test_steps_of_no_or_two_units():
 
 def test_chrono():
     now = [100.0]
-    chrono = Chrono(100, 8, flops_per_image=10.0, peak=6000.0, devices=2, seconds=50.0, clock=lambda: now[0])
+    chrono = Chrono(100, 8, flops_per_image=30.0, peak=6000.0, devices=2, clock=lambda: now[0])
     now[0] += 30  # compiling the first step does not count
     chrono.start(1, waited=9.0)
     assert (chrono.eta, chrono.img_per_sec) == (None, 0.0)
     assert chrono.tick(1, 9.0) == {}
 
     now[0] += 4.0
-    scalars = chrono.tick(11, 10.0)  # 80 images in 4 s, 1 s of it waiting: 20 * 3 * 10 FLOP/s of 6000
+    scalars = chrono.tick(11, 10.0)  # 80 images in 4 s, 1 s of it waiting: 20 * 30 FLOP/s of 6000
     assert scalars == {"img_per_sec": 20.0, "img_per_sec_per_device": 10.0, "data_wait_frac": 0.25, "mfu": 0.1}
     assert chrono.eta == pytest.approx(0.4 * 89)
 
@@ -60,7 +60,7 @@ def test_chrono():
     assert scalars == {"img_per_sec": 40.0, "img_per_sec_per_device": 20.0, "data_wait_frac": 0.0, "mfu": 0.2}
     assert chrono.eta == pytest.approx(12 / 20 * 79)  # with its share of pauses
     assert chrono.img_per_sec == pytest.approx(160 / 6)
-    assert chrono.seconds == pytest.approx(50 + 12)
+    assert chrono.seconds == pytest.approx(12)
 
 
 def test_chrono_without_flops_says_nothing_of_mfu():
@@ -95,10 +95,14 @@ class Toy(nn.Module):
         return nn.Dense(10)(x.mean(1)), {}
 
 
+def shapes_of(model):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
+
+
 @pytest.mark.parametrize("unroll", [1, 3])
 def test_flops_of_a_scanned_model(unroll):
     model = Toy(unroll)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
+    variables = shapes_of(model)
     patches = 4 * (4 * 4 * 3) * 16
     layers = 3 * (4 * 16 * 16)
     head = 16 * 10
@@ -111,6 +115,15 @@ def test_flops_of_deit_ti():
     layer = n * d * 3 * d + 2 * n * n * d + n * d * d + 2 * n * d * 4 * d
     expected = 2 * (196 * (16 * 16 * 3) * d + 12 * layer + d * 1000)
     assert flops_per_image(model, {"params": model.param_shapes()}) == expected == 2_507_366_400
+
+
+def test_a_step_is_three_forward_passes_and_one_of_the_teacher():
+    student, teacher = Toy(depth=1), Toy(depth=4)
+    (one, variables), (other, taught_by) = (
+        (flops_per_image(model, shapes), shapes) for model in (student, teacher) for shapes in [shapes_of(model)]
+    )
+    assert training_flops(student, variables) == 3 * one
+    assert training_flops(student, variables, (teacher, taught_by)) == 3 * one + other
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ DATA = {
     "label": rng.integers(0, CLASSES, EXAMPLES).astype(np.int32),
     "mask": np.ones(EXAMPLES, np.float32),
 }
-PARAMS = {"kernel": rng.standard_normal((4, CLASSES)).astype(np.float32)}
+KERNEL = rng.standard_normal((4, CLASSES)).astype(np.float32)
+VARIABLES = {"params": {"kernel": KERNEL}}
 CONFIG = SimpleNamespace(eval_batch_size=5, data=SimpleNamespace(mean=(0.25,), std=(0.5,)))
 
 
@@ -53,25 +54,25 @@ def test_every_example_counts_once(devices, batch_size):
         return resident.batches(DATA, *part)
 
     evaluator = Evaluator(Linear(), CONFIG, mesh_of(devices), batches, EXAMPLES)
-    expected = in_numpy(DATA, PARAMS["kernel"])
+    expected = in_numpy(DATA, KERNEL)
     assert 0 < expected["val/top1"] < expected["val/top5"] < 100  # else the comparison says little
-    found = evaluator(PARAMS)
+    found = evaluator(VARIABLES)
     assert found == pytest.approx(expected, rel=1e-6)
-    assert evaluator(PARAMS) == found  # and once more at the next evaluation
+    assert evaluator(VARIABLES) == found  # and once more at the next evaluation
     assert asked == [(batch_size, 0, 1)] * 2
 
 
 def test_fsdp_shares_the_batch_too():
     mesh = sharding.make_mesh(SimpleNamespace(data=2, fsdp=4, tensor=1))
     evaluator = Evaluator(Linear(), CONFIG, mesh, lambda *part: resident.batches(DATA, *part), EXAMPLES)
-    assert evaluator(PARAMS) == pytest.approx(in_numpy(DATA, PARAMS["kernel"]), rel=1e-6)
+    assert evaluator(VARIABLES) == pytest.approx(in_numpy(DATA, KERNEL), rel=1e-6)
 
 
 def test_other_parameters_under_another_prefix():
     evaluator = Evaluator(Linear(), CONFIG, mesh_of(1), lambda *part: resident.batches(DATA, *part), EXAMPLES)
     data = {**DATA, "mask": (np.arange(EXAMPLES) % 3 > 0).astype(np.float32)}
     some = Evaluator(Linear(), CONFIG, mesh_of(1), lambda *part: resident.batches(data, *part), EXAMPLES)
-    negative = {"kernel": -PARAMS["kernel"]}
-    expected = {key.replace("val/", "val/ema_"): value for key, value in in_numpy(DATA, -PARAMS["kernel"]).items()}
+    negative = {"params": {"kernel": -KERNEL}}
+    expected = {key.replace("val/", "val/ema_"): value for key, value in in_numpy(DATA, -KERNEL).items()}
     assert evaluator(negative, prefix="val/ema_") == pytest.approx(expected, rel=1e-6)
-    assert some(PARAMS) == pytest.approx(in_numpy(data, PARAMS["kernel"]), rel=1e-6)
+    assert some(VARIABLES) == pytest.approx(in_numpy(data, KERNEL), rel=1e-6)

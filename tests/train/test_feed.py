@@ -41,6 +41,7 @@ def start(mesh):
     state = TrainState(
         step=np.zeros((), np.int32),
         params=np.full((STEPS, BATCH), -1, np.int32),
+        collections={},
         ema=np.zeros((), np.int32),
         opt_state=(),
         sums={},

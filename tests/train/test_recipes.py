@@ -38,6 +38,8 @@ def test_deit(model):
     published = ["1.000e-06", "1.000e-06", "2.008e-04", "9.993e-04", "7.570e-04", "1.011e-05"]
     assert rates(config, 1251, (0, 1, 2, 6, 100, 299)) == published
     data, augment, optimizer = config.data, config.augment, config.optimizer
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (data.ratio, data.repeat_ranks, data.resident, data.pad) == ((3 / 4, 4 / 3), 4, False, 0)
     assert (data.image_size, data.scale, data.interpolation, data.repeats) == (224, (0.08, 1.0), "bicubic", 3)
     assert (augment.flip, augment.policy, augment.color_jitter) == (True, "rand-m9-mstd0.5-inc1", 0)
     assert (augment.erase_prob, augment.order) == (0.25, "erase_then_mix")
@@ -75,10 +77,18 @@ def test_compact_transformers_on_cifar(dataset, mixing, published):
     expected = {"total": 310 * 390, "warmup": 10 * 390, "cooldown": 10 * 390, "mix": mixing * 390}
     assert durations(config, steps) == expected
     assert rates(config, steps, (0, 5, 10, 150, 300, 309)) == published
-    assert (config.data.scale, config.data.interpolation, config.data.resident) == ((0.8, 1.0), "random", True)
-    assert (config.augment.erase_prob, config.augment.order) == (0.25, "mix_then_erase")
-    assert (config.augment.policy, config.augment.mixup, config.augment.cutmix) == ("rand-m9-mstd0.5-inc1", 0.8, 1.0)
-    assert config.optimizer.weight_decay == 0.06
+    data, augment = config.data, config.augment
+    assert (data.image_size, data.crop_ratio, data.resident, data.pad, data.repeats) == (32, 1.0, True, 0, 1)
+    assert (data.scale, data.ratio, data.interpolation) == ((0.8, 1.0), (3 / 4, 4 / 3), "random")
+    assert (data.mean, data.std) == {
+        "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    }[dataset]
+    assert (augment.flip, augment.color_jitter) == (True, 0)
+    assert (augment.erase_prob, augment.order) == (0.25, "mix_then_erase")
+    assert (augment.policy, augment.mixup, augment.cutmix) == ("rand-m9-mstd0.5-inc1", 0.8, 1.0)
+    assert (augment.mix_prob, augment.mix_switch_prob, config.loss.label_smoothing) == (1.0, 0.5, 0.1)
+    assert (config.optimizer.weight_decay, config.optimizer.clip_norm, config.ema_decay) == (0.06, 0, 0)
 
 
 def test_a_shorter_cifar_run_keeps_its_proportions():

@@ -18,10 +18,11 @@ from tests.quick import jit
 # ---- By hand: loss = sum over rows of mask * (w . x - y)^2 / 2, gradient descent at rate 1 ---------------------------
 
 
-def squared_error(params, batch, key):
+def squared_error(params, collections, batch, key):
     error = batch["x"] @ params["w"] - batch["y"]
     loss = jnp.sum(batch["mask"] * error**2) / 2
-    return loss, {"loss": loss, "top1": jnp.sum(batch["mask"] * (error == 0)), "examples": batch["mask"].sum()}
+    sums = {"loss": loss, "top1": jnp.sum(batch["mask"] * (error == 0)), "examples": batch["mask"].sum()}
+    return loss, (sums, collections)
 
 
 def as_it_is(batch, key, step):
@@ -40,7 +41,8 @@ def hand_update(ema_decay=0.0, accumulate=1, seed=0, loss=squared_error):
     start = state.TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=params if ema_decay else None,
+        collections={},
+        ema={"params": params} if ema_decay else None,
         opt_state=tx.init(params),
         sums=state.zero_sums(),
         first_bad_step=jnp.full((), state.NEVER, jnp.int32),
@@ -52,10 +54,10 @@ def test_two_updates_by_hand():
     update, now = hand_update(ema_decay=0.75)
     now = update(now, batch())  # gradient of the mean: (1, 2) / 2
     np.testing.assert_allclose(now.params["w"], [0.5, 1.0])
-    np.testing.assert_allclose(now.ema["w"], [0.75 * 1 + 0.25 * 0.5, 0.75 * 2 + 0.25 * 1.0])
+    np.testing.assert_allclose(now.ema["params"]["w"], [0.75 * 1 + 0.25 * 0.5, 0.75 * 2 + 0.25 * 1.0])
     now = update(now, batch())
     np.testing.assert_allclose(now.params["w"], [0.25, 0.5])
-    np.testing.assert_allclose(now.ema["w"], [0.75 * 0.875 + 0.25 * 0.25, 0.75 * 1.75 + 0.25 * 0.5])
+    np.testing.assert_allclose(now.ema["params"]["w"], [0.75 * 0.875 + 0.25 * 0.25, 0.75 * 1.75 + 0.25 * 0.5])
     assert int(now.step) == 2
     assert int(now.first_bad_step) == state.NEVER
     expected = {"loss": 2.5 + 0.625, "top1": 0, "examples": 4, "grad_norm": (1.25**0.5) * 1.5, "steps": 2}
@@ -98,9 +100,9 @@ def test_the_first_bad_step_is_remembered(bad):
     assert int(now.step) == 3
 
 
-def root_error(params, batch, key):
+def root_error(params, collections, batch, key):
     loss = jnp.sum(jnp.sqrt(batch["x"] @ params["w"]))
-    return loss, {"loss": loss, "top1": loss, "examples": batch["mask"].sum()}
+    return loss, ({"loss": loss, "top1": loss, "examples": batch["mask"].sum()}, collections)
 
 
 def test_a_bad_gradient_is_noticed_though_the_loss_is_finite():
@@ -120,9 +122,9 @@ def test_the_norm_of_gradients_whose_squares_overflow():
 
 
 def test_every_step_seed_and_micro_batch_draws_anew():
-    def noise(params, batch, key):
+    def noise(params, collections, batch, key):
         value = jax.random.uniform(key) * (batch["x"] @ params["w"]).sum()  # row i has d/dw[i] = what was drawn for it
-        return value, {"loss": value, "top1": value, "examples": batch["mask"].sum()}
+        return value, ({"loss": value, "top1": value, "examples": batch["mask"].sum()}, collections)
 
     def drawn(now, **options):
         after = hand_update(loss=noise, **options)[0](now, batch())
@@ -211,7 +213,7 @@ def assert_identical(ours, theirs):
 
 def test_the_state_at_the_start_and_later(trained):
     assert (int(start().step), int(start().first_bad_step)) == (0, state.NEVER)
-    assert_identical(start().ema, start().params)
+    assert_identical(start().ema, start().variables)
     assert all(float(value) == 0 for value in start().sums.values())
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), trained.params, start().params)
     assert moved["pos_embed"] > 1e-4
@@ -245,7 +247,7 @@ def test_eight_devices_equal_one(trained):
 def test_each_device_holds_its_shard_only():
     init = state.initialiser(models.create("vit_micro", **TINY), optax.adam(1e-3), ema=True)
     abstract = state.abstract(init, mesh_of(8, fsdp=4), ((".*qkv/kernel", "fsdp(1)"), (".*", "replicate")))
-    copies = (abstract.params, abstract.ema, abstract.opt_state[0].mu, abstract.opt_state[0].nu)
+    copies = (abstract.params, abstract.ema["params"], abstract.opt_state[0].mu, abstract.opt_state[0].nu)
     for tree in copies:
         kernel = tree["blocks"]["attn"]["qkv"]["kernel"]
         assert kernel.sharding.shard_shape(kernel.shape) == (2, 8, 6)

@@ -1,6 +1,7 @@
 """Looks over a data set on disk: splits, classes, sizes, and images that cannot be read."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,9 @@ def report(
             say(f"{split}: cannot be used: {error}")
             unusable.append(split)
     if unusable:
-        raise UserError(f"{', '.join(unusable)} cannot be used, as said above")
+        others = ",".join(name for name in names if name not in unusable)
+        hint = f"; --splits={others} leaves that out" if data.train in others.split(",") else ""
+        raise UserError(f"{', '.join(unusable)} cannot be used, as said above{hint}")
     if unreadable:
         raise UserError(f"{unreadable} of the images cannot be read, as said above")
     if len(names) > 1:
@@ -84,7 +87,8 @@ def _command(data: DataSet, names: list[str]) -> str:
         args = f"tfds={data.name},path={data.path}" if data.path else f"tfds={data.name}"
     else:
         args = f"path={data.path}"
-    command = f"python -m lape_jax.main --config=configs/images.py:{args},val={val} --workdir=DIR"
+    config = shlex.quote(f"configs/images.py:{args},val={val}")
+    command = f"python -m lape_jax.main --config={config} --workdir=DIR"
     command += f" --config.data.source={data.kind}" if data.kind == "arrays" else ""
     command += f" --config.data.train_split={data.train}" if data.train != "train" else ""
     return command

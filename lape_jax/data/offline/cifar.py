@@ -5,6 +5,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html offers a binary and a Python version
 than lists, dicts, text, numbers and uint8 arrays.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -40,7 +41,8 @@ class Version(NamedTuple):
 def convert(path: str, out: Path) -> tuple[str, dict[str, int]]:
     """Writes out/train.npz (image, label, classes) and out/val.npz (image, label): the official test images are val.
 
-    Labels of CIFAR-100 are the fine ones. Each file is written to a temporary name and renamed, train.npz last.
+    Labels of CIFAR-100 are the fine ones. Both files are written under temporary names before either gets its own, so
+    what was in `out` stays as it was if they cannot be.
 
     Args:
       path: the directory of the official files, the one above it, or the .tar.gz.
@@ -62,18 +64,27 @@ def convert(path: str, out: Path) -> tuple[str, dict[str, int]]:
     except Exception as error:  # whatever damage leads to
         raise UserError(f"{path} is no intact {version.title}: {error or type(error).__name__}") from error
     splits["train"]["classes"] = np.array(classes)
+    _write(out, splits)
+    return version.title, {split: len(arrays["label"]) for split, arrays in splits.items()}
+
+
+def _write(out: Path, splits: dict[str, dict[str, np.ndarray]]) -> None:
+    """Writes out/SPLIT.npz of all splits, or none of them."""
+    partials = {split: out / f"{split}.npz.partial" for split in splits}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for split, arrays in splits.items():
-            partial = out / f"{split}.npz.partial"
-            with partial.open("wb") as file:
+            with partials[split].open("wb") as file:
                 np.savez(file, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
+        for split, partial in partials.items():
             partial.replace(out / f"{split}.npz")
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from error
-    return version.title, {split: len(arrays["label"]) for split, arrays in splits.items()}
+        with contextlib.suppress(OSError):
+            for partial in partials.values():
+                partial.unlink(missing_ok=True)
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 def _find(path: str) -> tuple[Version, dict[str, bytes]]:

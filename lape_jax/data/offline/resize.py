@@ -14,6 +14,7 @@ JPEG of quality 90 with 4:2:0 chroma is a compromise. 200 photographs of 500x375
 import io
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,4 +105,4 @@ def copy(
         max_corrupt=max_corrupt,
         say=say,
     )
-    say(f"look it over: python -m lape_jax.prepare check --name={name} --path={out}")
+    say(f"look it over: python -m lape_jax.prepare check --name={name} --path={shlex.quote(out)}")

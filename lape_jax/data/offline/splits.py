@@ -40,6 +40,8 @@ class DataSet(NamedTuple):
                 raise UserError(f"--source: {nearest(unknown, KINDS)}")
         if self.kind != "tfds" and self.train not in found:
             there = ", ".join(sorted(found)) or "none"
+            if self.kind == "folder" and any(entry.name.endswith(".npz") for entry in self._entries()):
+                there += " (for its .npz files: --source=arrays)"
             raise UserError(
                 f"{self.path} has no split {self.train!r} (--train), which defines the classes; found: {there}"
             )

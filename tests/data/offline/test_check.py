@@ -1,3 +1,5 @@
+import shlex
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,12 @@ def test_a_folder(photos):
     )
 
 
+def test_the_command_can_be_pasted_into_a_shell(photos, tmp_path):
+    path = photos(train=1, val=1).rename(tmp_path / "my photos")
+    command = shlex.split(report(DataSet("folder", str(path)))[0][-1].removeprefix("train on it: "))
+    assert command[3:] == [f"--config=configs/images.py:path={path},val=val", "--workdir=DIR"]
+
+
 def test_unreadable_images_are_named(photos):
     path = photos(train=5, val=2)
     bad = path / "train/a/02.jpeg"
@@ -65,7 +73,7 @@ def test_splits_that_cannot_be_used(photos):
     (path / "val").mkdir()
     (path / "val/ILSVRC2012_val_00000001.JPEG").touch()
     lines, error = report(DataSet("folder", str(path)))
-    assert error == "val cannot be used, as said above"
+    assert error == "val cannot be used, as said above; --splits=train leaves that out"
     assert lines[-1].startswith(f"val: cannot be used: {path}/val has no class directories, only ILSVRC2012_val_0000")
     assert report(DataSet("folder", str(path)), "train")[1] is None
 
@@ -87,7 +95,7 @@ def test_arrays(tmp_path):
         "  height 3, width 5 pixels; most often 3 x 5",
     ]
     assert lines[4] == f"test: cannot be used: label[3] of {tmp_path}/test.npz is 2, but the 2 classes are 0 to 1"
-    assert error == "test cannot be used, as said above"
+    assert error == "test cannot be used, as said above; --splits=train leaves that out"
     np.savez(tmp_path / "test.npz", image=images, label=[0, 1, 1, 1])
     assert report(DataSet("arrays", str(tmp_path)))[0][-1] == (
         f"train on it: python -m lape_jax.main --config=configs/images.py:path={tmp_path},val=test --workdir=DIR"

@@ -1,3 +1,4 @@
+import errno
 import io
 import pickle
 import struct
@@ -168,6 +169,24 @@ def test_damage_is_told(ten, tmp_path, layout, change, message):
     with pytest.raises(UserError, match=message):
         cifar.convert(write(tmp_path / "a", files), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(ten, tmp_path, monkeypatch):
+    path = write(tmp_path / "a", binary_ten(ten))
+    cifar.convert(path, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    (tmp_path / "a/test_batch.bin").write_bytes((tmp_path / "a/data_batch_1.bin").read_bytes())
+    real = np.savez
+
+    def savez(file, **arrays):
+        real(file, **arrays)
+        if "classes" in arrays:  # train.npz
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", savez)
+    with pytest.raises(UserError, match="out cannot be written: No space left on device"):
+        cifar.convert(path, tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
 def test_what_is_not_there_or_cannot_be_written(ten, tmp_path):

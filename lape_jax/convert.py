@@ -1,0 +1,122 @@
+"""Converts weights between PyTorch, big_vision and lape_jax.
+
+    python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision] [--model.join=lape ...]
+
+SRC is a file (.pth, .pt, .pth.tar, .npz, .safetensors; of a checkpoint with several sets of weights FILE:KEY, such as
+checkpoint.pth.tar:state_dict_ema) or the workdir of a run, DST a file (.npz, .safetensors). Whose names SRC has is
+recognised. Number of classes, joining method, position table, distillation token and image size are read off the
+weights where --model.KEY=VALUE does not give them; all else is the model's. Every weight must have its place: nothing
+is dropped, made up or reshaped.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from lape_jax import cli, models, port
+from lape_jax.errors import UserError, nearest
+from lape_jax.port import files
+from lape_jax.port.infer import infer
+from lape_jax.port.params import flatten
+from lape_jax.train import config as configs
+from lape_jax.train import finished, sharding
+
+FORMATS = {"torch": "PyTorch", "lape": "lape_jax", "big_vision": "big_vision"}
+
+
+def main(argv: Sequence[str]) -> None:
+    args, settings = parse(argv)
+    if args.to not in FORMATS:
+        raise UserError(f"--to={nearest(args.to, FORMATS)}")
+    if Path(args.src).is_dir():
+        if args.model or settings:
+            raise UserError("a run says itself which model it has trained: leave out --model")
+        model, variables = from_run(Path(args.src))
+        names = "a run"
+    else:
+        if not args.model:
+            raise UserError(f"--model=NAME is missing: {', '.join(models.VARIANTS)}")
+        weights, place = files.read(args.src)
+        names = f"{FORMATS[files.format_of(weights)]}'s names"
+        model, variables = from_weights(weights, place, args.model, settings)
+    port.save(args.dst, variables, model, format=args.to)
+    table(variables)
+    print(f"{args.src} ({names}) -> {args.dst} ({FORMATS[args.to]}'s names): {describe(model)}")
+
+
+def from_run(path: Path) -> tuple[nn.Module, dict]:
+    """Model and variables of the best checkpoint of a run."""
+    config = configs.from_json(path / "config.json")
+    mesh = sharding.make_mesh(config.mesh)
+    model, variables = finished.best(path, config, len(finished.classes(path, "the run")), mesh, "the run")
+    return model, jax.device_get(variables)
+
+
+def from_weights(
+    weights: dict[str, Any], place: str, name: str, settings: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that the weights are for, of the family and size `name`, and its variables.
+
+    Raises:
+        UserError: no such model has these weights; says what the most probable one lacks or has too many.
+    """
+    asked = models.create(name, **settings)
+    fixed = {key: getattr(asked, key) for key in settings}
+    first: UserError | None = None
+    for candidate in infer(lambda probe: files.stored_shapes(weights, probe), asked) or [asked]:
+        model = candidate.clone(**fixed)
+        try:
+            model.check()
+            return model, files.fit(weights, model)
+        except UserError as error:
+            first = first or error
+    raise UserError(f"{place}: {first}")
+
+
+def table(variables: dict[str, Any]) -> None:
+    """Prints every variable with its shape, type, mean and standard deviation."""
+    print(f"{'variable':48} {'shape':22} {'type':9} {'mean':>10} {'std':>10}")
+    for path, array in flatten(variables).items():
+        full = np.asarray(array, np.float64)
+        print(f"{path:48} {array.shape!s:22} {array.dtype!s:9} {full.mean():10.3g} {full.std():10.3g}")
+
+
+def describe(model: nn.Module) -> str:
+    """A line on the model: what it is, and the number of its parameters."""
+    count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(model.param_shapes()))
+    height, width, _ = model.input_shape
+    kind = f"join {model.joining}, pe {model.pe}, " if hasattr(model, "joining") else ""
+    return (
+        f"{type(model).__name__} ({kind}{height} x {width} pixels, {model.num_classes} classes), {count:,} parameters"
+    )
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The options, and the settings of the model."""
+    settings, rest = {}, []
+    for arg in argv:
+        match = re.fullmatch(r"--model\.([^=]+)=(.*)", arg, re.DOTALL)
+        if match:
+            settings[match[1]] = configs.literal(match[2], f"--model.{match[1]}")
+        else:
+            rest.append(arg)
+    parser = cli.Parser(
+        prog="python -m lape_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("src", metavar="SRC", type=os.path.expanduser, help="file of weights, or workdir of a run")
+    parser.add_argument("dst", metavar="DST", type=os.path.expanduser, help="file to write")
+    parser.add_argument("--model", default="", metavar="NAME", help="which model SRC holds, e.g. deit_ti")
+    parser.add_argument("--to", default="torch", metavar="FORMAT", help=f"{' | '.join(FORMATS)} (default %(default)s)")
+    return parser.parse_args(rest), settings
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_code(lambda: main(sys.argv[1:])))

@@ -1,0 +1,140 @@
+"""Exports a trained model for use elsewhere, ready for inference.
+
+    python -m lape_jax.export --workdir=DIR --out=FILE [--format=stablehlo|safetensors|npz] [--step=N|last|best]
+                                [--fold=true] [--ema=true]
+    python -m lape_jax.export --weights=FILE --config=FILE.py --out=FILE ...
+
+stablehlo    one function, images -> logits, with its weights inside: images of any number, as uint8 (b, height, width,
+             channels); logits (b, classes). Runs wherever JAX does, without lape_jax:
+             `jax.export.deserialize(open(FILE, "rb").read()).call(images)`
+safetensors, npz   the weights under the names of PyTorch; safetensors with the metadata model, join, pe, image_size,
+             mean, std, num_classes and classes
+
+--fold=true turns LaPE into constants first: the same logits with less work (stablehlo only, as PyTorch has no names
+for it). --ema=true takes the running mean of the weights. What was written is read again and compared. Without --step a
+workdir's best checkpoint is exported.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lape_jax import cli, port
+from lape_jax.augment.photometric import normalise
+from lape_jax.data import sources
+from lape_jax.errors import UserError, nearest
+from lape_jax.port.files import replacing
+from lape_jax.train import finished, setup, sharding
+
+FORMATS = {"stablehlo": (".stablehlo",), "safetensors": (".safetensors",), "npz": (".npz",)}
+PLATFORMS = ("cpu", "cuda", "tpu")
+TOLERANCE = 1e-5  # of logits, relative to the largest: XLA may order sums in another way in a program of its own
+
+
+def main(config: ConfigDict, args: argparse.Namespace) -> None:
+    path = Path(args.out)
+    form = args.format or path.suffix.removeprefix(".")
+    if form not in FORMATS:
+        raise UserError(f"--format={nearest(form, FORMATS)}")
+    if not path.name.endswith(FORMATS[form]):
+        raise UserError(f"--out={args.out} should end in {FORMATS[form][0]}, as --format={form} says")
+    for name in ("fold", "ema"):
+        if getattr(args, name) not in ("", "true", "false"):
+            raise UserError(f"--{name}={getattr(args, name)}: it is true or false")
+    if bool(args.weights) == bool(args.workdir):
+        raise UserError("give either --workdir=DIR (a run) or --weights=FILE with --config=FILE.py")
+    model, variables, classes = weights(config, args)
+    if args.fold == "true":
+        if form != "stablehlo":
+            raise UserError("--fold=true needs --format=stablehlo: PyTorch has no names for a folded model")
+        model, variables = port.fold(variables, model)
+    if form == "stablehlo":
+        export_program(path, model, variables, config)
+    else:
+        export_weights(path, model, variables, metadata(config, model, classes))
+    size = path.stat().st_size / 1e6
+    print(f"{path}: {size:.1f} MB, {type(model).__name__} with join {model.joining}, read again and compared")
+
+
+def weights(config: ConfigDict, args: argparse.Namespace) -> tuple[nn.Module, dict, tuple[str, ...]]:
+    """Model, variables on the host, and names of the classes."""
+    if args.weights:
+        classes = sources.open_split(config.data, "train").classes
+        model = setup.build_model(config, len(classes))
+        return model, port.load(args.weights, model), tuple(classes)
+    classes = finished.classes(Path(args.workdir), "the run")
+    mesh = sharding.make_mesh(config.mesh)
+    model = setup.build_model(config, len(classes))
+    state, _ = finished.state(Path(args.workdir), config, model, mesh, args.step or "best", sharding.REPLICATED)
+    if args.ema == "true" and state.ema is None:
+        raise UserError(f"the run in {args.workdir} keeps no running mean of its weights: leave out --ema")
+    return model, jax.device_get(state.ema if args.ema == "true" else state.variables), classes
+
+
+def export_program(path: Path, model: nn.Module, variables: dict, config: ConfigDict) -> None:
+    """Writes `logits` as StableHLO with a batch of any size, and compares what it gives with the model."""
+    variables = jax.tree.map(jnp.asarray, variables)
+
+    def logits(images):
+        return model.apply(variables, normalise(images, config.data.mean, config.data.std), train=False)[0]
+
+    (size,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((size, *model.input_shape), jnp.uint8)
+    program = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
+    with replacing(path) as file:
+        file.write(program.serialize())
+    again = jax.export.deserialize(bytearray(path.read_bytes()))
+    for count in (1, 3):
+        images = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape), np.uint8)
+        expected, found = jax.jit(logits)(images), again.call(images)
+        error = float(jnp.abs(found - expected).max() / jnp.abs(expected).max())
+        if not error <= TOLERANCE:
+            raise RuntimeError(f"the program in {path} is off by {error:.1e} of the largest logit")
+
+
+def export_weights(path: Path, model: nn.Module, variables: dict, about: dict[str, str]) -> None:
+    """Writes the weights under PyTorch's names, and compares what can be read again bit by bit."""
+    port.save(path, variables, model, metadata=about if path.suffix == ".safetensors" else None)
+    again = port.load(path, model)
+    same = jax.tree.map(lambda one, other: np.asarray(one).tobytes() == other.tobytes(), variables, again)
+    if not all(jax.tree.leaves(same)):
+        raise RuntimeError(f"the weights in {path} are not those that were written")
+
+
+def metadata(config: ConfigDict, model: nn.Module, classes: tuple[str, ...]) -> dict[str, str]:
+    """What a reader of the weights has to know, as text: numbers and lists as JSON."""
+    height, width, channels = model.input_shape
+    values: dict[str, Any] = {
+        "model": config.model.name,
+        "join": model.joining,
+        "pe": model.pe,
+        "image_size": [height, width],
+        "channels": channels,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "num_classes": model.num_classes,
+        "classes": list(classes),
+        "settings": {key: value for key, value in config.model.items() if key != "name"},
+    }
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+if __name__ == "__main__":
+    options = {
+        "weights": "weights to export instead of a run's",
+        "step": "which checkpoint: N, last or best",
+        "format": f"{' | '.join(FORMATS)}; without it, what --out ends in",
+        "out": "file to write",
+        "fold": "true: turn LaPE into constants",
+        "ema": "true: the running mean of the run's weights",
+    }
+    sys.exit(cli.run(main, description=__doc__, required=("out",), options=options))

@@ -1,0 +1,83 @@
+"""What classifiers with a choice of position embedding and joining method have in common."""
+
+from collections.abc import Iterable, Mapping
+
+import flax.linen as nn
+import jax
+
+from lape_jax.errors import UserError, nearest
+from lape_jax.nn import position
+from lape_jax.nn.join import JOINS
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of what may be given as one number."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+class Classifier(nn.Module):
+    """Properties and checks of a family with fields pe, join, pe_norm, image_size, patch_size, in_channels, dtype."""
+
+    @property
+    def joining(self) -> str:
+        """The joining method, with `join=None` resolved."""
+        absolute, _ = position.parse_pe(self.pe)
+        return ("lape" if absolute else "default") if self.join is None else self.join
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return (*pair(self.image_size), self.in_channels)
+
+    def param_shapes(self) -> dict:
+        """Shapes and types of the parameters, as a tree of `jax.ShapeDtypeStruct`, without computing anything."""
+        return self.variable_shapes()["params"]
+
+    def variable_shapes(self) -> dict:
+        """The same of all variables: the parameters under "params", and the other collections if there are any."""
+        images = jax.ShapeDtypeStruct((1, *self.input_shape), self.dtype)
+        return jax.eval_shape(self.init, jax.random.key(0), images)
+
+    def _check_images(self, shape: tuple) -> None:
+        if shape[1:] != self.input_shape:
+            raise UserError(f"the model takes images of shape {self.input_shape}, not {shape[1:]}")
+
+    def _check_names(self, choices: Mapping[str, Iterable[str]]) -> None:
+        for field, known in choices.items():
+            if getattr(self, field) not in known:
+                raise UserError(f"{field}={nearest(getattr(self, field), known)}")
+
+    def _check_positive(self, *fields: str) -> None:
+        for field in fields:
+            value = getattr(self, field)
+            if min(value if isinstance(value, tuple) else (value,)) < 1:
+                raise UserError(f"{field}={value} is not positive")
+
+    def _check_patches(self) -> None:
+        self._check_positive("patch_size")
+        if any(side % patch for side, patch in zip(pair(self.image_size), pair(self.patch_size), strict=True)):
+            raise UserError(f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}")
+
+    def _check_numbers(self) -> None:
+        for field in ("dropout", "attn_dropout", "drop_path"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} is not a rate in [0, 1)")
+        if not self.ln_eps > 0:
+            raise UserError(f"ln_eps={self.ln_eps} is not a positive number")
+
+    def _check_joining(self) -> None:
+        absolute, _ = position.parse_pe(self.pe)
+        if self.joining not in JOINS:
+            raise UserError(f"join={nearest(self.join, JOINS)}")
+        join = JOINS[self.joining]
+        if absolute is None and self.joining != "default":
+            raise UserError(
+                f"join={self.join!r} delivers an absolute position table, and pe={self.pe!r} has none: "
+                f"use join='default', or a table such as pe='learnable{f'+{self.pe}' if self.pe != 'none' else ''}'"
+            )
+        if join.table_per_layer and absolute != position.LEARNABLE:
+            raise UserError(f"join={self.join!r} learns a table per layer: it needs pe='learnable', not {self.pe!r}")
+        if not join.normalises_pe and self.pe_norm != "layernorm":
+            raise UserError(f"pe_norm={self.pe_norm!r} acts in join='lape' and 'lape_sharing', not in {self.joining!r}")
+        if absolute not in (None, position.LEARNABLE):
+            position.frozen(absolute, self.grid, self.width)

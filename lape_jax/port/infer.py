@@ -1,0 +1,98 @@
+"""Which model weights are for, seen from another model of the same family: what a warm start has to begin with."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from lape_jax.errors import UserError
+from lape_jax.models.base import pair
+from lape_jax.nn import position
+from lape_jax.nn.join import JOINS
+
+HEAD, TABLE, PE_NORM, BIAS_TABLE = "head/kernel", "pos_embed", "pe_norm/", "relative_position_bias_table"
+GLOBAL_BIASES = f"blocks/attn/{BIAS_TABLE}"
+
+
+def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], model: nn.Module) -> list[nn.Module]:
+    """Models like `model` that weights may be for, the most probable first.
+
+    They differ from it in what can be read off the weights: number of classes, distillation token, joining method,
+    relative position bias, image size. What cannot is taken to be the model's: patch size, heads, whether a table is
+    shared or default, square images.
+
+    Args:
+        shapes_for: (model) -> shapes of those of its variables, by path, that the weights have, perhaps in other
+            shapes than the model's.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for probe in _probes(model):
+        found = dict(shapes_for(probe)) | found
+    settings: dict[str, Any] = {"join": _joining(found, model)}
+    if HEAD in found:
+        settings["num_classes"] = found[HEAD][-1]
+    if hasattr(model, "distilled"):
+        settings["distilled"] = "dist_token" in found
+    if not JOINS[settings["join"]].normalises_pe:
+        settings["pe_norm"] = "layernorm"
+    candidates = []
+    for absolute in _tables(found, model):
+        rest = [position.RELATIVE] if any(path.endswith(BIAS_TABLE) for path in found) else []
+        rest += [position.PEG] if position.has_peg(model.pe) else []
+        candidate = model.clone(**settings, pe="+".join([*filter(None, [absolute]), *rest]) or position.NONE)
+        with contextlib.suppress(UserError):
+            candidate.check()
+            candidates.append(_sized(candidate, found))
+    return candidates
+
+
+def _probes(model: nn.Module) -> Iterator[nn.Module]:
+    """Models which together have all variables that weights of the family can have."""
+    table = "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])
+    changes: list[dict[str, Any]] = [
+        {},
+        {"join": "lape", "pe": f"{position.LEARNABLE}+{position.RELATIVE}"},
+        {"join": "lape", "pe": table},
+        {"join": "unshared", "pe": position.LEARNABLE, "pe_norm": "layernorm"},
+    ]
+    if hasattr(model, "distilled"):
+        changes += [{**change, "distilled": True} for change in changes]
+    probes = [model.clone(**change) for change in changes]
+    for probe in probes:
+        with contextlib.suppress(UserError):
+            probe.check()
+            yield probe
+
+
+def _joining(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str:
+    if any(PE_NORM in path for path in found):
+        return model.joining if JOINS[model.joining].normalises_pe else "lape"
+    if len(found.get(TABLE, ())) == 3:
+        return "unshared"
+    return "shared" if model.joining == "shared" else "default"
+
+
+def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str | None]:
+    """The kinds of absolute table that the weights may have; frozen ones are not seen among the variables."""
+    own, _ = position.parse_pe(model.pe)
+    if TABLE in found:  # PyTorch keeps frozen tables under the same name
+        return list(dict.fromkeys([own or position.LEARNABLE, position.LEARNABLE]))
+    return [None] if own in (None, position.LEARNABLE) else [own, None]
+
+
+def _sized(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """`model` for the images, square unless they are its own, whose patches the table has rows for."""
+    if TABLE in found:
+        patches = found[TABLE][-2] - model.extra_rows
+    elif GLOBAL_BIASES in found:  # of all pairs of patches; windows say nothing about images
+        patches = ((math.isqrt(found[GLOBAL_BIASES][-2]) + 1) // 2) ** 2
+    else:
+        return model
+    side = math.isqrt(max(patches, 0))
+    if patches == math.prod(model.grid) or side * side != patches:
+        return model
+    height, width = pair(model.image_size)
+    size = (height * side // model.grid[0], width * side // model.grid[1])
+    return model.clone(image_size=size[0] if size[0] == size[1] else size)

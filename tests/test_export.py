@@ -1,0 +1,86 @@
+"""Exported programs and weights: read again without the package's models, and the same."""
+
+import argparse
+import json
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from lape_jax import export, port
+from lape_jax.augment.photometric import normalise
+from lape_jax.errors import UserError
+from lape_jax.train import finished, sharding
+from lape_jax.train.config import from_json
+from tests import runs
+
+DEFAULTS = {"weights": "", "workdir": "", "config": "", "step": "", "format": "", "out": "", "fold": "", "ema": ""}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir, config, model, variables) of a finished run with an average of its weights."""
+    workdir = runs.finished(tmp_path_factory.getbasetemp())
+    config = from_json(workdir / "config.json")
+    with runs.on(1):
+        model, variables = finished.best(workdir, config, 10, sharding.make_mesh(config.mesh), "the run")
+    return workdir, config, model, jax.device_get(variables)
+
+
+def write(run, out, **options):
+    args = argparse.Namespace(**{**DEFAULTS, "workdir": str(run[0]), "out": str(out), **options})
+    with runs.on(1):
+        export.main(run[1], args)
+
+
+@pytest.mark.parametrize("fold", ["", "true"])
+def test_a_program_takes_batches_of_any_size(run, fold, tmp_path, capsys):
+    _, config, model, variables = run
+    write(run, tmp_path / "m.stablehlo", fold=fold)
+    assert f"join {'folded' if fold else 'lape'}, read again and compared" in capsys.readouterr().out
+    program = jax.export.deserialize(bytearray((tmp_path / "m.stablehlo").read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    images = np.random.default_rng(1).integers(0, 256, (5, *model.input_shape), np.uint8)
+    expected = model.apply(variables, normalise(jnp.asarray(images), config.data.mean, config.data.std))[0]
+    np.testing.assert_allclose(program.call(images), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(program.call(images[:2]), expected[:2], rtol=0, atol=1e-5)
+
+
+def test_weights_with_what_a_reader_must_know(run, tmp_path):
+    _, config, model, variables = run
+    write(run, tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "numpy") as file:
+        about, names = file.metadata(), set(file.keys())
+    assert names == set(port.to_torch(variables, model))
+    assert (about["model"], about["join"], about["pe"]) == ("vit_micro", "lape", "learnable")
+    assert json.loads(about["image_size"]) == [8, 8]
+    assert json.loads(about["mean"]) == list(config.data.mean)
+    assert json.loads(about["classes"]) == [str(i) for i in range(10)]
+
+
+def test_the_average_is_other_weights(run, tmp_path):
+    write(run, tmp_path / "m.npz")
+    write(run, tmp_path / "ema.npz", ema="true")
+    with np.load(tmp_path / "m.npz") as own, np.load(tmp_path / "ema.npz") as average:
+        assert set(own) == set(average)
+        assert not np.array_equal(own["head.weight"], average["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": "m.onnx"}, "--format='onnx'"),
+        ({"out": "m.npz", "format": "stablehlo"}, "should end in .stablehlo"),
+        ({"out": "m.npz", "fold": "true"}, "--fold=true needs --format=stablehlo"),
+        ({"out": "m.stablehlo", "fold": "yes"}, "--fold=yes"),
+        ({"out": "m.npz", "step": "7"}, "7"),
+        ({"out": "none/m.npz"}, "cannot be written"),
+    ],
+)
+def test_mistakes(run, options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        write(run, tmp_path / options.pop("out"), **options)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,50 @@
+"""Runs of models whose tokens are not patches: they train, go on elsewhere, and leave what is constant as it was."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lape_jax.train import finished, rules, setup, sharding
+from lape_jax.train.config import from_json
+from tests import runs
+
+# float32, so that numbers can be compared; four steps with a checkpoint after two
+STEPS = {"dtype": "float32", "total_steps": 4, "checkpoint_percent": 50, "eval_percent": 100}
+
+
+def saved_state(workdir, step):
+    """Arrays by name of a checkpoint."""
+    config = from_json(workdir / "config.json")
+    model = setup.build_model(config, num_classes=10)
+    mesh = sharding.make_mesh(config.mesh)
+    state, _ = finished.state(workdir, config, model, mesh, str(step), config.sharding)
+    return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}
+
+
+@pytest.mark.parametrize("config", ["cct_cifar100", "t2t_vit_7"])
+@pytest.mark.parametrize("join", ["default", "lape"])
+def test_a_run_that_is_resumed_on_eight_devices_ends_where_it_would_have(config, join, tmp_path):
+    config = runs.load(f"{runs.ROOT}/configs/{config}.py:debug,join={join}", **STEPS)
+    _, lines = runs.train(tmp_path / "whole", config)
+    assert [line["step"] for line in lines if "train/loss" in line] == [2, 4]
+    halfway = runs.copy(tmp_path / "whole", tmp_path)
+    shutil.rmtree(halfway / "checkpoints" / "4")
+    _, again = runs.train(halfway, config, devices=8)
+    assert runs.losses(again) == pytest.approx(runs.losses(lines), rel=1e-5)
+
+    start, end, resumed = (
+        saved_state(tmp_path / "whole", 2),
+        saved_state(tmp_path / "whole", 4),
+        saved_state(halfway, 4),
+    )
+    assert resumed.keys() == end.keys()
+    for name, value in end.items():
+        np.testing.assert_allclose(resumed[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    moved = {name for name in end if name.startswith(("params/", "ema/params/")) and (start[name] != end[name]).any()}
+    assert moved == {name for name in end if name.startswith(("params/", "ema/params/"))}
+    constants = [name for name in end if "constants/" in name]
+    assert len(constants) == (4 if config.model.name == "t2t_vit_7" else 0)  # two, and their copies in the average
+    for name in constants:
+        np.testing.assert_array_equal(start[name], end[name])
