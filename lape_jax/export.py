@@ -8,7 +8,7 @@ stablehlo    one function, images -> logits, with its weights inside: images of 
              channels); logits (b, classes). Runs wherever JAX does, without lape_jax:
              `jax.export.deserialize(open(FILE, "rb").read()).call(images)`
 safetensors, npz   the weights under the names of PyTorch; safetensors with the metadata model, join, pe, image_size,
-             mean, std, num_classes and classes
+             mean, std, num_classes, classes and settings (all attributes of the model)
 
 --fold=true turns LaPE into constants first: the same logits with less work (stablehlo only, as PyTorch has no names
 for it). --ema=true takes the running mean of the weights. What was written is read again and compared. Without --step a
@@ -16,6 +16,7 @@ workdir's best checkpoint is exported.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -123,9 +124,20 @@ def metadata(config: ConfigDict, model: nn.Module, classes: tuple[str, ...]) -> 
         "std": list(config.data.std),
         "num_classes": model.num_classes,
         "classes": list(classes),
-        "settings": {key: value for key, value in config.model.items() if key != "name"},
+        "settings": _settings(model),
     }
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """The model's attributes, those that are not text, numbers or tuples of them as text."""
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    plain = (bool, int, float, str, tuple, type(None))
+    return {
+        name: value if isinstance(value, plain) else str(value)
+        for name, value in fields.items()
+        if name not in ("parent", "name")
+    }
 
 
 if __name__ == "__main__":

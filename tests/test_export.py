@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import jax
 import jax.export
@@ -59,6 +60,20 @@ def test_weights_with_what_a_reader_must_know(run, tmp_path):
     assert json.loads(about["image_size"]) == [8, 8]
     assert json.loads(about["mean"]) == list(config.data.mean)
     assert json.loads(about["classes"]) == [str(i) for i in range(10)]
+
+
+@pytest.mark.peer
+def test_the_readme_reads_them_in_pytorch(run, tmp_path):
+    torch = pytest.importorskip("torch")
+    _, _, model, variables = run
+    write(run, tmp_path / "m.safetensors")
+    readme = (runs.ROOT / "README.md").read_text()
+    (snippet,) = (code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "def lape_vit" in code)
+    exec(snippet.replace("lape.safetensors", str(tmp_path / "m.safetensors")), scope := {})
+    images = np.random.default_rng(2).normal(size=(3, *model.input_shape)).astype(np.float32)
+    found = scope["model"](torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    expected = np.asarray(model.apply(variables, jnp.asarray(images))[0])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_the_average_is_other_weights(run, tmp_path):

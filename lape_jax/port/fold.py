@@ -10,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lape_jax.errors import UserError
+from lape_jax.models.big_vision import BigVisionViT
 from lape_jax.models.vit import ViT
 from lape_jax.nn import position
 from lape_jax.nn.join import FOLDED, JOINS, PENorm
 from lape_jax.port.params import from_flat, to_flat
 
-BIAS, TABLE, PE_NORM = "blocks/norm1/bias", "pos_embed", "blocks/pe_norm/"
+# Paths of the position table, of the biases of the first LayerNorms, and what those of the PE norms begin with.
+NAMES = ("pos_embed", "blocks/norm1/bias", "blocks/pe_norm/")
+BLOCK = "Transformer/encoderblock/"
+BIG_VISION_NAMES = ("pos_embedding", f"{BLOCK}LayerNorm_0/bias", f"{BLOCK}pe_norm/")
 
 
 def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dict]:
@@ -38,19 +42,25 @@ def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dic
     join = JOINS[model.joining]
     if not join.normalises_pe:
         raise UserError(f"join={model.joining!r} has no PE norms to fold: only 'lape' and 'lape_sharing' do")
+    if not getattr(model, "scan", True):
+        raise UserError("a model with scan=False cannot be folded: give its blocks stacked, with scan=True")
     flat = to_flat(variables, model)
-    norm = PENorm(model.pe_norm, model.ln_eps)
+    table_path, bias_path, norms = BIG_VISION_NAMES if isinstance(model, BigVisionViT) else NAMES
+    norm = PENorm(model.pe_norm, model.ln_eps, model.bare_rows)
     pe = model.apply(variables, method=lambda module: module.position_table)
     constants = []
-    for layer, bias in enumerate(flat[BIAS]):
-        params = {path.removeprefix(PE_NORM): flat[path][layer] for path in flat if path.startswith(PE_NORM)}
+    for layer, bias in enumerate(flat[bias_path]):
+        params = {path.removeprefix(norms): flat[path][layer] for path in flat if path.startswith(norms)}
         # What attention sees of a token that the first LayerNorm maps to its bias.
         deliver = functools.partial(norm.apply, {"params": params})
         seen = join.attend(jnp.broadcast_to(bias, (1, *pe.shape)), pe, jnp.asarray, deliver)
         constants.append(seen.attention_input[0])
         pe = seen.handed_on
-    kept = {path: array for path, array in flat.items() if path != BIAS and not path.startswith(PE_NORM)}
-    kept[TABLE] = np.asarray(jax.device_get(jnp.stack(constants)), flat[BIAS].dtype)
+    kept = {path: array for path, array in flat.items() if path != bias_path and not path.startswith(norms)}
+    kept[table_path] = np.asarray(jax.device_get(jnp.stack(constants)), flat[bias_path].dtype)
     absolute, _ = position.parse_pe(model.pe)
-    folded = model.clone(join=FOLDED, pe=model.pe.replace(absolute, position.LEARNABLE), pe_norm="layernorm")
+    changed = {"join": FOLDED, "pe": model.pe.replace(absolute, position.LEARNABLE), "pe_norm": "layernorm"}
+    if model.bare_rows:  # they have no PE, but they have the bias
+        changed["cls_pe"] = True
+    folded = model.clone(**changed)
     return folded, from_flat(kept, folded)

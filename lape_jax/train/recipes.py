@@ -19,7 +19,7 @@ CIFAR = {
 }
 
 
-def deit(arg: str, model: str) -> ConfigDict:
+def deit(arg: str, model: str, *, crop: str = "lape") -> ConfigDict:
     """ImageNet-1K as DeiT and LaPE train on it: AdamW, 300 epochs, repeated augmentation, mixup and CutMix.
 
     Source: facebookresearch/deit and Ingrid725/LaPE, `main.py`, `datasets.py` and `samplers.py`, with timm 0.3.2 to
@@ -29,12 +29,12 @@ def deit(arg: str, model: str) -> ConfigDict:
         source    tfds (imagenet2012) | folder
         join, pe  joining method and position embedding
         seed, epochs, batch
-        crop      of the evaluation: lape (resize 224, crop 224) | deit (256, 224)
+        crop      of the evaluation: lape (resize 224, crop 224) | deit (256, 224); if not given, what `crop` is
         teacher   distilled models: weights of the teacher (a file, or the workdir of a run)
         debug     a run of two steps of a tiny model on scikit-learn's digits
     """
     arg = parse_arg(
-        arg, path="", source="tfds", join="lape", pe="learnable", seed=0, epochs=300.0, batch=1024, crop="lape",
+        arg, path="", source="tfds", join="lape", pe="learnable", seed=0, epochs=300.0, batch=1024, crop=crop,
         teacher="", debug=False,
     )  # fmt: skip
     if arg.crop not in CROPS:
@@ -51,7 +51,7 @@ def deit(arg: str, model: str) -> ConfigDict:
         config.distill.teacher = arg.teacher or ("labels" if arg.debug else "")
         config.distill.model = "regnety_160"
     elif arg.teacher:
-        raise UserError(f"config argument teacher: {model} has no distillation token; take {model}_distilled")
+        raise UserError(f"config argument teacher: {model} has no distillation token; take deit_ti_distilled or the like")
     return _debug(config) if arg.debug else config
 
 
@@ -92,12 +92,12 @@ def t2t(arg: str, model: str) -> ConfigDict:
 
 
 def ceit(arg: str, model: str) -> ConfigDict:
-    """ImageNet-1K as CeiT trains on it: the recipe of DeiT, and its evaluation (crop=deit) unless `arg` says otherwise.
+    """ImageNet-1K as CeiT trains on it: the recipe of DeiT, evaluated as DeiT is.
 
     Source: coeusguo/ceit, `main.py`. Its BatchNorms see the 256 images of one GPU, and here the whole batch.
-    `arg` is that of `deit`.
+    `arg` is that of `deit`, with crop=deit if none is given.
     """
-    return deit(f"crop=deit,{arg}" if arg else "crop=deit", model)
+    return deit(arg, model, crop="deit")
 
 
 def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:

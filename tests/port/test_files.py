@@ -79,7 +79,7 @@ def test_arrays_of_any_layout(tmp_path, model, variables):
 
 def test_suffixes_and_formats(tmp_path, model, variables):
     for name in ("weights", "weights.ckpt", "weights.NPZ"):
-        with pytest.raises(UserError, match=r"read from files that end in \.npz, \.safetensors, \.pth, \.pt, \.pth\.tar$"):
+        with pytest.raises(UserError, match=r"read from files that end in \.npz, .*, \.pth, \.pt, \.pth\.tar$"):
             port.load(tmp_path / name, model)
     for name in ("weights", "weights.pth"):
         with pytest.raises(UserError, match=r"written to files that end in \.npz, \.safetensors$"):

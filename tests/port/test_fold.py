@@ -7,7 +7,8 @@ import pytest
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
-from tests.port.tiny import random_variables, tiny
+from lape_jax.port.params import flatten
+from tests.port.tiny import TINY, random_variables, tiny
 
 
 def logits(model, variables):
@@ -22,19 +23,30 @@ def logits(model, variables):
         {"join": "lape_sharing", "pe": "sincos_1d"},
         {"pe": "sincos_2d+relative", "distilled": True},
         {"pe_norm": "identity", "pool": "gap"},
-        {"pe_norm": "scalar_norm"},
+        {"pe_norm": "scalar_norm", "pe": "learnable+relative+peg"},
+        {"family": "vit_ti_16", "pool": "tok"},
+        {"family": "vit_ti_16", "pool": "map", "pe": "sincos_2d_moco"},
+        {"family": "cct_7_3x1"},
+        {"family": "t2t_vit_7", "image_size": 32, "token_dim": 8},
+        {"family": "ceit_ti", "image_size": 32},
     ],
     ids=str,
 )
 def test_same_logits(settings):
+    settings = {"join": "lape", "dtype": jnp.float64, **settings}
+    family = settings.pop("family", "deit_ti")
     with jax.enable_x64(True):
-        model = tiny(**{"join": "lape", "dtype": jnp.float64, **settings})
+        if family in ("cct_7_3x1", "t2t_vit_7", "ceit_ti"):
+            model = models.create(family, **{"width": 32, "depth": 2, "heads": 2, "image_size": 16, **settings})
+        else:
+            model = models.create(family, **{**TINY, **settings})
         variables = random_variables(model, np.float64)
+        if "batch_stats" in variables:  # variances
+            variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
         folded, constants = port.fold(variables, model)
         before, after = logits(model, variables), logits(folded, constants)
     assert folded.joining == "folded"
-    assert constants["params"]["pos_embed"].shape[0] == model.depth
-    assert "pe_norm" not in constants["params"]["blocks"]
+    assert not any("pe_norm" in path for path in flatten(constants))
     assert np.abs(before).max() > 0.1
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * np.abs(before).max())
 

@@ -48,7 +48,7 @@ def test_each_layer_on_its_own():
 def test_misfits():
     with pytest.raises(UserError, match="table of 5 rows is not one of 2 tokens and 2 x 2 patches"):
         resize_table(draw(5, 2), (2, 2), (3, 3), extra_rows=2)
-    with pytest.raises(UserError, match="method='cubic' .*bicubic"):
+    with pytest.raises(UserError, match=r"method='cubic' .*bicubic"):
         resize_table(draw(4, 2), (2, 2), (3, 3), method="cubic")
 
 

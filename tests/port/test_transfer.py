@@ -67,7 +67,7 @@ def test_a_distillation_token_gets_a_row_of_its_own(default):
 
 
 def test_without_class_token(default):
-    theirs, path = default
+    _, path = default
     with pytest.raises(UserError, match="cls_token"):  # the file has a class token, and pool says that there is none
         started(path, tiny(join="lape", pool="gap"))
 
@@ -97,7 +97,7 @@ def test_lape_to_lape_of_another_size_in_our_own_names(tmp_path):
     model = tiny(join="lape", num_classes=3)
     variables = random_variables(model)
     port.save(tmp_path / "lape.npz", variables, model, format="lape")
-    ours, transfer = started(tmp_path / "lape.npz", tiny(join="lape", image_size=24))
+    _, transfer = started(tmp_path / "lape.npz", tiny(join="lape", image_size=24))
     assert "blocks/pe_norm/scale" in transfer.loaded
     assert transfer.resized == ("pos_embed",)
 
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_said(default):
     _, path = default
     with pytest.raises(UserError, match=r"default.npz: .*does not fit the model.*blocks.2"):
         started(path, tiny(join="lape", depth=3))
-    with pytest.raises(UserError, match="pe_norm='norm2'.*norm1"):
+    with pytest.raises(UserError, match=r"pe_norm='norm2'.*norm1"):
         started(path, tiny(join="lape"), pe_norm="norm2")
 
 
