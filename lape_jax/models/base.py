@@ -1,6 +1,7 @@
 """What classifiers with a choice of position embedding and joining method have in common."""
 
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,8 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 class Classifier(nn.Module):
     """Properties and checks of a family with fields pe, join, pe_norm, image_size, patch_size, in_channels, dtype."""
+
+    bare_rows: ClassVar[int] = 0  # of the tokens before the patches, those that have no PE at all
 
     @property
     def joining(self) -> str:

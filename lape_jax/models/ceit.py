@@ -25,8 +25,8 @@ class CeiT(ViT):
 
     - Tokens: `ImageToTokens`, a convolution with BatchNorm and pooling before the patches are cut.
     - Block: in place of the MLP there is `LeFF`, which has a 3x3 convolution between its layers.
-    - Output: the class tokens after each of the blocks, plus `pos_layer_embed`, are a sequence of `depth` tokens. It goes
-      through one more block with an MLP, `lca` ("layer-wise class token attention"); the head sees the last of them.
+    - Output: the class tokens after each of the blocks, plus `pos_layer_embed`, are a sequence of `depth` tokens. It
+      goes through one more block with an MLP, `lca` ("layer-wise class token attention"); the head sees the last one.
 
     LaPE acts in the `depth` blocks alone: `lca`, whose tokens are layers and not places, has no PE norm. That is one
     PE norm a block, 4,608 parameters more for CeiT-T, which agrees with the counts that are published for it (6.356M ->

@@ -81,14 +81,13 @@ class ViT(Classifier):
 
     # What other families of the same shape do in another way: initial values (of the patch embedding's kernel, None for
     # its default; of the class and distillation token; of learnable position tables), arguments of `Block`, its class
-    # and the encoder's, the pools there are, tokens without PE; and `_patch_embed`, the module that makes tokens of
-    # images, with `grid`, its rows and columns.
+    # and the encoder's, the pools there are; and `_patch_embed`, the module that makes tokens of images, with `grid`,
+    # its rows and columns.
     inits: ClassVar[Mapping[str, Initializer | None]] = {"patch": None, "token": normal_02, "table": normal_02}
     block_options: ClassVar[Mapping[str, Any]] = {}
     block_class: ClassVar[type[Block]] = Block
     encoder_class: ClassVar[type[Encoder]] = Encoder
     pools: ClassVar[tuple[str, ...]] = POOLS
-    bare_rows: ClassVar[int] = 0
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -4,9 +4,9 @@ Absolute tables have one row per token in sequence order: class token, distillat
 Which of the first two exist depends on the model; together they are the `extra_rows`. Frozen tables are NumPy float64
 constants, so that a model in float64 sees them exactly; they are never parameters.
 
-A position embedding has a name, `pe`, of up to three parts joined by "+", in this order: an absolute table (how it joins
-the tokens is another choice, `lape_jax.nn.join`); "relative", a bias on the attention logits; "peg", a convolution
-between blocks (`lape_jax.nn.peg`). "none" is none of them.
+A position embedding has a name, `pe`, of up to three parts joined by "+", in this order: an absolute table (how it
+joins the tokens is another choice, `lape_jax.nn.join`); "relative", a bias on the attention logits; "peg", a
+convolution between blocks (`lape_jax.nn.peg`). "none" is none of them.
 """
 
 import itertools

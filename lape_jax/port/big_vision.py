@@ -126,8 +126,12 @@ def stored_shapes(flat: Mapping[str, Any], model: nn.Module) -> dict[str, tuple[
     """Shapes, as they would be here, of the model's parameters that a checkpoint has, whatever they are in `model`."""
     found = canonical(flat)
     ours = {theirs: path for path, theirs in NAMES.items()} if type(model) is ViT else {name: name for name in found}
-    shapes = {ours[name]: array.shape for name, array in found.items() if name in ours}
-    return shapes | ({"pos_embed": found[TABLE].shape[1:]} if TABLE in found else {})
+    stored = {ours[name]: array.shape for name, array in found.items() if name in ours}
+    if TABLE in found:  # as it would be with rows for all tokens
+        layers, rows, width = found[TABLE].shape
+        shape = (rows + getattr(model, "bare_rows", 0), width)
+        stored["pos_embed"] = shape if layers == 1 else (layers, *shape)
+    return stored
 
 
 def canonical(arrays: Mapping[str, Any], tower: str | None = None) -> dict[str, np.ndarray]:

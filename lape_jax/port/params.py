@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lape_jax.errors import UserError
 
+MANY = 40  # names in one error that nobody reads to the end
 COLLECTIONS = ("batch_stats", "constants")
 FLOATS = tuple(np.dtype(kind) for kind in (np.float16, jnp.bfloat16, np.float32, np.float64))
 
@@ -81,7 +82,9 @@ def check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]
 
 
 def _by_layers(texts: list[str]) -> list[str]:
-    """`texts` in which those of three or more layers in sequence, alike but for the layer's number, are one."""
+    """`texts`, and if they are very many, those of layers in sequence, alike but for the layer's number, as one."""
+    if len(texts) <= MANY:
+        return texts
     layers: dict[tuple[str, str], list[int]] = {}
     for text in texts:
         before, number, after = re.fullmatch(r"(.*?)(?:\.(\d+)(?=\.)(.*))?", text).groups()

@@ -35,8 +35,9 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module) -> dict:
 
     Args:
         state_dict: arrays by name, as NumPy or JAX arrays or PyTorch tensors, with official names (LaPE, DeiT, Compact
-            Transformers, T2T-ViT, CeiT, Swin) or those of timm; all of them may begin with `module.`, and the dict may sit in
-            another one under one of `WRAPPERS`. Where it has weights under two of them, pass the ones that you mean.
+            Transformers, T2T-ViT, CeiT, Swin) or those of timm; all of them may begin with `module.`, and the dict may
+            sit in another one under one of `WRAPPERS`. Where it has weights under two of them, pass the ones that you
+            mean.
         model: what the weights are for. Every variable must be there, and nothing else may be, except a frozen
             sinusoid `pos_embed` and `relative_position_index`, which must agree with the model's, and the counters of
             BatchNorms; these are dropped.

@@ -51,7 +51,8 @@ def deit(arg: str, model: str, *, crop: str = "lape") -> ConfigDict:
         config.distill.teacher = arg.teacher or ("labels" if arg.debug else "")
         config.distill.model = "regnety_160"
     elif arg.teacher:
-        raise UserError(f"config argument teacher: {model} has no distillation token; take deit_ti_distilled or the like")
+        size = model.split("_")[1]
+        raise UserError(f"config argument teacher: {model} has no distillation token; take deit_{size}_distilled")
     return _debug(config) if arg.debug else config
 
 

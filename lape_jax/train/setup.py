@@ -50,7 +50,7 @@ def abstract_state(config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, stra
 
 
 def check_training(config: ConfigDict, model: Any) -> None:
-    """Raises UserError if the model is one for inference only, or where clipping the gradient would stop all learning.
+    """Raises UserError if the model cannot be trained, or where clipping the gradient would stop all learning.
 
     The latter: the class row of `sincos_2d` is zero, and so is its PE as long as the biases of the PE's LayerNorms are:
     each of them then multiplies the gradient of those biases by 1/sqrt(eps), and the clipped rest of the gradient is
@@ -58,7 +58,9 @@ def check_training(config: ConfigDict, model: Any) -> None:
     """
     if isinstance(model, RegNet):
         raise UserError(f"{config.model.name} is here to teach (config.distill.model) and to be evaluated, not trained")
-    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > 0
+    if getattr(model, "pool", None) == "none":
+        raise UserError("config.model.pool='none' gives each patch logits of its own, and images have one label each")
+    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows
     amplified = model.joining == "lape" and model.pe_norm == "layernorm" and model.depth > 1
     if config.optimizer.clip_norm and flat_row and amplified:
         raise UserError(

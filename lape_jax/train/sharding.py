@@ -31,7 +31,7 @@ from lape_jax.train import rules
 AXES = ("data", "fsdp", "tensor")
 FSDP_MIN_SIZE = 2**14
 # Of what has a batch; the norm of a position embedding is none of these.
-_LAYERS = (nn.Dense, nn.Conv, nn.LayerNorm, BatchNorm)
+_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.LayerNorm, BatchNorm)
 STRATEGIES = ("replicate", "fsdp", "fsdp(min_size)", "tensor(axis)")
 
 REPLICATED = ((r".*", "replicate"),)
@@ -191,7 +191,8 @@ def state_shardings(state: Any, params: Any, mesh: Mesh, strategies: Sequence[An
 
 def _layer_axes(name: str, shape: tuple[int, ...]) -> int:
     """1 if the first axis counts layers (block parameters, unshared position tables), else 0."""
-    return int("blocks" in name.split("/")[:-1] or (name == "pos_embed" and len(shape) == 3))
+    stacked = {"blocks", "encoderblock"} & set(name.split("/")[:-1])
+    return int(bool(stacked) or (name in ("pos_embed", "pos_embedding") and len(shape) == 3))
 
 
 def _spec(name: str, shape: tuple[int, ...], strategy: Any, mesh: Mesh) -> PartitionSpec:

@@ -1,4 +1,4 @@
-"""CeiT: its published sizes, and parity with tests/reference/torch_ceit.py in float64, in evaluation and in training."""
+"""CeiT: its published sizes, and parity with tests/reference/torch_ceit.py in float64, also in training."""
 
 import functools
 

@@ -1,5 +1,7 @@
 """big_vision's parameters into our models and back; its files. What they compute is compared in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from tests.port.tiny import identical, random_variables
 from tests.reference import big_vision_cases
 from tests.reference.big_vision_cases import BigVisionCase
 
+TABLE = "Transformer/posembed_input/pos_embedding"
 SIZES = {"num_classes": 3, "image_size": (8, 12), "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
 
 
@@ -53,6 +56,35 @@ def test_our_vit_computes_the_same(case, settings):
         logits = stepwise.run(lambda variables: model.apply(variables, images)[0], variables)
     expected = families.goldens("big_vision")[case.name][: logits.size]
     np.testing.assert_allclose(np.ravel(logits), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.peer
+def test_timm_computes_the_same_from_an_old_file(tmp_path):
+    """timm reads the files of AugReg: other names of modules, a position table in the encoder with a class row."""
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    case = BigVisionCase(pool="tok", cls_pe=True, join="default", image=(8, 8))
+    old = {"LayerNorm_1": "LayerNorm_2", "MlpBlock_0": "MlpBlock_3"}
+    old |= {"MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1", "pos_embedding": TABLE}
+    arrays = {
+        "/".join(old.get(part, part) for part in name.split("/")): value
+        for name, value in big_vision_cases.weights(case).items()
+    }
+    np.savez(tmp_path / "augreg.npz", **arrays)
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5}
+    gelu = functools.partial(torch.nn.GELU, approximate="tanh")
+    theirs = timm.models.vision_transformer.VisionTransformer(**sizes, num_classes=3, act_layer=gelu).double().eval()
+    theirs.load_pretrained(str(tmp_path / "augreg.npz"))
+    images = big_vision_cases.images(case)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    size = {"image_size": 8, "join": "default", "dtype": "float64"}
+    with jax.enable_x64(True):
+        for model in (deit(**size), own(pool="tok", **size), own(pool="tok", cls_pe=True, scan=False, **size)):
+            variables = port.load(tmp_path / "augreg.npz", model)
+            logits = stepwise.run(
+                lambda variables, model=model: model.apply(variables, jnp.asarray(images))[0], variables
+            )
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
 # ---- Names and bits --------------------------------------------------------------------------------------------------

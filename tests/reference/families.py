@@ -15,7 +15,7 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     draw = cases.uniform(name, shape)
     *_, module, leaf = ("", *name.split("."))
-    if ("norm" in module or module.startswith("bn")) and leaf == "weight" or leaf == "running_var":
+    if leaf == "running_var" or (leaf == "weight" and ("norm" in module or module.startswith("bn"))):
         return 1.0 + 0.3 * draw
     if leaf == "bias":
         return 0.2 * draw

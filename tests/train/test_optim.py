@@ -9,8 +9,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.train import optim
+from lape_jax.train import optim, rules
 
 PARAMS = {
     "patch_embed": {"proj": {"kernel": (2, 2, 1, 4), "bias": (4,)}},
@@ -134,6 +135,20 @@ def test_default_decay_follows_the_official_rule():
         "norm": {"scale": 0.0, "bias": 0.0},
         "head": {"kernel": 1.0, "bias": 0.0},
     }
+
+
+def test_positional_encoding_generators_do_not_decay():
+    generator = {"proj": {"kernel": (3, 3, 1, 4), "bias": (4,)}}
+    _, wd = optim.multipliers(config(), shapes({"peg_0": generator, "peg_11": generator}))
+    assert not any(jax.tree.leaves(wd))
+
+
+def test_of_big_visions_parameters_the_kernels_decay():
+    params = models.create("vit_ti_16", pool="map").param_shapes()
+    params["cls"] = params["pos_embedding"]
+    _, wd = optim.multipliers(config(), params)
+    mults = rules.flat_names(wd)
+    assert {name for name, mult in mults.items() if mult} == {name for name in mults if name.endswith("/kernel")}
 
 
 def test_unshared_position_tables_decay():

@@ -55,6 +55,18 @@ def test_the_two_ways_to_evaluate_deit():
         recipes.deit("crop=diet", "deit_ti")
 
 
+@pytest.mark.parametrize("model", ["ceit_ti", "ceit_s"])
+def test_ceit_is_trained_as_deit_and_evaluated_as_it_is_officially(model):
+    config, deit = recipes.ceit("batch=512", model), recipes.deit("batch=512,crop=deit", model)
+    assert config.to_json() == deit.to_json()
+    validate(config)
+    assert (config.data.crop_ratio, recipes.ceit("crop=lape", model).data.crop_ratio) == (0.875, 1.0)
+    _, wd = optim.multipliers(config.optimizer, models.create(model).param_shapes())
+    assert (wd["pos_embed"], wd["cls_token"], wd["pos_layer_embed"]) == (0.0, 0.0, 1.0)
+    norm, conv = wd["blocks"]["mlp"]["bn1"], wd["blocks"]["mlp"]["conv"]
+    assert (norm["scale"], norm["bias"], conv["kernel"], conv["bias"]) == (0.0, 0.0, 1.0, 0.0)
+
+
 def test_distillation_is_for_the_distilled():
     config = recipes.deit("teacher=x.pth", "deit_s_distilled")
     assert (config.distill.teacher, config.distill.model, config.distill.alpha) == ("x.pth", "regnety_160", 0.5)
