@@ -169,9 +169,9 @@ def load(
     """`init_params` with the weights of a file in their place, as big_vision's trainer asks for `config.model_init`.
 
     Names and layouts of all times are understood, see `lape_jax.port.from_big_vision`. The position table is resized as
-    big_vision does it, if the grid differs; both are then square. Where the file has no PE norms at all, being from default
-    joining, they keep their initial values, and a warning says so. A row that an old table has for the class token is
-    added to that token with join="default", and needs cls_pe=True otherwise.
+    big_vision does it, if the grid differs; both are then square. Where the file has no PE norms at all, being from
+    default joining, they keep their initial values, and a warning says so. A row that an old table has for the class
+    token is added to that token with join="default", and needs cls_pe=True otherwise.
 
     Args:
         init_params: the model's parameters, of whose types the result is.

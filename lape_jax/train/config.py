@@ -100,7 +100,9 @@ def base() -> ConfigDict:
             config[f"{name}_{unit}"] = placeholder(_UNIT_TYPES[unit])
 
     config.optimizer = optimizer = ConfigDict()  # AdamW under a cosine schedule with linear warm-up
-    optimizer.schedule = "step"  # the rate changes every "step", every "epoch", or there one late: "epoch_lag"
+    # The rate changes every "step" (or "step_prefix": the cosine begins after the warm-up, and not under it), every
+    # "epoch", or there one late: "epoch_lag".
+    optimizer.schedule = "step"
     optimizer.lr = 1e-3  # at the peak; for a batch of `lr_batch` images if that is set, in proportion for others
     optimizer.lr_batch = 0
     optimizer.warmup_lr = 1e-6

@@ -190,7 +190,7 @@ def _open_feed(
     if data.resident:
         return feed.Resident(
             update,
-            resident.load(source, crop_ratio=data.crop_ratio, **common),
+            resident.load(source, crop_ratio=1.0, **common),  # whole images: crops are drawn on the device
             shardings,
             mesh,
             indices=functools.partial(_indices, config, len(source)),

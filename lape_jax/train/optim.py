@@ -74,11 +74,13 @@ def schedule(
         t >= T:      min_lr
     so lr(W) is already slightly below the peak. What t is for update s, in an epoch of E updates (e = floor(s / E)):
 
-        config.schedule = "step":       t = s
-        config.schedule = "epoch":      t = e E
-        config.schedule = "epoch_lag":  t = max(e - 1, 0) E
-    The second is what scripts do that call timm's scheduler with e + 1 after epoch e (T2T-ViT, Compact Transformers),
-    the third those that call it with e (DeiT, LaPE, CeiT). Source: timm 0.3.4 `CosineLRScheduler`.
+        config.schedule = "step":         t = s
+        config.schedule = "step_prefix":  t = s, and the cosine is counted from W: cos(pi (t - W) / (T - W))
+        config.schedule = "epoch":        t = e E
+        config.schedule = "epoch_lag":    t = max(e - 1, 0) E
+    The second is Swin's; the third is what scripts do that call timm's scheduler with e + 1 after epoch e (T2T-ViT,
+    Compact Transformers), the last those that call it with e (DeiT, LaPE, CeiT). Source: timm 0.3.4
+    `CosineLRScheduler`.
 
     Args:
         config: with schedule, lr, lr_batch, warmup_lr and min_lr.
@@ -97,21 +99,22 @@ def schedule(
     period = total_steps - cooldown_steps
     if period < 1:
         raise UserError(
-            f"the schedule needs at least 1 training step, not {period}: {total_steps} less {cooldown_steps} of "
-            f"cool-down"
+            f"the schedule needs at least 1 training step, not {period}: {total_steps} in all (config.total_*) less "
+            f"{cooldown_steps} of cool-down (config.cooldown_*)"
         )
     if not 0 <= warmup_steps <= period:
         raise UserError(f"warm-up of {warmup_steps} steps does not fit into {period} training steps")
     lr, warmup_lr, min_lr = peak_rate(config, batch_size), config.warmup_lr, config.min_lr
     if min_lr > lr:
         raise UserError(f"config.optimizer.min_lr {min_lr:g} is above the peak of the learning rate, {lr:g}")
-    lag = {"step": 0, "epoch": 0, "epoch_lag": 1}[config.schedule]
+    lag = {"step": 0, "step_prefix": 0, "epoch": 0, "epoch_lag": 1}[config.schedule]
+    cosine_steps = period - (warmup_steps if config.schedule == "step_prefix" else 0)
 
     def learning_rate(step):
-        if config.schedule != "step":
+        if config.schedule.startswith("epoch"):
             step = jnp.maximum(step // steps_per_epoch - lag, 0) * steps_per_epoch
         # (1 + cos(pi t/T)) / 2 = sin^2(pi (T - t) / 2T), which is also precise near the end of the run in float32
-        cosine = min_lr + (lr - min_lr) * jnp.sin(0.5 * math.pi * (period - step) / period) ** 2
+        cosine = min_lr + (lr - min_lr) * jnp.sin(0.5 * math.pi * (period - step) / max(cosine_steps, 1)) ** 2
         after_warmup = jnp.where(step < period, cosine, min_lr)
         warmup = warmup_lr + step * (lr - warmup_lr) / max(warmup_steps, 1)
         return jnp.where(step < warmup_steps, warmup, after_warmup)

@@ -88,7 +88,7 @@ def t2t(arg: str, model: str) -> ConfigDict:
     config.cooldown_epochs = 10 * share
     config.optimizer.lr = 1e-3
     config.optimizer.weight_decay = 0.05 if model.endswith("14") else 0.03
-    config.optimizer.wd_mults = ((r"(.*/)?(bias|scale)|cls_token", 0.0), (r".*", 1.0))
+    config.optimizer.wd_mults = ((r"(.*/)?(bias|scale|gamma)|cls_token", 0.0), (r".*", 1.0))
     return _debug(config, patch_size=None) if arg.debug else config
 
 
@@ -99,6 +99,43 @@ def ceit(arg: str, model: str) -> ConfigDict:
     `arg` is that of `deit`, with crop=deit if none is given.
     """
     return deit(arg, model, crop="deit")
+
+
+def swin(arg: str, model: str) -> ConfigDict:
+    """ImageNet-1K as Swin trains on it: AdamW, 300 epochs, clipped gradients, mixup and CutMix.
+
+    Source: microsoft/Swin-Transformer, `config.py`, `lr_scheduler.py` and `optimizer.py`. `arg`: "name=value,..." of
+
+        path      the data_dir of TFDS, or with source=folder the directory of train/ and val/
+        source    tfds (imagenet2012) | folder
+        join, pe  joining method and position embedding
+        seed, epochs, batch
+        debug     a run of two steps of a tiny model on scikit-learn's digits
+
+    All learning rates follow the batch. With fewer than 300 epochs the warm-up gets shorter in proportion.
+    """
+    arg = parse_arg(
+        arg, path="", source="tfds", join="lape", pe="learnable+relative", seed=0, epochs=300.0, batch=1024,
+        debug=False,
+    )  # fmt: skip
+    config = _start(arg, model)
+    _imagenet(config)
+    config.model.drop_path = 0.3 if model == "swin_s" else 0.2
+    config.data.crop_ratio = 0.875  # resized to 256
+
+    optimizer = config.optimizer
+    optimizer.schedule = "step_prefix"
+    optimizer.lr, optimizer.lr_batch = 5e-4, 512
+    optimizer.warmup_lr, optimizer.min_lr = 5e-7 * arg.batch / 512, 5e-6 * arg.batch / 512
+    optimizer.clip_norm = 5.0
+    tables = r"pos_embed(_\d+)?|.*/relative_position_bias_table"
+    optimizer.wd_mults = ((rf"(.*/)?(bias|scale)|{tables}", 0.0), (r".*", 1.0))
+    config.warmup_epochs = 20 * arg.epochs / 300
+    if arg.debug:
+        _debug(config, patch_size=2)
+        del config.model.depth, config.model.heads
+        config.model.depths, config.model.heads, config.model.window_size = (2, 2), (2, 4), 4
+    return config
 
 
 def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
@@ -143,7 +180,7 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
     config.cooldown_epochs = 10 * share
     config.optimizer.weight_decay = 0.06
     # The position table and the class token decay: the reference exempts one-dimensional tensors only.
-    config.optimizer.wd_mults = ((r"(.*/)?(bias|scale)", 0.0), (r".*", 1.0))
+    config.optimizer.wd_mults = ((r"(.*/)?(bias|scale|gamma)", 0.0), (r".*", 1.0))
     if dataset == "cifar10":
         config.optimizer.lr, config.optimizer.warmup_lr = 5.5e-4, 1e-5
         config.mix_epochs = 175 * share

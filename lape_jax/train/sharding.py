@@ -37,10 +37,10 @@ STRATEGIES = ("replicate", "fsdp", "fsdp(min_size)", "tensor(axis)")
 REPLICATED = ((r".*", "replicate"),)
 FSDP = ((r".*", "fsdp"),)
 TENSOR = (
-    (r"blocks/(attn/qkv|mlp/fc1)/kernel", "fsdp+tensor(-1)"),  # outputs: heads, hidden channels
-    (r"blocks/(attn/qkv|mlp/fc1)/bias", "tensor(-1)"),
-    (r"blocks/(attn/proj|mlp/fc2)/kernel", "fsdp+tensor(-2)"),  # inputs: the same ones; one sum over `tensor` follows
-    (r"blocks/attn/relative_position_bias_table", "tensor(-1)"),
+    (r"(.*/)?blocks/(attn/qkv|mlp/fc1)/kernel", "fsdp+tensor(-1)"),  # outputs: heads, hidden channels
+    (r"(.*/)?blocks/(attn/qkv|mlp/fc1)/bias", "tensor(-1)"),
+    (r"(.*/)?blocks/(attn/proj|mlp/fc2)/kernel", "fsdp+tensor(-2)"),  # inputs: these; one sum over `tensor` follows
+    (r"(.*/)?blocks/attn/relative_position_bias_table", "tensor(-1)"),
     *FSDP,
 )
 
@@ -192,7 +192,7 @@ def state_shardings(state: Any, params: Any, mesh: Mesh, strategies: Sequence[An
 def _layer_axes(name: str, shape: tuple[int, ...]) -> int:
     """1 if the first axis counts layers (block parameters, unshared position tables), else 0."""
     stacked = {"blocks", "encoderblock"} & set(name.split("/")[:-1])
-    return int(bool(stacked) or (name in ("pos_embed", "pos_embedding") and len(shape) == 3))
+    return int(bool(stacked) or (name.startswith("pos_embed") and len(shape) == 3))
 
 
 def _spec(name: str, shape: tuple[int, ...], strategy: Any, mesh: Mesh) -> PartitionSpec:

@@ -93,7 +93,7 @@ _CHOICES = {
     "data.source": ("digits", "folder", "arrays", "tfds"),
     "data.interpolation": ("bicubic", "bilinear", "random"),
     "augment.order": ("erase_then_mix", "mix_then_erase"),
-    "optimizer.schedule": ("step", "epoch", "epoch_lag"),
+    "optimizer.schedule": ("step", "step_prefix", "epoch", "epoch_lag"),
 }
 # (keys, what holds for a right value, how to say so)
 _RULES = (

@@ -61,10 +61,13 @@ def weights(model, table) -> dict[str, np.ndarray]:
     return families.weights({entry.names[0]: entry.shape for entry in table.entries(params.shapes(model))})
 
 
-def answer(model, case: cases.Case, weights: dict[str, np.ndarray], outputs=lambda out: {}) -> dict[str, np.ndarray]:
+def answer(
+    model, case: cases.Case, weights: dict[str, np.ndarray], outputs=lambda out: {}, run=stepwise.run
+) -> dict[str, np.ndarray]:
     """Logits in float64, and as `grad NAME` the gradients of sum(logits * cotangent): see `golden/make_*.py`.
 
-    Also what `outputs` takes from the model's `out`, by name. Call it with `jax.enable_x64(True)`.
+    Also what `outputs` takes from the model's `out`, by name. `run(f, x)` is f(x) by some way of computing it. Call it
+    with `jax.enable_x64(True)`.
     """
     variables = port.from_torch(weights, model)
     images, cotangent = cases.images(case), cases.cotangent(case)
@@ -74,7 +77,7 @@ def answer(model, case: cases.Case, weights: dict[str, np.ndarray], outputs=lamb
         logits, out = model.apply({"params": params, **constants}, jnp.asarray(images), train=False)
         return jnp.sum(logits * cotangent), (logits, outputs(out))
 
-    gradients, (logits, others) = stepwise.run(jax.grad(loss, has_aux=True), variables["params"])
+    gradients, (logits, others) = run(jax.grad(loss, has_aux=True), variables["params"])
     assert logits.dtype == jnp.float64
     found = {"params": jax.tree.map(np.asarray, gradients), **constants}
     by_name = {name: value for name, value in port.to_torch(found, model).items() if name in weights}

@@ -48,12 +48,12 @@ def test_other_joinings_have_the_parameters_that_they_should():
 
 
 def test_initial_values():
-    params = models.create("swin_t", depths=(1, 1), heads=(3, 6)).init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
-    params = params["params"]
+    model = models.create("swin_t", depths=(1, 1), heads=(3, 6), image_size=56)
+    params = jit(model.init)(jax.random.key(0), jnp.zeros((1, 56, 56, 3)))["params"]
     attention, merging = params["layers_0"]["blocks"]["attn"], params["downsample_0"]
     for leaf in (attention["relative_position_bias_table"], attention["qkv"]["kernel"], merging["reduction"]["kernel"]):
         np.testing.assert_allclose(leaf.std(), 0.02, rtol=0.1)
-    np.testing.assert_allclose(params["pos_embed"].std(), 0.02, rtol=0.01)
+    np.testing.assert_allclose(params["pos_embed"].std(), 0.02, rtol=0.03)
     assert "bias" not in merging["reduction"]
     for leaf in ("kernel", "bias"):  # PyTorch's default: uniform in +-1/sqrt(48)
         assert 0.9 < np.abs(params["patch_embed"]["proj"][leaf]).max() * 48**0.5 <= 1
@@ -67,12 +67,16 @@ def outputs(out):
     return stages | {f"pe{stage}": pe for stage, pe in enumerate(out["pe"] or ())}
 
 
+def compiled(function, *arguments):
+    return jit(function)(*arguments)
+
+
 @functools.cache
 def answer(case):
     with jax.enable_x64(True):
         model = families.swin(case)
         assert model.grid == case.grid
-        return families.answer(model, case, families.weights(model, swin), outputs)
+        return families.answer(model, case, families.weights(model, swin), outputs, compiled)
 
 
 def test_goldens_are_those_of_the_cases():
@@ -121,7 +125,7 @@ def tiny(**settings):
     model = models.create("swin_t", num_classes=3, **{**TINY, **settings})
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype("f"), model.variable_shapes())
-    return model, variables, rng.standard_normal((2, *model.input_shape)).astype("f")
+    return model, variables, jnp.asarray(rng.standard_normal((2, *model.input_shape)), "float32")
 
 
 def gradient(model, variables, images, **knobs):
@@ -187,8 +191,8 @@ def test_bfloat16():
 
 def test_windows_are_no_larger_than_the_grid():
     assert [window[1:] for window in models.create("swin_t").windows] == [(7, 3), (7, 3), (7, 3), (7, 0)]
-    small = models.create("swin_t", image_size=32, num_classes=10)
-    assert small.windows == [((8 >> stage, 8 >> stage), min(8 >> stage, 7), 0) for stage in range(4)][:0] + small.windows
+    small = models.create("swin_t", image_size=32, window_size=4)
+    assert small.windows == [((8, 8), 4, 2), ((4, 4), 4, 0), ((2, 2), 2, 0), ((1, 1), 1, 0)]
     assert models.create("swin_t", image_size=(224, 448)).windows[3] == ((7, 14), 7, 0)
 
 
@@ -200,7 +204,10 @@ def test_windows_are_no_larger_than_the_grid():
     [
         ({"image_size": 256}, r"image_size=256: a grid of 64 x 64 tokens cannot be cut into windows of 7 x 7 \(window"),
         ({"image_size": 256}, "multiples of 224 x 224 pixels always can"),
-        ({"image_size": (224, 240)}, r"image_size=\(224, 240\): 56 x 60 patches cannot be halved 3 times; multiples of"),
+        (
+            {"image_size": (224, 240)},
+            r"image_size=\(224, 240\): 56 x 60 patches cannot be halved 3 times; multiples of",
+        ),
         ({"image_size": 222}, "image_size=222 is not divisible by patch_size=4"),
         ({"window_size": 0}, "window_size=0 is not positive"),
         ({"depths": (2, 2)}, r"depths=\(2, 2\) and heads=\(3, 6, 12, 24\) are not of as many stages"),

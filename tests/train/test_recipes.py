@@ -109,6 +109,39 @@ def test_a_shorter_cifar_run_keeps_its_proportions():
     assert config.augment.erase_prob == 0
 
 
+def test_only_cct_on_cifar10_goes_without_erasing():
+    for model, dataset, erase in (
+        ("cct_7_3x1", "cifar10", 0),
+        ("cct_7_3x1", "cifar100", 0.25),
+        ("cvt_7_4", "cifar10", 0.25),
+    ):
+        assert recipes.compact_cifar("", model, dataset).augment.erase_prob == erase
+    assert recipes.compact_cifar("erase=0.1", "cct_7_3x1", "cifar10").augment.erase_prob == 0.1
+
+
+def test_t2t_vit():
+    config = recipes.t2t("", "t2t_vit_7")
+    validate(config)
+    assert (config.model.name, config.model.pe, config.model.drop_path) == ("t2t_vit_7", "sincos_1d", 0.1)
+    assert (config.batch_size, config.ema_decay, config.dtype) == (512, 0.99996, "bfloat16")
+    assert durations(config, 2502) == {"total": 310 * 2502, "warmup": 10 * 2502, "cooldown": 10 * 2502, "mix": 0}
+    # t = 0, 5 in the warm-up, 10, 150 (the middle of the cosine), 300 and 309 in the cool-down
+    published = ["1.000e-06", "5.005e-04", "9.973e-04", "5.050e-04", "1.000e-05", "1.000e-05"]
+    assert rates(config, 2502, (0, 5, 10, 150, 300, 309)) == published
+    data, augment, optimizer = config.data, config.augment, config.optimizer
+    assert (data.image_size, data.crop_ratio, data.repeats) == (224, 0.9, 1)
+    assert (data.scale, data.interpolation) == ((0.08, 1.0), "random")
+    assert (augment.policy, augment.erase_prob, augment.order) == ("rand-m9-mstd0.5-inc1", 0.25, "mix_then_erase")
+    assert (augment.mixup, augment.cutmix, config.loss.label_smoothing) == (0.8, 1.0, 0.1)
+    assert (optimizer.lr, optimizer.lr_batch, optimizer.weight_decay, optimizer.clip_norm) == (1e-3, 0, 0.03, 0)
+    assert recipes.t2t("", "t2t_vit_14").optimizer.weight_decay == 0.05
+    shapes = models.create("t2t_vit_7", pe="learnable", depth=1).param_shapes()
+    _, wd = optim.multipliers(optimizer, shapes)
+    assert (wd["cls_token"], wd["pos_embed"], wd["blocks"]["pe_norm"]["scale"]) == (0.0, 1.0, 0.0)
+    tokens = wd["patch_embed"]["attention1"]
+    assert (tokens["kqv"]["kernel"], tokens["kqv"]["bias"], tokens["norm1"]["scale"]) == (1.0, 0.0, 0.0)
+
+
 def test_the_position_table_decays_on_cifar_and_not_in_deit():
     shapes = models.create("vit_lite_7_4", num_classes=10).param_shapes()
     for config, decays in (
