@@ -26,9 +26,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lape_jax import cli, evaluate
+from lape_jax import cli
 from lape_jax.data import sources
-from lape_jax.train import rules, setup, sharding
+from lape_jax.train import finished, rules, setup, sharding
 
 ROOT = Path(__file__).parents[1]
 # A run in which everything takes part that has a state or a random number.
@@ -142,7 +142,7 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
     config = cli.load_config("", str(workdir))
     model = setup.build_model(config, len(sources.open_split(config.data, "train").classes))
     mesh = sharding.make_mesh(config.mesh)
-    state, _ = evaluate.restore(config, model, mesh, str(workdir), "last")
+    state, _ = finished.state(Path(workdir), config, model, mesh, "last", config.sharding)
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}
 
 

@@ -3,10 +3,11 @@
     python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision] [--model.join=lape ...]
 
 SRC is a file (.pth, .pt, .pth.tar, .npz, .safetensors; of a checkpoint with several sets of weights FILE:KEY, such as
-checkpoint.pth.tar:state_dict_ema) or the workdir of a run, DST a file (.npz, .safetensors). Whose names SRC has is
-recognised. Number of classes, joining method, position table, distillation token and image size are read off the
-weights where --model.KEY=VALUE does not give them; all else is the model's. Every weight must have its place: nothing
-is dropped, made up or reshaped.
+checkpoint.pth.tar:state_dict_ema) or the workdir of a run, of which the best checkpoint is taken; DST a file (.npz,
+.safetensors). Whose names SRC has is recognised. Number of classes, joining method, learned tables, distillation token,
+windows and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does not give them; all
+else is the model's. They do not tell `pe_norm`, PEGs, "shared" from "default", "lape_sharing" from "lape", or which
+sinusoid it was. Every weight must have its place: nothing is dropped, made up or reshaped.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
 def from_run(path: Path) -> tuple[nn.Module, dict]:
     """Model and variables of the best checkpoint of a run."""
     config = configs.from_json(path / "config.json")
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(configs.base().mesh)  # whatever devices the run had
     model, variables = finished.best(path, config, len(finished.classes(path, "the run")), mesh, "the run")
     return model, jax.device_get(variables)
 
@@ -70,15 +71,11 @@ def from_weights(
     """
     asked = models.create(name, **settings)
     fixed = {key: getattr(asked, key) for key in settings}
-    first: UserError | None = None
-    for candidate in infer(lambda probe: files.stored_shapes(weights, probe), asked) or [asked]:
-        model = candidate.clone(**fixed)
-        try:
-            model.check()
-            return model, files.fit(weights, model)
-        except UserError as error:
-            first = first or error
-    raise UserError(f"{place}: {first}")
+    try:
+        candidates = infer(lambda probe: files.stored_shapes(weights, probe), asked)
+        return files.fit_first(weights, [candidate.clone(**fixed) for candidate in candidates])
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def table(variables: dict[str, Any]) -> None:

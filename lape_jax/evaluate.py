@@ -3,8 +3,9 @@
     python -m lape_jax.evaluate --workdir=DIR [--step=N|last|best] [--config.key=value ...]
     python -m lape_jax.evaluate --weights=FILE --config=FILE.py [--config.key=value ...]
 
-Without --step a workdir's newest checkpoint is evaluated. FILE holds PyTorch or lape_jax weights: .npz, .safetensors,
-.pth or .pt. The last line printed is one JSON object.
+Without --step a workdir's newest checkpoint is evaluated. FILE holds weights of the config's very model under the names
+of PyTorch, lape_jax or big_vision: .npz, .safetensors, .pth, .pt or .pth.tar, the latter three perhaps as FILE:KEY, such
+as last.pth.tar:state_dict_ema. The last line printed is one JSON object.
 """
 
 import argparse
@@ -33,6 +34,8 @@ def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
     """What was evaluated, and its metrics."""
     if bool(args.weights) == bool(args.workdir):
         raise UserError("give either --workdir=DIR (a run) or --weights=FILE with --config=FILE.py")
+    if args.weights and args.step:
+        raise UserError("--step is of a run: leave it out with --weights")
     if args.workdir and args.config:
         raise UserError("a run is evaluated with its own config: leave out --config (single keys can be overridden)")
     train_classes = sources.open_split(config.data, "train").classes

@@ -1,4 +1,4 @@
-"""Runs of models whose tokens are not patches: they train, go on elsewhere, and leave what is constant as it was."""
+"""Runs of other families than ViT: they train, go on elsewhere, and leave what is constant as it was."""
 
 import shutil
 
@@ -12,9 +12,9 @@ from tests import runs
 
 # float32, so that numbers can be compared; four steps with a checkpoint after two; little to compile
 STEPS = {"dtype": "float32", "total_steps": 4, "checkpoint_percent": 50, "eval_percent": 100, "augment.policy": "none"}
-NOISE = (
-    "attention_pool/bias"  # changes nothing: its gradient is rounding errors, which Adam makes as large as any other
-)
+# What adds the same to all logits of a softmax (of qkv's bias, k's third) changes nothing: its gradient is rounding
+# errors, which Adam makes as large as any other.
+NOISE = ("attention_pool/bias", "attn/qkv/bias")
 
 
 def saved_state(workdir, step):
@@ -26,7 +26,7 @@ def saved_state(workdir, step):
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}
 
 
-@pytest.mark.parametrize(("config", "join"), [("cct_cifar100", "default"), ("t2t_vit_7", "lape")])
+@pytest.mark.parametrize(("config", "join"), [("cct_cifar100", "default"), ("t2t_vit_7", "lape"), ("swin_t", "lape")])
 def test_a_run_that_is_resumed_on_eight_devices_ends_where_it_would_have(config, join, tmp_path):
     config = runs.load(f"{runs.ROOT}/configs/{config}.py:debug,join={join}", **STEPS)
     _, lines = runs.train(tmp_path / "whole", config)

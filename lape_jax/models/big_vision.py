@@ -172,9 +172,9 @@ class BigVisionViT(ViT):
     def _embed(self, images: jax.Array, train: bool) -> tuple[Carry, jax.Array | None, dict[str, jax.Array]]:
         self._check_images(images.shape)
         patches = self.embedding(images.astype(self.dtype))
-        tokens = patches.reshape(len(images), -1, self.width)
+        tokens = patches.reshape(images.shape[0], -1, self.width)
         if self.pool == "tok":
-            cls = jnp.broadcast_to(self.cls.astype(self.dtype), (len(images), 1, self.width))
+            cls = jnp.broadcast_to(self.cls.astype(self.dtype), (images.shape[0], 1, self.width))
             tokens = jnp.concatenate([cls, tokens], axis=1)
         join, table, pe = JOINS[self.joining], self.position_table, None
         if table is not None and not join.table_per_layer:
@@ -194,7 +194,7 @@ class BigVisionViT(ViT):
         carry, layers = self.encode(carry, layer_pe, train=train)
         out |= layers
         out["encoded"] = x = self.Transformer.encoder_norm(carry.tokens)
-        maps = x[:, self.extra_rows :].reshape(len(images), *self.grid, self.width)
+        maps = x[:, self.extra_rows :].reshape(images.shape[0], *self.grid, self.width)
         x = out["head_input"] = self._pool(x)
         if self.rep_size:
             x, maps = (nn.tanh(self.pre_logits(y)) for y in (x, maps))

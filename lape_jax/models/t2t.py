@@ -69,6 +69,7 @@ class T2TViT(ViT):
             "width": self.token_dim,
             "dropout": self.token_dropout,
             "ln_eps": self.ln_eps,
+            "gelu": self.gelu,
             "attention": self.attention,
             "dtype": self.dtype,
         }

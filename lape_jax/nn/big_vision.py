@@ -137,6 +137,6 @@ class MapHead(nn.Module):
         width = x.shape[-1]
         probe = self.param("probe", xavier, (1, 1, width), jnp.float32)
         attention = HeadwiseAttention(self.heads, dtype=self.dtype, name="MultiHeadDotProductAttention_0")
-        a = attention(jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, width)), False, x)
+        a = attention(jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width)), False, x)
         normed = layer_norm(self.ln_eps, self.dtype, "LayerNorm_0")(a)
         return (a + MlpBlock(self.hidden, gelu=self.gelu, dtype=self.dtype, name="MlpBlock_0")(normed, False))[:, 0]

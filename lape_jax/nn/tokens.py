@@ -44,13 +44,15 @@ class TokenTransformer(nn.Module):
         width: channels of q, k, v, the hidden layer and the result.
         dropout: rate after the projection and after the MLP.
         ln_eps: epsilon of the LayerNorms.
-        attention: "xla" or "cudnn".
+        gelu: which form of GELU, one of `lape_jax.nn.layers.GELUS`.
+        attention: "xla" or "cudnn"; of no concern to linear attention.
         dtype: type to compute in.
     """
 
     width: int
     dropout: float = 0.0
     ln_eps: float = 1e-5
+    gelu: str = "erf"
     attention: str = "xla"
     dtype: DTypeLike = jnp.float32
 
@@ -59,7 +61,8 @@ class TokenTransformer(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         mixed, v = self.mix(layer_norm(self.ln_eps, self.dtype, "norm1")(x))
         x = v + drop(nn.Dense(self.width, dtype=self.dtype, kernel_init=normal_02, name="proj")(mixed))
-        y = Mlp(self.width, dtype=self.dtype, name="mlp")(layer_norm(self.ln_eps, self.dtype, "norm2")(x), train)
+        mlp = Mlp(self.width, dtype=self.dtype, gelu=self.gelu, name="mlp")
+        y = mlp(layer_norm(self.ln_eps, self.dtype, "norm2")(x), train)
         return x + drop(y)
 
     def mix(self, x: Float[Array, "b n f"]) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:

@@ -7,7 +7,7 @@ entry for all layers; see params.py) or those of big_vision; reading recognises 
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,7 +51,27 @@ def load(path: str | os.PathLike, model: nn.Module) -> dict:
 
 def fit(weights: Mapping[str, Any], model: nn.Module) -> dict:
     """The variables of `model` that are in `weights`, whose names say what they are names of."""
-    return READERS[format_of(weights)](weights, model)
+    names = format_of(weights)
+    # Our own paths in a `BigVisionViT` are big_vision's, also where the model is more than big_vision's ViT can be.
+    if names == "big_vision" and weights.keys() == shapes(model).keys():
+        names = "lape"
+    return READERS[names](weights, model)
+
+
+def fit_first(weights: Mapping[str, Any], models: Iterable[nn.Module]) -> tuple[nn.Module, dict]:
+    """The first of `models` (at least one) that the `weights` fit, and its variables.
+
+    Raises:
+        UserError: they fit none; says why not the first.
+    """
+    first: UserError | None = None
+    for model in models:
+        try:
+            model.check()
+            return model, fit(weights, model)
+        except UserError as error:
+            first = first or error
+    raise first
 
 
 def format_of(weights: Mapping[str, Any]) -> str:

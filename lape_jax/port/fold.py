@@ -26,9 +26,9 @@ def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dic
     """A model with join="folded", and its variables, that gives the logits of `model` with no more work than "default".
 
     Attention of layer l sees LN1_l(x_l) + pe_l = g_l * norm(x_l) + (b_l + pe_l). The sum in brackets depends on the
-    weights alone: it is computed once, in the precision that the model has for its PE, and stored as a table (l, n, d),
-    which takes the place of the PE norms, of the position table and of the biases b_l. Per layer that is one addition,
-    as of the bias before it, and n d numbers to read.
+    weights alone: it is computed once, in the precision that the model has for its PE (float32 at least, whatever the
+    type of the weights), and stored as a table (l, n, d), which takes the place of the PE norms, of the position table
+    and of the biases b_l. Per layer that is one addition, as of the bias before it, and n d numbers to read.
 
     Args:
         variables: of `model`.
@@ -57,7 +57,7 @@ def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dic
         constants.append(seen.attention_input[0])
         pe = seen.handed_on
     kept = {path: array for path, array in flat.items() if path != bias_path and not path.startswith(norms)}
-    kept[table_path] = np.asarray(jax.device_get(jnp.stack(constants)), flat[bias_path].dtype)
+    kept[table_path] = np.asarray(jax.device_get(jnp.stack(constants)))
     absolute, _ = position.parse_pe(model.pe)
     changed = {"join": FOLDED, "pe": model.pe.replace(absolute, position.LEARNABLE), "pe_norm": "layernorm"}
     if model.bare_rows:  # they have no PE, but they have the bias

@@ -8,31 +8,38 @@ from typing import Any
 import flax.linen as nn
 
 from lape_jax.errors import UserError
-from lape_jax.models.base import pair
+from lape_jax.models.base import Classifier, pair
 from lape_jax.nn import position
 from lape_jax.nn.join import JOINS
 
 HEAD, TABLE, PE_NORM, BIAS_TABLE = "head/kernel", "pos_embed", "pe_norm/", "relative_position_bias_table"
-GLOBAL_BIASES = f"blocks/attn/{BIAS_TABLE}"
+STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
+GLOBAL_BIASES, WINDOW_BIASES = f"blocks/attn/{BIAS_TABLE}", f"layers_0/blocks/attn/{BIAS_TABLE}"
 
 
 def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], model: nn.Module) -> list[nn.Module]:
-    """Models like `model` that weights may be for, the most probable first.
+    """Models like `model` that weights may be for, the most probable first; they may fail their `check`.
 
     They differ from it in what can be read off the weights: number of classes, distillation token, joining method,
-    relative position bias, image size. What cannot is taken to be the model's: patch size, heads, whether a table is
-    shared or default, square images.
+    relative position bias, image size, Swin's windows (which imply an image size, if no table does). What cannot is
+    taken to be the model's: patch size, heads, whether a table is shared or default, square images.
 
     Args:
         shapes_for: (model) -> shapes of those of its variables, by path, that the weights have, perhaps in other
-            shapes than the model's.
+            shapes than the model's; and what else `lape_jax.port.torch.stored_shapes` tells.
+
+    Raises:
+        UserError: the weights have PE norms for a table that neither they nor the model have.
     """
     found: dict[str, tuple[int, ...]] = {}
     for probe in _probes(model):
         found = dict(shapes_for(probe)) | found
-    settings: dict[str, Any] = {"join": _joining(found, model)}
-    if HEAD in found:
-        settings["num_classes"] = found[HEAD][-1]
+    classes = {"num_classes": found[HEAD][-1]} if HEAD in found else {}
+    if not isinstance(model, Classifier):
+        return [model.clone(**classes)]
+    if STAGE_TABLES in found:
+        found[TABLE] = found[STAGE_TABLES]
+    settings: dict[str, Any] = {"join": _joining(found, model), **classes, **_windows(found, model)}
     if hasattr(model, "distilled"):
         settings["distilled"] = "dist_token" in found
     if not JOINS[settings["join"]].normalises_pe:
@@ -42,14 +49,15 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
         rest = [position.RELATIVE] if any(path.endswith(BIAS_TABLE) for path in found) else []
         rest += [position.PEG] if position.has_peg(model.pe) else []
         candidate = model.clone(**settings, pe="+".join([*filter(None, [absolute]), *rest]) or position.NONE)
-        with contextlib.suppress(UserError):
-            candidate.check()
-            candidates.append(_sized(candidate, found))
+        candidates.append(_sized(candidate, found))
     return candidates
 
 
 def _probes(model: nn.Module) -> Iterator[nn.Module]:
     """Models which together have all variables that weights of the family can have."""
+    if not isinstance(model, Classifier):
+        yield model
+        return
     table = "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])
     changes: list[dict[str, Any]] = [
         {},
@@ -66,6 +74,17 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
             yield probe
 
 
+def _windows(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str, Any]:
+    """Other windows than the model's, if the weights have biases for them, and images of as many windows."""
+    if not hasattr(model, "windows") or WINDOW_BIASES not in found:
+        return {}
+    own, side = model.windows[0].size, (math.isqrt(found[WINDOW_BIASES][-2]) + 1) // 2
+    if side == own:
+        return {}
+    height, width = (pixels * side // own for pixels in pair(model.image_size))
+    return {"window_size": side, "image_size": height if height == width else (height, width)}
+
+
 def _joining(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str:
     if any(PE_NORM in path for path in found):
         return model.joining if JOINS[model.joining].normalises_pe else "lape"
@@ -79,14 +98,22 @@ def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str 
     own, _ = position.parse_pe(model.pe)
     if TABLE in found:  # PyTorch keeps frozen tables under the same name
         return list(dict.fromkeys([own or position.LEARNABLE, position.LEARNABLE]))
-    return [None] if own in (None, position.LEARNABLE) else [own, None]
+    if own not in (None, position.LEARNABLE):
+        return [own, None]
+    if any(PE_NORM in path for path in found):
+        raise UserError(
+            f"the weights have PE norms and no position table: it is a sinusoid, and pe must be that one, not {model.pe!r}"
+        )
+    return [None]
 
 
 def _sized(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """`model` for the images, square unless they are its own, whose patches the table has rows for."""
     if TABLE in found:
         patches = found[TABLE][-2] - model.extra_rows
-    elif GLOBAL_BIASES in found:  # of all pairs of patches; windows say nothing about images
+    elif MASKS in found:
+        patches = found[MASKS][0] * found[MASKS][1]
+    elif GLOBAL_BIASES in found:  # of all pairs of patches; those of windows say nothing about images
         patches = ((math.isqrt(found[GLOBAL_BIASES][-2]) + 1) // 2) ** 2
     else:
         return model

@@ -16,6 +16,7 @@ from lape_jax.models.t2t import T2TViT
 from lape_jax.models.vit import ViT
 from lape_jax.nn.join import FOLDED
 from lape_jax.port import ceit, compact, regnet, swin, t2t, vit
+from lape_jax.port.entries import ROWS
 from lape_jax.port.params import as_array, check, copy, natural, shapes, to_flat, unflatten
 
 # By class of the model (or of what it inherits from): the module that says what is in its state dict.
@@ -27,6 +28,7 @@ FAMILIES = {ViT: vit, ViTLite: compact, T2TViT: t2t, CeiT: ceit, Swin: swin, Reg
 
 # Where the weights are in checkpoints of training scripts; those of `_ema` are their running mean.
 WRAPPERS = ("model", "model_ema", "state_dict", "state_dict_ema")
+MASKS = "attn_mask"
 PREFIX = "module."  # of models that were trained in parallel
 
 
@@ -92,16 +94,23 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
 
 
 def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes, as they would have here, of the model's variables that a state dict has, whatever they are in `model`."""
+    """Shapes, as they would have here, of the model's variables that a state dict has, whatever they are in `model`.
+
+    Also, as `MASKS`, that of the masks in the first stage of a Swin: (windows, tokens of one, tokens of one).
+    """
     family = _family(model)
     given = {str(name).removeprefix(PREFIX): value for name, value in _unwrap(state_dict).items()}
     given = _official(given, family)
     found, paths = {}, shapes(model)
     for entry in family.entries(paths):
         value = next((given[name] for name in entry.names if hasattr(given.get(name), "shape")), None)
-        if value is not None and len(value.shape) == len(entry.shape):
+        if value is not None and entry.axes is ROWS and len(value.shape) == 2:  # LaPE's 1-D sinusoid
+            found[entry.path] = tuple(value.shape)
+        elif value is not None and len(value.shape) == len(entry.shape):
             shape = entry.axes.to_flax(np.broadcast_to(np.float32(0), value.shape)).shape
             found[entry.path] = shape if entry.layer is None else (paths[entry.path][0], *shape)
+    if hasattr(masks := given.get(swin.MASK.format(s=0, i=1)), "shape"):
+        found[MASKS] = tuple(masks.shape)
     return found
 
 

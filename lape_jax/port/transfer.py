@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,13 +20,19 @@ TABLES, BIAS_TABLE = ("pos_embed", "pos_embedding"), "relative_position_bias_tab
 #   ones   1, as in training from scratch
 #   norm1  that of the block's norm1, through which the PE reached attention in the source
 PE_NORM_STARTS = ("ones", "norm1")
+NORM1 = ("norm1", "LayerNorm_0")  # big_vision calls it by the latter
+# Variables in which the two models may differ: those of the position, of how tokens are pooled, and of the classes.
+FREE = re.compile(
+    r"(.*/)?(pos_embed(ding|_\d+)?|pe_norm|relative_position_bias_table|peg_\d+"
+    r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist)(/.*)?"
+)
 
 
 class Transfer(NamedTuple):
     """What became of which path; together all paths of either model."""
 
     loaded: tuple[str, ...]  # bit for bit
-    resized: tuple[str, ...]  # tables, to another grid
+    resized: tuple[str, ...]  # tables, to another grid, set of tokens or number of layers
     initialised: tuple[str, ...]  # what the source has not, or in another shape
     dropped: tuple[str, ...]  # what only the source has
 
@@ -39,22 +46,18 @@ def warm_start(
 ) -> tuple[dict, Transfer]:
     """The `variables` of `model`, with what can be had from a file of weights: see `load` and `transfer`.
 
-    The weights may be those of a model with another joining method, position embedding, image size or number of
-    classes, with or without distillation token; in all else they must be the model's, to the last name.
+    The weights may be those of a model with another joining method, position embedding, image size, size of windows or
+    number of classes, with or without distillation token; in all else they must be the model's, to the last name.
 
     Raises:
         UserError: as `load` and `transfer`.
     """
     weights, place = files.read(path)
-    first: UserError | None = None
-    for source in infer(lambda probe: files.stored_shapes(weights, probe), model):
-        try:
-            found = files.fit(weights, source)
-        except UserError as error:
-            first = first or error
-        else:
-            return transfer(found, source, variables, model, pe_norm)
-    raise UserError(f"{place}: {first}")
+    try:
+        source, found = files.fit_first(weights, infer(lambda probe: files.stored_shapes(weights, probe), model))
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    return transfer(found, source, variables, model, pe_norm)
 
 
 def transfer(
@@ -69,7 +72,8 @@ def transfer(
     A variable is taken over if both models have it in the same shape. Position tables and tables of relative biases
     are resized to the model's grid (bicubic); rows of a class or distillation token that both have go along, and a row
     that only the model has keeps its initial value. One table becomes those of all layers where the model has one per
-    layer. All else keeps its initial value.
+    layer. (Not in a Swin, whose tables per layer are of several grids; they are taken over in the same shape only.)
+    All else keeps its initial value, and may only be what `FREE` names.
 
     Args:
         weights: variables of `source`.
@@ -77,7 +81,8 @@ def transfer(
         pe_norm: what PE norms start as where the source has none, one of `PE_NORM_STARTS`.
 
     Raises:
-        UserError: an unknown `pe_norm`, variables that are not those of their models, or nothing to take over.
+        UserError: an unknown `pe_norm`, variables that are not those of their models, or models that differ in more
+            than they may.
     """
     if pe_norm not in PE_NORM_STARTS:
         raise UserError(f"pe_norm={nearest(pe_norm, PE_NORM_STARTS)}")
@@ -97,10 +102,11 @@ def transfer(
             result[path] = copy(found)
             same = found.shape == theirs[path].shape and np.array_equal(found, theirs[path])
             (loaded if same else resized).append(path)
-    if not loaded:
-        raise UserError("the weights have nothing in common with the model: no variable has the same name and shape")
     initialised = [path for path in ours if path not in loaded and path not in resized]
     dropped = [path for path in theirs if path not in loaded and path not in resized]
+    foreign = sorted({path for path in initialised + dropped if not FREE.fullmatch(path)})
+    if foreign:
+        raise UserError(f"the weights are those of another kind or size of model, which differs in {', '.join(foreign)}")
     if pe_norm == "norm1":
         _start_pe_norms(result, initialised)
     return unflatten(result), Transfer(*(tuple(sorted(p)) for p in (loaded, resized, initialised, dropped)))
@@ -108,13 +114,13 @@ def transfer(
 
 def _table(found: np.ndarray, source: nn.Module, initial: np.ndarray, model: nn.Module) -> np.ndarray:
     """The source's position table with the rows that the model's `initial` one has; as it is if that cannot be."""
-    if found.shape[-1] != initial.shape[-1] or found.ndim > initial.ndim:
+    layers = initial.shape[:-2]  # () or the number of layers
+    if found.shape[-1] != initial.shape[-1] or found.shape[:-2] not in ((), layers, (1,) * len(layers)):
         return found
     theirs, ours = _extra_rows(source, found), _extra_rows(model, initial)
     patches = resize_table(found[..., len(theirs) :, :], source.grid, model.grid)
     rows = [found[..., theirs.index(name), :] if name in theirs else initial[..., i, :] for i, name in enumerate(ours)]
     parts = [row[..., None, :] for row in rows] + [patches]
-    layers = initial.shape[:-2]  # () or the number of layers
     return np.concatenate([np.broadcast_to(part, (*layers, *part.shape[-2:])) for part in parts], axis=-2)
 
 
@@ -141,6 +147,6 @@ def _start_pe_norms(result: dict[str, np.ndarray], initialised: list[str]) -> No
     """Sets the scales of new PE norms to those of norm1, or to their mean where a PE norm has a single number."""
     for path in initialised:
         if path.endswith("pe_norm/scale"):
-            scale = result[path.replace("pe_norm", "norm1")]
+            scale = next(result[norm1] for name in NORM1 if (norm1 := path.replace("pe_norm", name)) in result)
             vector = result[path].shape == scale.shape
             result[path] = copy(scale if vector else scale.mean(axis=-1))

@@ -13,6 +13,7 @@ from lape_jax import models
 from lape_jax.errors import UserError
 from lape_jax.models.compact import ConvTokenizer
 from lape_jax.port import compact
+from tests import quick
 from tests.models import families
 from tests.reference.compact_cases import CASES
 
@@ -60,7 +61,9 @@ def test_initial_values_and_rates():
     assert (model.attn_dropout, model.drop_path, model.dropout, model.ln_eps) == (0.1, 0.1, 0.0, 1e-5)
     cct = models.create("cct_7_3x1")
     assert (cct.attn_dropout, cct.drop_path, cct.dropout, cct.ln_eps) == (0.1, 0.1, 0.0, 1e-5)
-    params = models.create("vit_lite_7_4", depth=1).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    params = quick.jit(models.create("vit_lite_7_4", depth=1).init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))[
+        "params"
+    ]
     assert not params["cls_token"].any()
     np.testing.assert_allclose(params["pos_embed"].std(), 0.2, rtol=0.03)
     np.testing.assert_allclose(params["patch_embed"]["proj"]["kernel"].std(), math.sqrt(2 / 48), rtol=0.03)
@@ -71,7 +74,7 @@ def test_initial_values_and_rates():
 
 def test_initial_values_of_cct():
     model = models.create("cct_7_3x2", depth=1)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    params = quick.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     shapes = {name: layer["kernel"].shape for name, layer in params["patch_embed"].items()}
     assert shapes == {"conv0": (3, 3, 3, 64), "conv1": (3, 3, 64, 256)}
     assert not any("bias" in layer for layer in params["patch_embed"].values())
@@ -90,7 +93,7 @@ def answer(case):
     with jax.enable_x64(True):
         model = families.compact(case)
         assert model.grid == case.grid
-        return families.answer(model, case, families.weights(model, compact))
+        return families.answer(model, case, families.weights(model, compact), run=lambda f, x: quick.jit(f)(x))
 
 
 def test_goldens_are_those_of_the_cases():

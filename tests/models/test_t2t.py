@@ -61,7 +61,8 @@ def answer(case):
     with jax.enable_x64(True):
         model = families.t2t(case)
         assert model.grid == case.grid
-        return families.answer(model, case, families.weights(model, t2t))
+        # Compiled whole: unfolding has too many operations of its own for them to be compiled one by one.
+        return families.answer(model, case, families.weights(model, t2t), run=lambda f, x: quick.jit(f)(x))
 
 
 def test_goldens_are_those_of_the_cases():

@@ -75,6 +75,20 @@ def test_relative_bias_reaches_patches_only(x):
     np.testing.assert_allclose(y, by_head(params, x, expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [None, GRID])
+def test_sequences_take_turns_with_masks(x, grid):
+    """Of four sequences and two masks, the first and third have the first mask."""
+    params, mask = random_params(grid), np.random.default_rng(2).standard_normal((2, TOKENS, TOKENS)).astype("f")
+    bias = np.zeros((HEADS, TOKENS, TOKENS))
+    if grid:
+        index = np.array([[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]])
+        bias[:, 1:, 1:] = np.asarray(params["relative_position_bias_table"]).T[:, index]
+    apply = jit(partial(Attention(HEADS, grid=grid).apply, train=False))
+    y = apply({"params": params}, jnp.concatenate([x, x[::-1]]), mask=mask)
+    first, second = (by_head(params, x, bias + part) for part in mask)
+    np.testing.assert_allclose(y, [first[0], second[1], first[1], second[0]], rtol=1e-4, atol=1e-5)
+
+
 def test_parameters_and_their_start(x):
     params = jit(lambda x: Attention(HEADS, grid=GRID).init(jax.random.key(0), x, train=False))(x)["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, random_params(GRID))

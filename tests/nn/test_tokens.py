@@ -1,5 +1,6 @@
 """Unfolding and the attentions between: order of features, scales, random features, the type they are computed in."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from lape_jax.nn.tokens import TokenPerformer, TokenTransformer, positive_features, unfold
+from tests import quick
 
 WINDOWS = [(7, 4, 2), (3, 2, 1), (2, 2, 0), (3, 1, 0)]
 
@@ -106,11 +108,11 @@ def test_the_performer_takes_k_before_q():
 def test_the_normaliser_has_an_epsilon():
     """Keys so long that their features vanish attend to nothing: 0 / (0 + 1e-8), and not 0 / 0."""
     module = TokenPerformer(4)
-    x = jnp.ones((1, 3, 6))
+    x = jnp.ones((1, 5, 12))
     given = variables(module, x)
     given["params"]["kqv"]["kernel"][:] = 0.0
     given["params"]["kqv"]["bias"][:] = [50.0] * 8 + [1.0, 2.0, 3.0, 4.0]
-    np.testing.assert_array_equal(attended(module, given, x), np.broadcast_to([1.0, 2, 3, 4], (1, 3, 4)))
+    np.testing.assert_array_equal(attended(module, given, x), np.broadcast_to([1.0, 2, 3, 4], (1, 5, 4)))
 
 
 def test_two_dropouts_after_projection_and_mlp():
@@ -118,12 +120,13 @@ def test_two_dropouts_after_projection_and_mlp():
     x = jnp.asarray(draw(1, 400, 12))
     given = variables(module, x)
     silent = silenced(given)
+    values = silenced(given, proj=jax.tree.map(np.zeros_like, given["params"]["proj"]))
 
+    @functools.partial(quick.jit, static_argnums=1)
     def run(given, train):
         return module.apply(given, x, train, rngs={"dropout": jax.random.key(0)})
 
-    v = module.apply(silenced(given, proj=jax.tree.map(np.zeros_like, given["params"]["proj"])), x)
-    branch, dropped = run(silent, False) - v, run(silent, True) - v
+    branch, dropped = (run(silent, train) - run(values, False) for train in (False, True))
     gone = np.isclose(dropped, 0, atol=1e-6)
     assert 0.4 < gone.mean() < 0.6
     np.testing.assert_allclose(dropped[~gone], 2 * branch[~gone], rtol=1e-3, atol=1e-4)

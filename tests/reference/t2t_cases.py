@@ -28,9 +28,7 @@ class T2TCase(Case):
 CASES = [
     T2TCase(join="default"),
     T2TCase(join="lape"),
-    T2TCase(pe="learnable", join="unshared"),
-    T2TCase(pe="sincos_2d+relative", join="lape_sharing", pe_norm="vector_norm"),
-    T2TCase(pe="none", join="default"),
+    T2TCase(pe="learnable+relative", join="unshared"),
     T2TCase(tokens="transformer", join="default"),
     T2TCase(tokens="transformer", pe="learnable", join="lape"),
 ]

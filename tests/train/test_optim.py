@@ -78,6 +78,14 @@ def test_schedule_is_timms_by_hand():
     np.testing.assert_allclose(jax.jit(rate)(jnp.arange(14)), [rate(t) for t in range(14)], rtol=1e-6)
 
 
+def test_a_prefixed_warmup_by_hand():
+    rate = optim.schedule(config(schedule="step_prefix", lr=1e-3, warmup_lr=1e-6, min_lr=1e-5), 15, 3)
+    cosine = {3: 1, 5: (1 + math.sqrt(0.75)) / 2, 7: 0.75, 9: 0.5, 11: 0.25, 15: 0, 16: 0}  # twelve steps, from step 3
+    expected = {0: 1e-6, 2: 1e-6 + 2 * 999e-6 / 3} | {t: 1e-5 + 99e-5 * part for t, part in cosine.items()}
+    np.testing.assert_allclose([rate(t) for t in expected], list(expected.values()), rtol=2e-7, atol=2e-10)
+    assert optim.schedule(config(schedule="step_prefix", min_lr=1e-5), 4, 4)(4) == np.float32(1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "epochs"),
     [("step", (0, 1, 5, 99, 298)), ("epoch", (0, 1, 5, 99, 298)), ("epoch_lag", (1, 2, 6, 100, 299))],

@@ -1,6 +1,7 @@
 """The recipes against the numbers that their authors published."""
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from lape_jax import models
 from lape_jax.errors import UserError
@@ -65,6 +66,33 @@ def test_ceit_is_trained_as_deit_and_evaluated_as_it_is_officially(model):
     assert (wd["pos_embed"], wd["cls_token"], wd["pos_layer_embed"]) == (0.0, 0.0, 1.0)
     norm, conv = wd["blocks"]["mlp"]["bn1"], wd["blocks"]["mlp"]["conv"]
     assert (norm["scale"], norm["bias"], conv["kernel"], conv["bias"]) == (0.0, 0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(("model", "drop_path"), [("swin_t", 0.2), ("swin_s", 0.3)])
+def test_swin(model, drop_path):
+    config = recipes.swin("", model)
+    validate(config)
+    assert (config.model.name, config.model.pe, config.model.join) == (model, "learnable+relative", "lape")
+    assert (config.model.drop_path, config.batch_size, config.dtype) == (drop_path, 1024, "bfloat16")
+    assert durations(config, 1251) == {"total": 300 * 1251, "warmup": 20 * 1251, "cooldown": 0, "mix": 0}
+    # 0 and 10 in the warm-up; the cosine takes 280 epochs: its start, middle, three quarters and end
+    published = ["1.000e-06", "5.005e-04", "1.000e-03", "5.050e-04", "1.550e-04", "1.000e-05"]
+    assert rates(config, 1251, (0, 10, 20, 160, 230, 300)) == published
+    data, augment, optimizer = config.data, config.augment, config.optimizer
+    assert (data.image_size, data.crop_ratio, data.interpolation, data.repeats) == (224, 0.875, "bicubic", 1)
+    assert (augment.policy, augment.erase_prob, augment.order) == ("rand-m9-mstd0.5-inc1", 0.25, "erase_then_mix")
+    assert (augment.mixup, augment.cutmix, config.loss.label_smoothing) == (0.8, 1.0, 0.1)
+    assert (optimizer.weight_decay, optimizer.clip_norm, config.ema_decay) == (0.05, 5.0, 0)
+    assert rates(recipes.swin("batch=512", model), 2502, (0, 20, 300)) == ["5.000e-07", "5.000e-04", "5.000e-06"]
+
+
+@pytest.mark.parametrize("join", ["lape", "unshared"])
+def test_no_table_of_swin_decays(join):
+    config = recipes.swin("", "swin_t")
+    shapes = models.create("swin_t", join=join).param_shapes()
+    _, decay = optim.multipliers(config.optimizer, shapes)
+    decays = {"/".join(path[-2:]) for path, value in flatten_dict(decay).items() if value}
+    assert decays == {f"{name}/kernel" for name in ("qkv", "proj", "fc1", "fc2", "reduction", "head")}
 
 
 def test_distillation_is_for_the_distilled():

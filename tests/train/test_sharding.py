@@ -204,6 +204,18 @@ def test_tensor_rules_split_heads_and_hidden_channels():
     assert jax.tree.leaves(where)[0].spec == P(None, "fsdp", "tensor")
 
 
+def test_stages_are_split_as_one_encoder_is():
+    params = models.create("swin_t", join="unshared", heads=(4, 8, 16, 32)).param_shapes()
+    where = sharding.param_shardings(params, mesh(data=2, fsdp=2, tensor=2), sharding.TENSOR)
+    split = {name: found.spec for name, found in rules.flat_names(where).items()}
+    for stage in range(4):
+        blocks = f"layers_{stage}/blocks"
+        assert split[f"{blocks}/attn/qkv/kernel"] == split[f"{blocks}/mlp/fc1/kernel"] == P(None, "fsdp", "tensor")
+        assert split[f"{blocks}/attn/proj/kernel"] == split[f"{blocks}/mlp/fc2/kernel"] == P(None, "tensor", "fsdp")
+        assert split[f"{blocks}/attn/relative_position_bias_table"] == P(None, None, "tensor")
+        assert split[f"pos_embed_{stage}"][0] is None  # counts blocks
+
+
 def vit_micro():
     return models.create("vit_micro", num_classes=10, image_size=8, in_channels=1, width=16, depth=2, heads=2)
 
