@@ -3,9 +3,9 @@
     python -m lape_jax.evaluate --workdir=DIR [--step=N|last|best] [--config.key=value ...]
     python -m lape_jax.evaluate --weights=FILE --config=FILE.py [--config.key=value ...]
 
-Without --step a workdir's newest checkpoint is evaluated. FILE holds weights of the config's very model under the names
-of PyTorch, lape_jax or big_vision: .npz, .safetensors, .pth, .pt or .pth.tar, the latter three perhaps as FILE:KEY, such
-as last.pth.tar:state_dict_ema. The last line printed is one JSON object.
+Without --step a workdir's newest checkpoint is evaluated. FILE holds weights of the config's very model under the
+names of PyTorch, lape_jax or big_vision: .npz, .safetensors, .pth, .pt or .pth.tar, the latter three perhaps as
+FILE:KEY, such as last.pth.tar:state_dict_ema. The last line printed is one JSON object.
 """
 
 import argparse

@@ -90,6 +90,8 @@ def weights(config: ConfigDict, args: argparse.Namespace) -> tuple[nn.Module, di
 def export_program(path: Path, model: nn.Module, variables: dict, config: ConfigDict) -> None:
     """Writes `logits` as StableHLO with a batch of any size, and compares what it gives with the model."""
     variables = jax.tree.map(jnp.asarray, variables)
+    if getattr(model, "attention", "xla") != "xla":
+        model = model.clone(attention="xla")  # the same function, on all platforms
 
     def logits(images):
         return model.apply(variables, normalise(images, config.data.mean, config.data.std), train=False)[0]

@@ -1,5 +1,7 @@
 """The command that converts weights, in process."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,20 @@ def test_a_run_knows_its_model(tmp_path_factory, tmp_path, capsys):
     assert "(a run) ->" in capsys.readouterr().out
     with pytest.raises(UserError, match="a run says itself which model"):
         run(workdir, tmp_path / "run.npz", "--model=deit_ti")
+
+
+def test_a_run_may_have_had_other_devices(tmp_path_factory, tmp_path):
+    workdir = runs.copy(runs.finished(tmp_path_factory.getbasetemp()), tmp_path)
+    config = json.loads((workdir / "config.json").read_text())
+    config["mesh"]["fsdp"] = 16  # more than there are
+    (workdir / "config.json").write_text(json.dumps(config))
+    run(workdir, tmp_path / "run.npz")
+
+
+def test_a_network_without_position_embedding(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"head.fc.weight": np.zeros((7, 3024), np.float32)})
+    with pytest.raises(UserError, match=r"a.npz: the state dict does not fit the model: it lacks .*stem"):
+        run(tmp_path / "a.npz", tmp_path / "b.npz", "--model=regnety_160")
 
 
 def test_misfits_leave_what_was_there(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from lape_jax import export, port
+from lape_jax import export, models, port
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError
 from lape_jax.train import finished, sharding
@@ -84,6 +84,15 @@ def test_the_average_is_other_weights(run, tmp_path):
         assert not np.array_equal(own["head.weight"], average["head.weight"])
 
 
+def test_a_program_of_big_visions_vit(run, tmp_path):
+    """With a batch of any size, and logits that are all zero, as its head starts."""
+    sizes = {"width": 16, "depth": 1, "heads": 2, "image_size": 8, "patch_size": 4, "num_classes": 3}
+    model = models.create("vit_ti_16", **sizes, pool="map")
+    with runs.on(1):
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        export.export_program(tmp_path / "m.stablehlo", model, variables, run[1])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -93,6 +102,9 @@ def test_the_average_is_other_weights(run, tmp_path):
         ({"out": "m.stablehlo", "fold": "yes"}, "--fold=yes"),
         ({"out": "m.npz", "step": "7"}, "7"),
         ({"out": "none/m.npz"}, "cannot be written"),
+        ({"out": "m.npz", "config": "c.py"}, "leave out --config"),
+        ({"out": "m.npz", "weights": "w.npz", "workdir": "", "step": "best"}, "--step is of a run"),
+        ({"out": "m.npz", "weights": "w.npz", "workdir": "", "ema": "true"}, "--ema is of a run"),
     ],
 )
 def test_mistakes(run, options, message, tmp_path):

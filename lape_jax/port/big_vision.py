@@ -26,7 +26,7 @@ from lape_jax.port.params import as_array, check, copy, shapes, to_flat, unflatt
 
 PREFIXES = ("params/", "opt/target/")
 IMAGES = "img"  # the image model's subtree where there is a text model, too
-BLOCK, STACK = re.compile(r"Transformer/encoderblock_(\d+)/(.*)"), "Transformer/encoderblock/"
+BLOCK, STACK = re.compile(r"Transformer/encoderblock_(\d{1,6})/(.*)"), "Transformer/encoderblock/"
 TABLE, CLS = "pos_embedding", "cls"
 # What has had another name.
 OLD = {
@@ -212,7 +212,10 @@ def _stack(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             blocks.setdefault(match[2], {})[int(match[1])] = value
         else:
             result[name] = value
-    depth = 1 + max((max(layers) for layers in blocks.values()), default=0)
+    numbers = {layer for layers in blocks.values() for layer in layers}
+    depth = 1 + max(numbers, default=0)
+    if depth > 2 * len(numbers) + 1:  # made to have us list what there is not
+        raise UserError(f"the checkpoint has {len(numbers)} blocks, and the last one is number {depth - 1}")
     lacking = [f"{STACK[:-1]}_{i}/{leaf}" for leaf, layers in blocks.items() for i in range(depth) if i not in layers]
     if lacking:
         raise UserError(f"the checkpoint lacks {', '.join(sorted(lacking))}")

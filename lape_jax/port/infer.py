@@ -102,7 +102,8 @@ def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str 
         return [own, None]
     if any(PE_NORM in path for path in found):
         raise UserError(
-            f"the weights have PE norms and no position table: it is a sinusoid, and pe must be that one, not {model.pe!r}"
+            f"the weights have PE norms and no position table: it is a sinusoid, and pe must be that one, not "
+            f"{model.pe!r}"
         )
     return [None]
 

@@ -87,12 +87,12 @@ def _by_layers(texts: list[str]) -> list[str]:
         return texts
     layers: dict[tuple[str, str], list[int]] = {}
     for text in texts:
-        before, number, after = re.fullmatch(r"(.*?)(?:\.(\d+)(?=\.)(.*))?", text).groups()
+        before, number, after = re.fullmatch(r"(.*?)(?:\.(\d{1,9})(?=\.)(.*))?", text).groups()
         layers.setdefault((before, after or ""), []).append(-1 if number is None else int(number))
     shown = []
     for (before, after), numbers in layers.items():
         first, last = min(numbers), max(numbers)
-        if len(numbers) > 2 and numbers == list(range(first, last + 1)):
+        if 2 < len(numbers) == last - first + 1 and numbers == list(range(first, last + 1)):
             shown.append(f"{before}.{first}-{last}{after}")
         else:
             shown += [before if number < 0 else f"{before}.{number}{after}" for number in numbers]
@@ -118,6 +118,7 @@ def copy(array: np.ndarray) -> np.ndarray:
     return np.array(array, order="C")
 
 
-def natural(name: str) -> list[str | int]:
+def natural(name: str) -> list[str | tuple[int, str]]:
     """Sorting key that puts blocks.10 behind blocks.2."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    # Not by int(part): a name may be anything, and Python refuses numbers of thousands of digits.
+    return [(len(part), part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -106,7 +106,7 @@ def transfer(
     dropped = [path for path in theirs if path not in loaded and path not in resized]
     foreign = sorted({path for path in initialised + dropped if not FREE.fullmatch(path)})
     if foreign:
-        raise UserError(f"the weights are those of another kind or size of model, which differs in {', '.join(foreign)}")
+        raise UserError(f"the weights are of another kind or size of model, which differs in {', '.join(foreign)}")
     if pe_norm == "norm1":
         _start_pe_norms(result, initialised)
     return unflatten(result), Transfer(*(tuple(sorted(p)) for p in (loaded, resized, initialised, dropped)))

@@ -15,7 +15,7 @@ from tests.models.compare import assert_close
 from tests.quick import jit
 from tests.reference.swin_cases import CASES
 
-TINY = {"image_size": 24, "patch_size": 2, "width": 8, "depths": (3, 2), "heads": (2, 4), "window_size": 3}
+TINY = {"image_size": 24, "patch_size": 2, "width": 8, "depths": (2, 1), "heads": (2, 4), "window_size": 3}
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -128,6 +128,12 @@ def tiny(**settings):
     return model, variables, jnp.asarray(rng.standard_normal((2, *model.input_shape)), "float32")
 
 
+@functools.cache
+def plain_logits():
+    model, variables, images = tiny()
+    return jax.device_get(jit(model.apply)(variables, images)[0])
+
+
 def gradient(model, variables, images, **knobs):
     def loss(variables):
         logits, _ = model.clone(**knobs).apply(variables, images)
@@ -141,7 +147,7 @@ def plain_gradient():
     return gradient(*tiny())
 
 
-@pytest.mark.parametrize("knobs", [{"unroll": 3}, {"remat": "full"}, {"remat": "attention", "unroll": 2}], ids=str)
+@pytest.mark.parametrize("knobs", [{"unroll": 2}, {"remat": "attention"}], ids=str)
 def test_knobs_change_nothing(knobs):
     expected, found = plain_gradient(), gradient(*tiny(), **knobs)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
@@ -156,8 +162,8 @@ def test_out():
     assert shapes == {
         "pos_embed": (144, 8),
         "stem": (2, 144, 8),
-        "tokens": ((3, 2, 144, 8), (2, 2, 36, 16)),
-        "pe": ((3, 144, 8), (2, 36, 16)),
+        "tokens": ((2, 2, 144, 8), (1, 2, 36, 16)),
+        "pe": ((2, 144, 8), (1, 36, 16)),
         "encoded": (2, 36, 16),
         "pre_logits": (2, 16),
     }
@@ -166,7 +172,7 @@ def test_out():
     assert (out["pe"], out["pos_embed"]) == (None, None)
     unshared = model.clone(join="unshared")
     _, out = jax.eval_shape(unshared.apply, unshared.variable_shapes(), images)
-    assert [table.shape for table in out["pos_embed"]] == [(3, 144, 8), (2, 36, 16)]
+    assert [table.shape for table in out["pos_embed"]] == [(2, 144, 8), (1, 36, 16)]
 
 
 def test_stochastic_depth_rises_over_all_stages():
@@ -175,14 +181,13 @@ def test_stochastic_depth_rises_over_all_stages():
     np.testing.assert_allclose(rates, np.linspace(0, 0.2, 12))
     model, variables, images = tiny()
     apply = jit(functools.partial(model.clone(drop_path=0.9).apply, train=True))
-    first, again, other = (apply(variables, images, rngs={"dropout": jax.random.key(key)})[0] for key in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 1e-3
+    logits = [apply(variables, images, rngs={"dropout": jax.random.key(key)})[0] for key in (0, 1)]
+    assert min(np.abs(logits[0] - other).max() for other in (logits[1], plain_logits())) > 1e-3
 
 
 def test_bfloat16():
     model, variables, images = tiny()
-    logits, _ = jit(model.apply)(variables, images)
+    logits = plain_logits()
     rounded, out = jit(model.clone(dtype=jnp.bfloat16).apply)(variables, images)
     assert {leaf.dtype for leaf in (out["stem"], *out["tokens"])} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in (rounded, out["pos_embed"], *out["pe"])} == {jnp.dtype("float32")}

@@ -44,6 +44,15 @@ def test_round_trip(tmp_path, model, suffix, format, dtype):
     assert os.listdir(tmp_path) == [path.name]
 
 
+@pytest.mark.parametrize("settings", [{"pe": "learnable+relative"}, {"gelu": "erf"}, {"join": "folded"}], ids=str)
+def test_big_visions_names_for_what_it_has_not(tmp_path, settings):
+    sizes = {"width": 8, "depth": 2, "heads": 2, "image_size": 8, "patch_size": 4, "num_classes": 3}
+    model = models.create("vit_ti_16", **sizes, **settings)
+    variables = random_variables(model)
+    port.save(tmp_path / "weights.npz", variables, model, format="lape")
+    identical(variables, port.load(tmp_path / "weights.npz", model))
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_what_is_in_the_file(tmp_path, model, variables, suffix):
     path = tmp_path / f"weights{suffix}"

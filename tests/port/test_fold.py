@@ -59,6 +59,13 @@ def test_same_logits_in_float32():
     np.testing.assert_allclose(logits(*port.fold(variables, model)), before, rtol=0, atol=1e-6 * np.abs(before).max())
 
 
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_weights_of_16_bits_have_full_constants(dtype):
+    model = tiny(join="lape")
+    _, constants = port.fold(random_variables(model, dtype), model)
+    assert constants["params"]["pos_embed"].dtype == np.float32
+
+
 def test_the_constant_is_the_bias_and_the_pe_of_each_layer():
     model = tiny(join="lape")
     variables = random_variables(model)

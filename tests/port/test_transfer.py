@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from lape_jax import port
+from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.port.params import flatten
 from lape_jax.port.resize import resize_table
+from lape_jax.port.transfer import transfer as port_transfer
 from lape_jax.port.transfer import warm_start
-from tests.port.tiny import random_variables, tiny
+from tests.port.tiny import TINY, random_variables, tiny
 
 
 @pytest.fixture
@@ -100,6 +101,75 @@ def test_lape_to_lape_of_another_size_in_our_own_names(tmp_path):
     _, transfer = started(tmp_path / "lape.npz", tiny(join="lape", image_size=24))
     assert "blocks/pe_norm/scale" in transfer.loaded
     assert transfer.resized == ("pos_embed",)
+
+
+def big_vision(**settings):
+    return models.create("vit_ti_16", **{**TINY, **settings})
+
+
+def test_big_visions_pe_norms_may_start_as_its_first_norms(tmp_path):
+    model = big_vision(join="default")
+    variables = random_variables(model)
+    port.save(tmp_path / "bv.npz", variables, model, format="big_vision")
+    ours, transfer = started(tmp_path / "bv.npz", big_vision(join="lape"), pe_norm="norm1")
+    block = "Transformer/encoderblock"
+    assert transfer.initialised == (f"{block}/pe_norm/bias", f"{block}/pe_norm/scale")
+    np.testing.assert_array_equal(ours[f"{block}/pe_norm/scale"], flatten(variables)[f"{block}/LayerNorm_0/scale"])
+
+
+def test_tables_of_all_layers_are_not_one(tmp_path):
+    for make in (tiny, big_vision):
+        model, file = make(join="unshared"), tmp_path / "unshared.npz"
+        port.save(file, random_variables(model), model, format="lape")
+        _, transfer = started(file, make(join="default"))
+        assert transfer.initialised == transfer.dropped
+        assert len(transfer.dropped) == 1
+
+
+def test_a_sinusoid_of_another_grid(tmp_path):
+    """LaPE's 1-D sinusoid, which PyTorch files have without a leading axis."""
+    model = tiny(join="default", pe="sincos_1d")
+    port.save(tmp_path / "sine.npz", random_variables(model), model)
+    _, transfer = started(tmp_path / "sine.npz", tiny(join="lape", pe="sincos_1d", image_size=24))
+    assert transfer.initialised == ("blocks/pe_norm/bias", "blocks/pe_norm/scale")
+
+
+def test_a_sinusoid_that_is_not_in_the_file(tmp_path):
+    model = tiny(join="lape", pe="sincos_2d")
+    port.save(tmp_path / "sine.npz", random_variables(model), model, format="lape")
+    with pytest.raises(UserError, match=r"sine.npz: .*PE norms and no position table: .* not 'learnable'$"):
+        started(tmp_path / "sine.npz", tiny(join="lape"))
+
+
+@pytest.mark.parametrize("changed", [{"depth": 3}, {"width": 16}, {"patch_size": 4}])
+def test_weights_of_another_size_are_refused(changed):
+    """Also where no name betrays them, as between two runs."""
+    source, model = tiny(join="lape"), tiny(**changed, join="lape")
+    with pytest.raises(UserError, match="another kind or size of model, which differs in "):
+        port_transfer(random_variables(source), source, random_variables(model), model)
+
+
+SWIN = {"width": 8, "depths": (2, 2), "heads": (1, 2), "window_size": 2, "image_size": 16, "patch_size": 2}
+
+
+def swin(**settings):
+    return models.create("swin_t", **{**SWIN, "num_classes": 3, **settings})
+
+
+def test_a_swin_for_other_images(tmp_path):
+    """Its file has no table to tell the size of its images, but masks."""
+    model = swin(pe="relative")
+    port.save(tmp_path / "swin.npz", random_variables(model), model)
+    _, transfer = started(tmp_path / "swin.npz", swin(join="lape", image_size=32))
+    assert set(transfer.initialised) == {"pos_embed", *(p for p in transfer.initialised if "/pe_norm/" in p)}
+    assert transfer.resized == transfer.dropped == ()
+
+
+def test_a_swin_with_a_table_in_each_block(tmp_path):
+    model = swin(join="unshared")
+    port.save(tmp_path / "swin.npz", random_variables(model), model)
+    _, transfer = started(tmp_path / "swin.npz", swin(join="default"))
+    assert transfer.dropped == ("pos_embed_0", "pos_embed_1")
 
 
 def test_what_does_not_fit_is_said(default):

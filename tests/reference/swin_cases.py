@@ -28,7 +28,6 @@ CASES = [
     SwinCase(pe="relative", join="default"),
     SwinCase(pe="learnable", join="default"),
     SwinCase(pe="learnable+relative", join="default"),
-    SwinCase(pe="learnable", join="lape"),
     SwinCase(pe="learnable+relative", join="lape"),
     SwinCase(pe="sincos_2d+relative", join="lape_sharing", pe_norm="vector_norm"),
     SwinCase(pe="sincos_1d", join="shared"),

@@ -109,6 +109,18 @@ def test_flops_of_a_scanned_model(unroll):
     assert flops_per_image(model, variables) == 2 * (patches + layers + head)
 
 
+def test_flops_of_swin_t():
+    """4.5e9 multiply-adds, as published."""
+    model = models.create("swin_t")
+    shapes = {"params": model.param_shapes()}
+    blocks = 0
+    for stage, depth in enumerate(model.depths):
+        tokens, width = (56 * 56) >> 2 * stage, 96 << stage
+        blocks += depth * tokens * (12 * width * width + 2 * 49 * width)
+        blocks += 4 * width * 2 * width * (tokens >> 2) if stage < 3 else 0
+    assert flops_per_image(model, shapes) == 2 * (56 * 56 * 48 * 96 + blocks + 768 * 1000) == 8_981_133_312
+
+
 def test_flops_of_deit_ti():
     model = models.create("deit_ti", join="lape", remat="full")
     n, d = 197, 192
