@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lape_jax import port
+from lape_jax import models, port
 from lape_jax.errors import UserError
 from tests.port.tiny import random_variables, tiny
 
@@ -77,3 +77,13 @@ def test_variables_that_are_not_the_models():
             port.to_torch(wrong, model)
     with pytest.raises(UserError, match="the model has no blocks/pe_norm/bias, blocks/pe_norm/scale"):
         port.to_torch(variables, tiny(join="default"))
+
+
+def test_names_made_to_do_harm():
+    """Numbers between which there are too many to count, or that are too long for Python."""
+    names = [f"x.{block}.y" for block in (*range(50), 900_000_000, "9" * 5000)]
+    assert "x.49.y, x.900000000.y, x.999" in refusal({name: np.zeros(1) for name in names}, tiny())
+    blocks = {f"Transformer/encoderblock_{block}/x": np.zeros(1) for block in (0, 999_999, "9" * 5000)}
+    with pytest.raises(UserError, match="has 2 blocks, and the last one is number 999999"):
+        port.from_big_vision(blocks, tiny(gelu="tanh"))
+    assert "layers" in refusal({f"layers.{'9' * 5000}.blocks.0.x": np.zeros(1)}, models.create("swin_t"))
