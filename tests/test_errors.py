@@ -153,6 +153,7 @@ def test_a_workdir_of_another_model(finished, tmp_path, options, with_config):
         ([], "--config=FILE is missing"),
         (["--config=" + runs.DIGITS], "give either --workdir=DIR (a run) or --weights=FILE"),
         (["--config=" + runs.DIGITS, "--weights=/nowhere/deit.pth"], "/nowhere/deit.pth"),
+        (["--config=" + runs.DIGITS, "--weights=deit.pth", "--step=best"], "--step is of a run: leave it out"),
     ],
 )
 def test_evaluate(finished, argv, message):

@@ -48,17 +48,18 @@ def merge_pe(pe: Float[Array, "n d"], grid: tuple[int, int]) -> Float[Array, "m 
         [ (p(0,0) + p(1,1)) / 2,  (p(1,0) + p(0,1)) / 2 ].
 
     How the PE crosses stages is not published. The counts that are (28.589 to 28.598 million for Swin-T with LaPE)
-    leave room for the PE norms of the blocks alone. Of the transfers without parameters of their own, compared by what
-    three of them, each followed by a LayerNorm, make of a 56 x 56 table of width 96, none is better than this one:
+    leave room for the PE norms of the blocks alone. Transfers without parameters of their own were compared by what
+    three of them, each followed by a LayerNorm, make of a 56 x 56 table of width 96:
 
     - The mean of all four, twice over, never spans more than the 96 dimensions it began with. A table at its initial
-      values is then less distinct: a position's closest other one has a cosine of .28 at 14 x 14 (here .14, as if
-      nothing were averaged), and of .22 at 7 x 7 (here .07).
+      values is then less distinct: a position's closest other one has a cosine of .28 at 14 x 14 (here .14), and of .22
+      at 7 x 7 (here .07). Of a table that is smooth over 4 tokens, a little more of the neighbours in the image are
+      still the nearest rows at 7 x 7: 72 % (here 65 %).
     - The means of the two columns [(p(0,0) + p(1,0)) / 2, (p(0,1) + p(1,1)) / 2] keep columns apart and blur rows: of
-      the 2-D sinusoid, half of the positions at 7 x 7 have a nearest one that is no neighbour in the image (here none).
+      the 2-D sinusoid, half of the neighbours are still nearest at 7 x 7 (here all are).
     - Means of neighbouring channels of the four, or PatchMerging's own LayerNorm and random initial weights, mix what
-      belongs to different positions: of a table that is smooth over 4 tokens, 6 and 25 % of the neighbours are still
-      nearest at 7 x 7 (here 65 %). Sharing those weights would also tie the PE to the tokens that LaPE frees it from.
+      belongs to different positions: of the smooth table, 6 and 25 % of the neighbours are still nearest at 7 x 7.
+      Sharing those weights would also tie the PE to the tokens that LaPE frees it from.
 
     Both halves belong to the middle of the square, so that no direction is favoured, and each token has its share.
     """
