@@ -1,5 +1,6 @@
-"""Runs of other families than ViT: they train, go on elsewhere, and leave what is constant as it was."""
+"""Runs of every family: they train, go on elsewhere, and leave what is constant as it was."""
 
+import re
 import shutil
 
 import jax
@@ -12,9 +13,24 @@ from tests import runs
 
 # float32, so that numbers can be compared; four steps with a checkpoint after two; little to compile
 STEPS = {"dtype": "float32", "total_steps": 4, "checkpoint_percent": 50, "eval_percent": 100, "augment.policy": "none"}
-# What adds the same to all logits of a softmax (of qkv's bias, k's third) changes nothing: its gradient is rounding
-# errors, which Adam makes as large as any other.
-NOISE = ("attention_pool/bias", "attn/qkv/bias")
+# What adds the same to all logits of a softmax (of qkv's bias, k's third), or comes before a BatchNorm, changes nothing:
+# its gradient is rounding errors, which Adam makes as large as any other.
+NOISE = re.compile(r".*(attention_pool/bias|attn/qkv/bias|attn/key/bias|mlp/(fc1|conv|fc2)/bias)")
+CASES = [
+    ("cct_cifar100", "default"),
+    ("t2t_vit_7", "lape"),
+    ("swin_t", "lape"),
+    *(
+        pytest.param(config, join, marks=pytest.mark.slow)
+        for config, join in [
+            ("cct_cifar100", "lape"),
+            ("t2t_vit_7", "default"),
+            ("swin_t", "default"),
+            *((name, join) for name in ("deit_ti_distilled", "cvt_cifar10", "ceit_ti") for join in ("default", "lape")),
+            *(("deit_ti", join) for join in ("default", "lape", "default,pe=peg", "lape,pe=learnable+peg")),
+        ]
+    ),
+]
 
 
 def saved_state(workdir, step):
@@ -26,7 +42,7 @@ def saved_state(workdir, step):
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}
 
 
-@pytest.mark.parametrize(("config", "join"), [("cct_cifar100", "default"), ("t2t_vit_7", "lape"), ("swin_t", "lape")])
+@pytest.mark.parametrize(("config", "join"), CASES)
 def test_a_run_that_is_resumed_on_eight_devices_ends_where_it_would_have(config, join, tmp_path):
     config = runs.load(f"{runs.ROOT}/configs/{config}.py:debug,join={join}", **STEPS)
     _, lines = runs.train(tmp_path / "whole", config)
@@ -40,7 +56,7 @@ def test_a_run_that_is_resumed_on_eight_devices_ends_where_it_would_have(config,
     resumed = saved_state(halfway, 4)
     assert resumed.keys() == end.keys()
     for name in end:
-        value = resumed[name] if name.endswith(NOISE) else end[name]
+        value = resumed[name] if NOISE.fullmatch(name) else end[name]
         np.testing.assert_allclose(resumed[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     learned = [name for name in end if name.startswith(("params/", "ema/params/"))]
     assert all((start[name] != end[name]).any() for name in learned)

@@ -1,0 +1,138 @@
+"""Figures of arrays: what is drawn where, and that files can be made again byte by byte."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lape_jax.analysis import plots
+from lape_jax.errors import UserError
+
+FIXED, OWN = (0.0, 1.0), None
+
+
+def panels(count, limits=FIXED):
+    rng = np.random.default_rng(0)
+    return [plots.Panel(rng.random((3, 4)), f"layer {i + 1}", limits, (1, 2)) for i in range(count)]
+
+
+def drawn(figure):
+    """Axes that show an image, by row and column of the figure; and those of colour bars."""
+    shown = [ax for ax in figure.axes if ax.get_images()]
+    return shown, [ax for ax in figure.axes if ax.get_label() == "<colorbar>"]
+
+
+def test_a_row_for_each_name():
+    rows = {"one": panels(3), "other": panels(2)}
+    shown, bars = drawn(plots.maps(rows, "title"))
+    assert [ax.get_title() for ax in shown] == ["layer 1", "layer 2", "layer 3", "layer 1", "layer 2"]
+    assert [ax.get_ylabel() for ax in shown] == ["one", "", "", "other", ""]
+    assert len(bars) == 1
+    for ax, panel in zip(shown, [*rows["one"], *rows["other"]], strict=True):
+        (image,) = ax.get_images()
+        np.testing.assert_array_equal(image.get_array(), panel.image)
+        assert image.get_clim() == (0, 1)
+        assert image.get_cmap().name == "viridis"
+        assert [(x, y) for line in ax.get_lines() for x, y in line.get_xydata()] == [(2, 1)]
+
+
+@pytest.mark.parametrize(("count", "lines"), [(6, [6]), (7, [4, 3]), (12, [6, 6]), (1, [1])])
+def test_one_name_takes_as_many_rows_as_it_needs(count, lines):
+    shown, _ = drawn(plots.maps({"": panels(count)}))
+    starts = [ax.get_subplotspec().colspan.start for ax in shown]
+    assert starts == [column for line in lines for column in range(line)]
+
+
+def test_colour_bars():
+    """One for a figure or a row of fixed limits, and one for each map that has its own."""
+    assert len(drawn(plots.maps({"a": panels(2), "b": panels(2)}))[1]) == 1
+    assert len(drawn(plots.maps({"a": panels(2), "b": panels(3, OWN)}))[1]) == 4
+    assert len(drawn(plots.maps({"a": panels(1, OWN) + panels(2), "b": panels(2)}))[1]) == 4
+    shown, _ = drawn(plots.maps({"a": panels(2, OWN)}))
+    images = [ax.get_images()[0] for ax in shown]
+    assert [image.get_clim() for image in images] == [(x.image.min(), x.image.max()) for x in panels(2)]
+
+
+def test_curves():
+    x = np.arange(5)
+    lines = {"loss": {"default": (x, x**2 + 1), "lape": (x, x)}, "lr": {"lape": (x, [1, 2, np.nan, 3, 4])}}
+    figure = plots.curves(lines, "epoch", "title", log=("loss",), limits={"lr": (0, 5)})
+    loss, lr = figure.axes
+    assert [line.get_color() for line in loss.get_lines()] == ["#0072B2", "#D55E00"]
+    assert [line.get_color() for line in lr.get_lines()] == ["#D55E00"]
+    assert (loss.get_yscale(), lr.get_yscale()) == ("log", "linear")
+    assert lr.get_ylim() == (0, 5)
+    assert (loss.get_title(), lr.get_xlabel()) == ("loss", "epoch")
+    np.testing.assert_array_equal(loss.get_lines()[0].get_ydata(), x**2 + 1)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["default", "lape"]
+
+
+def test_one_curve_has_no_legend_and_many_have_no_marks():
+    figure = plots.curves({"loss": {"train": (range(100), range(100))}})
+    (ax,) = figure.axes
+    assert figure.legends == []
+    assert ax.get_lines()[0].get_marker() == "None"
+
+
+def test_more_lines_than_colours_differ_in_dashes():
+    figure = plots.curves({"": {str(i): ([0], [i]) for i in range(16)}})
+    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()}
+    assert len(styles) == 16
+
+
+def test_a_sheet_of_images():
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    images[1, 0, 0] = 255
+    figure = plots.image_sheet(images, ["a", "b", "c"], columns=2)
+    shown, _ = drawn(figure)
+    assert [ax.get_title() for ax in shown] == ["a", "b", "c"]
+    np.testing.assert_array_equal(shown[1].get_images()[0].get_array(), images[1] / 255)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (2, 2, 2, 1)])
+def test_normalised_images_from_black_to_white(shape):
+    images = np.array([-2, -1, 0, 1, 2, 2, 2, 2], np.float32).reshape(shape)
+    shown, _ = drawn(plots.image_sheet(images))
+    assert shown[0].get_images()[0].get_array().tolist() == [[0, 0.25], [0.5, 0.75]]
+    shown, _ = drawn(plots.image_sheet(images, limits=(-1, 1)))
+    assert shown[0].get_images()[0].get_array().tolist() == [[0, 0], [0.5, 1]]
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 2, 2, 4), (0, 2, 2)])
+def test_what_is_no_image(shape):
+    with pytest.raises(UserError, match="a sheet is of images"):
+        plots.image_sheet(np.zeros(shape))
+
+
+@pytest.mark.parametrize("form", ["png", "pdf"])
+def test_files_are_the_same_each_time(form):
+    def contents():
+        return plots.render(plots.maps({"a": panels(2)}, "title"), form)
+
+    once = contents()
+    assert once == contents()
+    assert once.startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[form])
+    assert b"Matplotlib" not in once
+    assert b"CreationDate" not in once
+
+
+def test_colours_in_the_file():
+    """The first and the last of viridis, dark purple and yellow."""
+    figure = plots.maps({"": [plots.Panel(np.array([[0.0, 1.0]]))]})
+    pixels = np.asarray(Image.open(io.BytesIO(plots.render(figure, "png"))).convert("RGB")).reshape(-1, 3)
+    for colour in ((68, 1, 84), (253, 231, 37)):
+        near = np.abs(pixels.astype(int) - colour).max(-1) <= 2
+        assert near.mean() > 0.1
+
+
+def test_unknown_form():
+    with pytest.raises(UserError, match="form='jpg' is not one of png, pdf"):
+        plots.render(plots.curves({"": {"": ([0], [0])}}), "jpg")
+
+
+def test_matplotlib_waits_until_something_is_drawn():
+    code = "import sys, lape_jax.analysis.study; sys.exit(any(name.startswith('matplotlib') for name in sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True)

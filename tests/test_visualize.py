@@ -1,0 +1,132 @@
+"""The command that draws what models make of their position embeddings, in process."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from lape_jax import cli, port, visualize
+from lape_jax.analysis import correlation
+from lape_jax.data import sources
+from lape_jax.errors import UserError
+from lape_jax.train import finished, sharding
+from lape_jax.train.config import from_json
+from tests import runs
+from tests.port.tiny import TINY, random_variables, tiny
+
+SIZES = [f"--model.{key}={value}" for key, value in TINY.items()]
+FIGURES = ["correlation_token", "correlation_overall", "locality", "lambda"]
+
+
+def visualize_(*argv):
+    with runs.on(1):
+        visualize.main([str(arg) for arg in argv])
+
+
+def files(out):
+    return sorted(path.name for path in out.iterdir())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return runs.finished(tmp_path_factory.getbasetemp())
+
+
+def test_runs_side_by_side(run, tmp_path, capsys):
+    copy = runs.copy(run, tmp_path)
+    visualize_("--workdir", run, copy, f"--out={tmp_path / 'out'}", "--images=40", "--step=best", "--token=0")
+    out = capsys.readouterr().out
+    assert f"lape, learnable ({run})\n" in out
+    assert f"lape, learnable ({copy})\n" in out
+    assert "numbers.npz" in out
+    expected = [f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")] + ["numbers.npz"]
+    assert files(tmp_path / "out") == sorted(expected)
+    config = from_json(run / "config.json")
+    with runs.on(1):
+        model, variables = finished.best(run, config, 10, sharding.make_mesh(config.mesh), "the run")
+        maps = correlation.maps(model, variables)
+    with np.load(tmp_path / "out" / "numbers.npz") as numbers:
+        assert len(numbers["labels"]) == 2
+        for layer, one in enumerate(maps, start=1):
+            np.testing.assert_array_equal(numbers[f"0/layer{layer}/correlation"], one.values)
+        assert numbers["1/token_pe_ratio"].shape == (2,)
+        np.testing.assert_array_equal(numbers["0/token_pe_ratio"], numbers["1/token_pe_ratio"])
+
+
+def test_a_file_of_weights(tmp_path, capsys):
+    model = tiny(join="default", image_size=(24, 32))
+    variables = random_variables(model)
+    port.save(tmp_path / "w.npz", variables, model)
+    sizes = [option for option in SIZES if "image_size" not in option]
+    argv = ["--weights", tmp_path / "w.npz", "--model=deit_ti", *sizes, "--model.image_size=(24, 32)"]
+    visualize_(*argv, "--out", tmp_path / "out", "--layers=2", "--eps=1")
+    assert capsys.readouterr().out.startswith("deit_ti, default, learnable\n")
+    assert not [name for name in files(tmp_path / "out") if "lambda" in name]
+    with np.load(tmp_path / "out" / "numbers.npz") as numbers:
+        expected = correlation.maps(model, variables, eps=1.0)[1].values
+        np.testing.assert_array_equal(numbers["0/layer2/correlation"], expected)
+
+
+def test_images_from_all_over_the_set(run):
+    """A third of them, in batches of one size and a last one, normalised with the run's mean and deviation."""
+    config = from_json(run / "config.json")
+    source = sources.open_split(config.data, "val")
+    count = len(source) // 3
+    batches = [np.asarray(batch) for batch in visualize.validation_images(config, count)]
+    assert [len(batch) for batch in batches] == [32, 32, 32, 23]
+    images = np.concatenate(batches)
+    for index in (0, 1, count - 1):
+        expected = (source[index * len(source) // count].image / 255 - 0.5) / 0.5
+        np.testing.assert_allclose(images[index], expected, rtol=0, atol=1e-6)
+    labels = {source[index * len(source) // count].label for index in range(count)}
+    assert labels == set(range(10))
+    assert sum(len(batch) for batch in visualize.validation_images(config, 10_000)) == len(source)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workdir={run}"], "required: --out"),
+        (["--out={out}"], "give either --workdir=DIR .* or --weights=FILE"),
+        (["--workdir={run}", "--weights=w.npz", "--out={out}"], "give either"),
+        (["--workdir={run}", "--model=deit_ti", "--out={out}"], "leave out --model"),
+        (["--workdir={run}", "--model.join=lape", "--out={out}"], "leave out --model"),
+        (["--weights=w.npz", "--out={out}"], "--model=NAME is missing"),
+        (["--weights=w.npz", "--model=deit_ti", "--images=3", "--out={out}"], "--images are of a run"),
+        (["--weights=none.npz", "--model=deit_ti", "--out={out}"], "none.npz"),
+        (["--workdir={out}", "--out={out}"], "is it the workdir of a run"),
+        (["--workdir={run}", "--step=7", "--out={out}"], "7"),
+        (["--workdir={run}", "--layers=8-2", "--out={out}"], "--layers=8-2: it must be numbers of layers"),
+        (["--workdir={run}", "--layers=all", "--out={out}"], "--layers=all"),
+        (["--workdir={run}", "--layers=9", "--images=0", "--out={out}"], "layer 9 is not one of the 2 layers"),
+        (["--workdir={run}", "--token=16", "--images=0", "--out={out}"], "token=16 is not one of the 16 patches"),
+        (["--workdir={run}", "--token=middle", "--out={out}"], "--token=middle: it must be a whole number"),
+        (["--workdir={run}", "--images=-1", "--out={out}"], "--images=-1: it must be a whole number"),
+        (["--workdir={run}", "--eps=nan", "--out={out}"], "--eps=nan: it must be a finite number"),
+        (["--workdir", "{run}", "{run}", "--images=0", "--out={out}"], "is there twice"),
+        (["--workdir={run}", "--images=0", "--out={run}/config.json"], "config.json cannot be made"),
+    ],
+)
+def test_mistakes(run, options, message, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=message):
+        visualize_(*(option.format(run=run, out=out) for option in options))
+    assert not out.exists()
+
+
+def test_data_that_are_gone(run, tmp_path):
+    copy = runs.copy(run, tmp_path)
+    text = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(
+        text.replace('"source": "digits"', '"source": "folder"').replace('"path": ""', f'"path": "{tmp_path / "gone"}"')
+    )
+    with pytest.raises(UserError, match=r"gone.*\(--images=0 does without\)"):
+        visualize_("--workdir", copy, f"--out={tmp_path / 'out'}")
+    visualize_("--workdir", copy, f"--out={tmp_path / 'out'}", "--images=0")
+    assert not [name for name in files(tmp_path / "out") if "lambda" in name]
+    shutil.rmtree(copy)
+
+
+def test_exit_code(capsys):
+    assert cli.exit_code(lambda: visualize.main(["--out=x"])) == 2
+    assert capsys.readouterr().err.startswith("error: give either")
