@@ -99,13 +99,7 @@ def describe(model: nn.Module) -> str:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options, and the settings of the model."""
-    settings, rest = {}, []
-    for arg in argv:
-        match = re.fullmatch(r"--model\.([^=]+)=(.*)", arg, re.DOTALL)
-        if match:
-            settings[match[1]] = configs.literal(match[2], f"--model.{match[1]}")
-        else:
-            rest.append(arg)
+    settings, rest = split_settings(argv)
     parser = cli.Parser(
         prog="python -m lape_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -114,6 +108,18 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--model", default="", metavar="NAME", help="which model SRC holds, e.g. deit_ti")
     parser.add_argument("--to", default="torch", metavar="FORMAT", help=f"{' | '.join(FORMATS)} (default %(default)s)")
     return parser.parse_args(rest), settings
+
+
+def split_settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of all `--model.KEY=VALUE` by key, and the other arguments."""
+    settings, rest = {}, []
+    for arg in argv:
+        match = re.fullmatch(r"--model\.([^=]+)=(.*)", arg, re.DOTALL)
+        if match:
+            settings[match[1]] = configs.literal(match[2], f"--model.{match[1]}")
+        else:
+            rest.append(arg)
+    return settings, rest
 
 
 if __name__ == "__main__":

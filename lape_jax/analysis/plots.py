@@ -1,0 +1,201 @@
+"""Figures of arrays: maps, lines, images. What the arrays are of is told by the words that come with them.
+
+Figures are matplotlib's, made without its global state (no pyplot) and drawn by Agg; `render` gives the same bytes for
+the same arrays, whenever it is called. Colours can be told apart by the colour-blind: viridis for maps, Okabe and Ito's
+for lines. matplotlib takes long to import and is imported by the functions that draw.
+"""
+
+import io
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lape_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+    import matplotlib.image
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+DASHES = ("-", "--", ":", "-.")  # for more lines than colours
+FORMATS = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+SIDE = 1.35  # inches of a map
+DPI = 150
+Range = tuple[float | int, float | int]
+FEW = 40  # points of a line, which are then marked
+
+
+class Panel(NamedTuple):
+    """A map to be drawn."""
+
+    image: np.ndarray  # (rows, columns)
+    title: str = ""
+    limits: Range | None = (0.0, 1.0)  # values of the first and last colour; None: the map's own range
+    mark: tuple[int, int] | None = None  # row and column of a cross
+
+
+def maps(
+    rows: Mapping[str, Sequence[Panel]], title: str = "", side: float = SIDE, columns: int = 6
+) -> "matplotlib.figure.Figure":
+    """Maps side by side: a row for each name, or, if there is one name alone, as many rows as its maps need.
+
+    Neighbouring panels with the same fixed limits share a colour bar: all of the figure, or all of a row; any other
+    panel has its own.
+
+    Args:
+        rows: maps by what is written to the left of their row ("" for nothing).
+        title: above all.
+        side: of a map, in inches.
+        columns: maps in a row, where there is one name alone.
+    """
+    from matplotlib.figure import Figure
+
+    labels, lines = list(rows), [list(panels) for panels in rows.values()]
+    if len(lines) == 1:
+        count = len(lines[0])
+        columns = math.ceil(count / math.ceil(count / columns))  # rows of about the same length
+        lines = [lines[0][start : start + columns] for start in range(0, count, columns)]
+        labels = labels + [""] * (len(lines) - 1)
+    wide = max(map(len, lines))
+    figure = Figure(figsize=(side * wide + 1.2, (side + 0.25) * len(lines) + 0.5), dpi=DPI, layout="constrained")
+    axes = figure.subplots(len(lines), wide, squeeze=False)
+    drawn = []
+    for line, label, panels in zip(axes, labels, lines, strict=True):
+        drawn.append([(ax, _draw(ax, panel), panel.limits) for ax, panel in zip(line, panels, strict=False)])
+        line[0].set_ylabel(label, fontsize=8)
+        for ax in line[len(panels) :]:
+            ax.set_axis_off()
+    for group in _sharing(drawn):
+        bar = figure.colorbar(group[0][1], ax=[ax for ax, _, _ in group], shrink=0.9, fraction=0.04, pad=0.01)
+        bar.ax.tick_params(labelsize=6)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    xlabel: str = "step",
+    title: str = "",
+    log: Collection[str] = (),
+    limits: Mapping[str, Range] | None = None,
+    columns: int = 2,
+) -> "matplotlib.figure.Figure":
+    """Lines, a panel for each title of `panels`, with one legend.
+
+    Args:
+        panels: by title, and in each by name of a line, its x and y of the same length; NaN leaves a gap. A name has
+            the same colour in all panels.
+        xlabel: what x is.
+        title: above all.
+        log: titles of the panels with a logarithmic y axis.
+        limits: of the y axis, by title of a panel; others take those of their lines.
+        columns: panels in a row.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.5 * rows + 0.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    handles = {}
+    for ax, (above, lines) in zip(axes, panels.items(), strict=False):
+        for name, (x, y) in lines.items():
+            number = names.index(name)
+            style = {"color": OKABE_ITO[number % len(OKABE_ITO)], "linestyle": DASHES[number // len(OKABE_ITO) % 4]}
+            marker = "o" if len(np.atleast_1d(x)) <= FEW else None
+            (handles[name],) = ax.plot(x, y, linewidth=1.3, marker=marker, markersize=2.5, **style)
+        ax.set_title(above, fontsize=8)
+        ax.set_xlabel(xlabel, fontsize=7)
+        ax.tick_params(labelsize=6)
+        ax.grid(alpha=0.3, linewidth=0.5)
+        ax.set_yscale("log" if above in log else "linear")
+        ax.set_ylim((limits or {}).get(above))
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    if len(names) > 1:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(names), 3), fontsize=7
+        )
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def image_sheet(
+    images: ArrayLike,
+    titles: Sequence[str] = (),
+    title: str = "",
+    limits: Range | None = None,
+    columns: int = 8,
+) -> "matplotlib.figure.Figure":
+    """Images in rows, each pixel as it is.
+
+    Args:
+        images: (b, h, w, 3), (b, h, w, 1) or (b, h, w), of whole numbers or floats.
+        titles: one for each image, or none.
+        title: above all.
+        limits: values of black and white, cut off beyond; by default 0 and 255 for whole numbers, and for floats the
+            least and the greatest of all images, so that normalised ones can be shown as they are.
+        columns: images in a row.
+    """
+    from matplotlib.figure import Figure
+
+    images = np.asarray(images)
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)) or not images.size:
+        raise UserError(f"a sheet is of images (b, h, w, 3), (b, h, w, 1) or (b, h, w), not of shape {images.shape}")
+    if limits is None:
+        whole = np.issubdtype(images.dtype, np.integer)
+        limits = (0, 255) if whole else (float(images.min()), float(images.max()))
+    low, high = limits
+    shown = np.clip((images.astype(np.float64) - low) / ((high - low) or 1), 0, 1)
+    shown = shown[..., 0] if shown.ndim == 4 and shown.shape[-1] == 1 else shown
+    columns = min(columns, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(1.2 * columns, 1.2 * rows + 0.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for index, ax in enumerate(axes):
+        ax.set_axis_off()
+        if index < len(shown):
+            ax.imshow(shown[index], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_title(titles[index] if titles else "", fontsize=6, pad=2)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def render(figure: "matplotlib.figure.Figure", form: str) -> bytes:
+    """The contents of a file of the figure, `form` being "png" or "pdf", without the time and the program's version."""
+    if form not in FORMATS:
+        raise UserError(f"form={nearest(form, FORMATS)}")
+    file = io.BytesIO()
+    figure.savefig(file, format=form, metadata=FORMATS[form])
+    return file.getvalue()
+
+
+def _draw(ax: "matplotlib.axes.Axes", panel: Panel) -> "matplotlib.image.AxesImage":
+    low, high = panel.limits or (None, None)
+    drawn = ax.imshow(panel.image, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(panel.title, fontsize=7, pad=3)
+    if panel.mark is not None:
+        row, column = panel.mark
+        ax.plot(column, row, marker="x", color="black", markersize=4, markeredgewidth=0.9)
+    return drawn
+
+
+def _sharing(drawn: list[list[tuple]]) -> list[list[tuple]]:
+    """The panels in groups that have one colour bar each."""
+    if len({limits for line in drawn for _, _, limits in line}) == 1 and drawn[0][0][2]:
+        return [[panel for line in drawn for panel in line]]
+    groups = []
+    for line in drawn:
+        shared = len({limits for _, _, limits in line}) == 1 and line[0][2]
+        groups += [line] if shared else [[panel] for panel in line]
+    return groups
