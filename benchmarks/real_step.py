@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lape_jax import models
-from lape_jax.augment import recipe
 from lape_jax.tasks import classify, distill
 from lape_jax.train import chrono, optim, setup, sharding
+from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 
 # (classes, training images) of the data sets that configs name; 1000 classes of ImageNet's size for all others.
@@ -34,38 +34,15 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     """The step of `config` on `mesh`; nothing is computed."""
     classes, images = DATASETS.get(config.data.name, IMAGENET)
     model = setup.build_model(config, classes)
-    epoch = max(images // config.batch_size, 1)
-
-    def duration(name, total=None, default=None):
-        common = {"batch_size": config.batch_size, "steps_per_epoch": epoch}
-        return chrono.steps(config, name, **common, total_steps=total, default=default)
-
-    total = duration("total")
-    mixing_steps = duration("mix", total, default=total)
-    learning_rate = optim.schedule(
-        config.optimizer,
-        total,
-        duration("warmup", total),
-        batch_size=config.batch_size,
-        cooldown_steps=duration("cooldown", total, default=0),
-        steps_per_epoch=epoch,
-    )
-    tx = optim.make(config.optimizer, model.param_shapes(), learning_rate)
+    plan = plans.make(config, images)
+    tx = optim.make(config.optimizer, model.param_shapes(), plan.learning_rate)
     init = states.initialiser(model, tx, ema=config.ema_decay > 0)
-    augment = recipe.make(config, num_classes=classes, mesh=mesh)
-    loss, frozen = classify.training_loss(model), ()
+    loss, frozen, teacher = classify.training_loss(model), (), None
     if getattr(model, "distilled", False):
         teacher = models.create(config.distill.model, num_classes=classes, dtype=model.dtype)
         loss = distill.training_loss(model, teacher, config.distill.alpha)
         frozen = (_replicated(teacher.variable_shapes(), mesh),)
-    update = states.update_function(
-        loss,
-        tx,
-        lambda batch, key, step: augment(batch, key, step < mixing_steps),
-        seed=config.seed,
-        accumulate=config.optimizer.accumulate,
-        ema_decay=config.ema_decay,
-    )
+    update = setup.update(config, model, plan, tx, mesh, teacher)
     abstract = states.abstract(init, mesh, config.sharding)
     return Step(model, loss, update, init, abstract, _batch(config, mesh), frozen)
 

@@ -12,8 +12,13 @@ to the end with this code.
 Arguments: see `lape_jax.train.recipes.deit`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.train import recipes, sweeps
 
 
 def get_config(arg=""):
     return recipes.deit(arg, "deit_ti")
+
+
+def sweep(arg=""):
+    models = {"table1": sweeps.TABLE1, "table1_distilled": sweeps.DISTILLED}
+    return sweeps.paper(arg, "deit_ti.py", models=models)

@@ -2,9 +2,40 @@
 
 python -m lape_jax.main --config=configs/digits.py --workdir=runs/digits
 python -m lape_jax.main --config=configs/digits.py:join=default --workdir=runs/digits_default
+python -m lape_jax.sweep --config=configs/digits.py:table7 --out=runs/table7
+
+Sweeps: table1 and table2 (small models of each family x joining), table7 (kinds of PE x joining), table8 (functions of
+the PE), with arguments as above, such as table7,epochs=30.
 """
 
+from lape_jax.train import sweeps
 from lape_jax.train.config import base, parse_arg
+
+_UPSCALED = (("data.image_size", "32"), ("model.patch_size", "8"))
+
+
+def _model(name, *overrides, **fields):
+    fields = (("model.name", name), *((f"model.{field}", str(value)) for field, value in fields.items()))
+    return sweeps.Model("digits.py", overrides=(*fields, *overrides))
+
+
+# T2T-ViT is not among them: its tokens are 16 pixels apart.
+MODELS = {
+    "table1": {
+        "ViT": sweeps.Model("digits.py"),
+        "Swin": _model("swin_t", patch_size=1, depths=(2, 4), heads=(2, 4), window_size=4),
+        "CeiT": _model("ceit_ti", *_UPSCALED, depth=6),
+    },
+    "table2": {
+        "ViT-Lite": _model("vit_lite_6_4", depth=6),
+        "CVT": _model("cvt_6_4", depth=6),
+        "CCT": _model("cct_6_3x1", depth=6),
+    },
+}
+
+
+def sweep(arg=""):
+    return sweeps.paper(arg, "digits.py", seeds=range(5), models=MODELS)
 
 
 def get_config(arg=""):

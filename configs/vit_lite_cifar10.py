@@ -11,8 +11,13 @@ trained to the end with this code.
 Arguments: see `lape_jax.train.recipes.compact_cifar`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.train import recipes, sweeps
 
 
 def get_config(arg=""):
     return recipes.compact_cifar(arg, "vit_lite_7_4", "cifar10")
+
+
+def sweep(arg=""):
+    models = {"table2": sweeps.TABLE2["cifar10"]}
+    return sweeps.paper(arg, "vit_lite_cifar10.py", seeds=sweeps.CIFAR_SEEDS, models=models)

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from absl import logging as absl_logging
@@ -24,6 +25,7 @@ from lape_jax.train import config as configs
 from lape_jax.train.validation import validate
 
 _VALUES = {"config": "FILE", "workdir": "DIR"}
+Result = TypeVar("Result")
 Main = Callable[[ConfigDict, argparse.Namespace], None]
 
 
@@ -144,6 +146,15 @@ def read_config_file(file: str) -> ConfigDict:
 
     Raises UserError if there is no such file, or naming the line of it that raised.
     """
+    return call_config_file(file, "get_config", ConfigDict)
+
+
+def call_config_file(file: str, function: str, kind: type[Result]) -> Result:
+    """What `function(ARG)` of the Python file `PATH` returns, for `file` = "PATH" or "PATH:ARG".
+
+    Raises UserError if there is no such file, it has no such function that returns a `kind`, or naming the line of it
+    that raised.
+    """
     path, _, arg = file.partition(":")
     try:
         source = Path(path).read_text()
@@ -157,18 +168,18 @@ def read_config_file(file: str) -> ConfigDict:
         # Executed here and not imported: a config is data, no module that others may import, and leaves no .pyc behind.
         module = {"__name__": Path(path).stem, "__file__": path}
         exec(compile(source, path, "exec"), module)
-        if "get_config" not in module:
-            raise UserError(f"config file {path!r} has no get_config(arg) function")
-        config = module["get_config"](arg)
+        if function not in module:
+            raise UserError(f"config file {path!r} has no {function}(arg) function")
+        result = module[function](arg)
     except (UserError, KeyboardInterrupt):
         raise
     except SyntaxError as error:
         raise UserError(f"config file {error.filename!r}, line {error.lineno}: {error.msg}") from None
     except Exception as error:
         raise UserError(_explain(error, path)) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config of {path!r} returned {type(config).__name__}: it must return a ConfigDict")
-    return config
+    if not isinstance(result, kind):
+        raise UserError(f"{function} of {path!r} returned {type(result).__name__}: it must return a {kind.__name__}")
+    return result
 
 
 def _explain(error: Exception, path: str) -> str:

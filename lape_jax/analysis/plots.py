@@ -128,6 +128,43 @@ def curves(
     return figure
 
 
+def spread(
+    rows: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str = "", title: str = ""
+) -> "matplotlib.figure.Figure":
+    """Values side by side: a group for each row, in it a place for each column, a dot for each value, a bar at the mean.
+
+    Args:
+        rows: values by row and column; a column has one colour in all rows.
+        ylabel: of the values.
+        title: above all.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for columns in rows.values() for name in columns))
+    figure = Figure(figsize=(1.6 + 1.1 * len(rows) + 0.12 * len(names) * len(rows), 3.2), dpi=DPI, layout="constrained")
+    ax = figure.subplots()
+    step = 0.8 / max(len(names), 1)
+    handles = {}
+    for group, columns in enumerate(rows.values()):
+        present = [name for name in names if columns.get(name)]
+        for place, name in enumerate(present):
+            values = np.asarray(columns[name])
+            x = group + step * (place - (len(present) - 1) / 2)
+            colour = OKABE_ITO[names.index(name) % len(OKABE_ITO)]
+            ax.plot(np.full(len(values), x), values, "o", color=colour, markersize=3, alpha=0.6, markeredgewidth=0)
+            ends = [x - 0.35 * step, x + 0.35 * step]
+            (handles[name],) = ax.plot(ends, [values.mean()] * 2, color=colour, linewidth=2)
+    ax.set_xticks(range(len(rows)), list(rows), fontsize=7)
+    ax.set_xlim(-0.6, len(rows) - 0.4)
+    ax.tick_params(axis="y", labelsize=7)
+    ax.set_ylabel(ylabel, fontsize=8)
+    ax.grid(axis="y", alpha=0.3, linewidth=0.5)
+    if len(names) > 1:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def image_sheet(
     images: ArrayLike,
     titles: Sequence[str] = (),

@@ -31,8 +31,9 @@ class Resident:
         data: the set, as `lape_jax.data.resident.load` returns it.
         shardings: of the state.
         mesh: of the devices.
-        indices: step -> the examples of its batch.
-        batch_size: examples of a step.
+        indices: step -> the examples of its batch, (batch_size,); or (batch_size, b), if each row of a batch is a batch
+            of b examples itself (`lape_jax.train.seeds`).
+        batch_size: rows of a step's batch.
         max_steps: most steps of a dispatch.
         frozen: further arguments of `update`, arrays on the devices.
     """
@@ -65,7 +66,7 @@ class Resident:
             return jax.lax.fori_loop(0, count, step, state)
 
         self._steps = jax.jit(steps, donate_argnums=0, out_shardings=shardings)
-        self._indices = np.zeros((max_steps, batch_size), np.int32)
+        self._indices = np.zeros((max_steps, *indices(0).shape), np.int32)
 
     def run(self, state: TrainState, step: int, count: int) -> TrainState:
         """The state after `count` (at most `max_steps`) more steps from `step`."""

@@ -1,7 +1,6 @@
 """The one training loop."""
 
 import contextlib
-import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from lape_jax.augment import recipe
-from lape_jax.data import order, pipeline, resident, sources
+from lape_jax.data import pipeline, sources
 from lape_jax.errors import UserError
-from lape_jax.tasks import classify, distill
 from lape_jax.train import chrono, feed, hosts, optim, setup, sharding, teacher, warm
+from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
@@ -51,13 +49,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     val_source = sources.open_split(config.data, "val")
     model = setup.build_model(config, len(source.classes))
     mesh = sharding.make_mesh(config.mesh)
-    repeats = {"repeats": config.data.repeats, "ranks": config.data.repeat_ranks}
-    steps_per_epoch = order.steps_per_epoch(len(source), config.batch_size, **repeats)
-    duration = functools.partial(chrono.steps, config, batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
-    total = duration("total")
-    mixing_steps = duration("mix", total_steps=total, default=total)
-    every = {name: duration(name, total_steps=total) for name in ("log", "eval", "checkpoint")}
-    warmup = duration("warmup", total_steps=total)
+    plan = plans.make(config, len(source))
+    total = plan.total
     # What does not fit is said before anything is decoded, restored or written.
     micro = {"setting": "batch_size / optimizer.accumulate ="} if config.optimizer.accumulate > 1 else {}
     sharding.batch_sharding(mesh, config.batch_size // config.optimizer.accumulate, **micro)
@@ -66,32 +59,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
 
     # ---- State: shapes first, then created (or restored) right where it belongs --------------------------------------
     params = model.param_shapes()
-    cooldown = duration("cooldown", total_steps=total, default=0)
-    learning_rate = optim.schedule(
-        config.optimizer,
-        total,
-        warmup,
-        batch_size=config.batch_size,
-        cooldown_steps=cooldown,
-        steps_per_epoch=steps_per_epoch,
-    )
-    tx = optim.make(config.optimizer, params, learning_rate)
+    tx = optim.make(config.optimizer, params, plan.learning_rate)
     init = states.initialiser(model, tx, ema=config.ema_decay > 0)
     abstract = states.abstract(init, mesh, config.sharding)
-    augment = recipe.make(config, num_classes=model.num_classes, mesh=mesh)
-    if taught_by:
-        loss = distill.training_loss(model, taught_by.model, config.distill.alpha)
-    else:
-        loss = classify.training_loss(model)
     frozen = (taught_by.variables,) if taught_by else ()
-    update = states.update_function(
-        loss,
-        tx,
-        lambda batch, key, step: augment(batch, key, step < mixing_steps),
-        seed=config.seed,
-        accumulate=config.optimizer.accumulate,
-        ema_decay=config.ema_decay,
-    )
+    update = setup.update(config, model, plan, tx, mesh, taught_by.model if taught_by else None)
     update = sharding.pin_batch(update, mesh)
     differences = setup.compare_with_workdir(config, model, workdir)
     differences += workdirs.compare_data(workdir, source, val_source)
@@ -118,20 +90,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             flops = chrono.training_flops(model, model.variable_shapes(), taught_by)
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
             clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
-            _introduce(writers.console, config, model, mesh, params, step, total, steps_per_epoch)
+            _introduce(writers.console, config, model, mesh, params, step, total, plan.steps_per_epoch)
 
             # ---- The loop ------------------------------------------------------------------------------------------
             results: dict[str, float] = {}
             first_step = step
             while step < total and not stop.due():
-                boundaries = [interval * (step // interval + 1) for interval in every.values()]
                 # The first call compiles, and makes one step only, so that the clock can start right after it.
-                most = 1 if step == first_step else batches.max_steps
-                count = min(*boundaries, total, step + most) - step
+                count = plan.upto(step, 1 if step == first_step else batches.max_steps)
                 with _saving_first(checkpoints, state):
                     state = batches.run(state, step, count)
                 step += count
-                due = {name for name, interval in every.items() if step % interval == 0 or step == total}
+                due = plan.due(step)
 
                 if step == first_step + 1:
                     jax.block_until_ready(state.step)
@@ -140,8 +110,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 if due:
                     _check(state, step, batches, checkpoints, config, len(source))
                 if "log" in due:
-                    scalars = _means(state.sums) | {"lr": float(learning_rate(step - 1))}
-                    scalars |= {"epoch": step / steps_per_epoch} | clock.tick(step, batches.waited)
+                    scalars = states.means(state.sums) | {"lr": float(plan.learning_rate(step - 1))}
+                    scalars |= {"epoch": step / plan.steps_per_epoch} | clock.tick(step, batches.waited)
                     state = state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
                     writers.write(step, scalars)
                     writers.console.progress(step, total, scalars, clock.eta)
@@ -185,15 +155,13 @@ def _open_feed(
     """Where the batches come from: the device, if `data.resident`, else the host."""
     data = config.data
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    common = {"size": data.image_size, "channels": data.channels, "threads": data.threads}
-    common |= {"max_corrupt": data.max_corrupt}
     if data.resident:
         return feed.Resident(
             update,
-            resident.load(source, crop_ratio=1.0, **common),  # whole images: crops are drawn on the device
+            setup.training_set(config, source),
             shardings,
             mesh,
-            indices=functools.partial(_indices, config, len(source)),
+            indices=lambda step: setup.batch_indices(config, len(source), step, config.seed),
             batch_size=config.batch_size,
             max_steps=config.steps_per_dispatch,
             frozen=frozen,
@@ -212,19 +180,14 @@ def _open_feed(
         repeat_ranks=data.repeat_ranks,
         process_index=part,
         process_count=parts,
-        **common,
+        size=data.image_size,
+        channels=data.channels,
+        threads=data.threads,
+        max_corrupt=data.max_corrupt,
     )
     shape = (data.image_size, data.image_size, data.channels)
     return feed.Streamed(
         update, batches, shardings, mesh, batch_size=config.batch_size, image_shape=shape, frozen=frozen
-    )
-
-
-def _indices(config: ConfigDict, size: int, step: int) -> np.ndarray:
-    """The examples of a step's batch."""
-    data = config.data
-    return order.batch_indices(
-        config.seed, step, config.batch_size, size, repeats=data.repeats, ranks=data.repeat_ranks
     )
 
 
@@ -245,16 +208,6 @@ def _evaluate(evaluator: Evaluator, state: states.TrainState) -> dict[str, float
     return results if state.ema is None else results | evaluator(state.ema, prefix="val/ema_")
 
 
-def _means(sums: dict[str, jax.Array]) -> dict[str, float]:
-    values = {name: float(value) for name, value in jax.device_get(sums).items()}
-    examples = max(values["examples"], 1.0)
-    return {
-        "train/loss": values["loss"] / examples,
-        "train/top1": 100 * values["top1"] / examples,
-        "train/grad_norm": values["grad_norm"] / values["steps"],
-    }
-
-
 def _check(
     state: states.TrainState, step: int, batches: Any, checkpoints: Checkpoints, config: ConfigDict, size: int
 ) -> None:
@@ -266,7 +219,7 @@ def _check(
         return
     checkpoints.wait()
     saved = checkpoints.steps()
-    indices = _indices(config, size, bad).tolist()
+    indices = setup.batch_indices(config, size, bad, config.seed).tolist()
     raise UserError(
         f"the loss or its gradient became NaN or infinite in step {bad} (after {bad} good ones); the last good "
         f"checkpoint is {f'that of step {saved[-1]}' if saved else 'none'}; examples of the batch: {indices}"

@@ -8,17 +8,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from lape_jax import models
-from lape_jax.data import pipeline, resident
+from lape_jax.augment import recipe
+from lape_jax.data import order, pipeline, resident
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.models.regnet import RegNet
 from lape_jax.nn import position
+from lape_jax.tasks import classify, distill
 from lape_jax.train import config as configs
 from lape_jax.train import optim
 from lape_jax.train import state as states
+from lape_jax.train.plan import Plan
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Any:
@@ -41,6 +46,38 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
                 f"leave it out"
             )
     return models.create(**{**implied, **given})
+
+
+def update(
+    config: ConfigDict,
+    model: Any,
+    plan: Plan,
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    teacher: Any = None,
+    seed: int | jax.Array | None = None,
+) -> Callable[..., states.TrainState]:
+    """The function (state, batch, *frozen) -> state of one step of a run, see `lape_jax.train.state.update_function`.
+
+    Args:
+        tx: the optimiser.
+        mesh: that the batch is split over.
+        teacher: the model that teaches, if there is one; its variables are then the update's one `frozen` argument.
+        seed: instead of config.seed; may be traced.
+    """
+    augment = recipe.make(config, num_classes=model.num_classes, mesh=mesh)
+    if teacher is None:
+        loss = classify.training_loss(model)
+    else:
+        loss = distill.training_loss(model, teacher, config.distill.alpha)
+    return states.update_function(
+        loss,
+        tx,
+        lambda batch, key, step: augment(batch, key, step < plan.mixing),
+        seed=config.seed if seed is None else seed,
+        accumulate=config.optimizer.accumulate,
+        ema_decay=config.ema_decay,
+    )
 
 
 def abstract_state(config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, strategies: Any) -> states.TrainState:
@@ -86,6 +123,25 @@ def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int, int
         )
     load = functools.cache(lambda: resident.load(source, **crop))
     return lambda batch_size, i, n: resident.batches(load(), batch_size, i, n)
+
+
+def training_set(config: ConfigDict, source: Source) -> resident.Batch:
+    """All of a resident training set, as whole images: crops are drawn on the device."""
+    data = config.data
+    return resident.load(
+        source,
+        size=data.image_size,
+        channels=data.channels,
+        crop_ratio=1.0,
+        threads=data.threads,
+        max_corrupt=data.max_corrupt,
+    )
+
+
+def batch_indices(config: ConfigDict, size: int, step: int, seed: int) -> np.ndarray:
+    """The examples of a step's batch, of so many; `seed` orders them."""
+    data = config.data
+    return order.batch_indices(seed, step, config.batch_size, size, repeats=data.repeats, ranks=data.repeat_ranks)
 
 
 def compare_with_workdir(config: ConfigDict, model: Any, workdir: Path) -> list[str]:

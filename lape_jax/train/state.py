@@ -38,6 +38,17 @@ def zero_sums() -> dict[str, jax.Array]:
     return {name: jnp.zeros((), jnp.float32) for name in ("loss", "top1", "examples", "grad_norm", "steps")}
 
 
+def means(sums: dict[str, Any]) -> dict[str, float]:
+    """What a log line says of the steps that `sums` covers."""
+    values = {name: float(value) for name, value in jax.device_get(sums).items()}
+    examples = max(values["examples"], 1.0)
+    return {
+        "train/loss": values["loss"] / examples,
+        "train/top1": 100 * values["top1"] / examples,
+        "train/grad_norm": values["grad_norm"] / values["steps"],
+    }
+
+
 def initialiser(model: Any, tx: optax.GradientTransformation, ema: bool) -> Callable[[jax.Array], TrainState]:
     """The function key -> state at step 0."""
 
@@ -75,7 +86,13 @@ def create(init: Callable, abstract_state: TrainState, seed: int) -> TrainState:
 
 
 def update_function(
-    loss: Callable, tx: optax.GradientTransformation, augment: Callable, *, seed: int, accumulate: int, ema_decay: float
+    loss: Callable,
+    tx: optax.GradientTransformation,
+    augment: Callable,
+    *,
+    seed: int | jax.Array,
+    accumulate: int,
+    ema_decay: float,
 ) -> Callable[..., TrainState]:
     """The function (state, batch, *frozen) -> state of one optimiser step.
 

@@ -1,0 +1,168 @@
+"""Sweeps: tables of trainings, and the tables of the LaPE paper among them.
+
+A config file may have, beside `get_config(arg)`, a `sweep(arg) -> Sweep`. Published numbers: LaPE, ICCV 2023, Tables 1,
+2, 7 and 8; those of tables 7 and 8 are of DeiT-Ti after 300 epochs of ImageNet-1K.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from lape_jax.errors import UserError, nearest
+from lape_jax.nn.join import PE_NORMS
+
+JOINS = {"default": "default", "shared": "shared", "unshared": "unshared", "lape_sharing": "LaPE (sharing)"}
+JOINS |= {"lape": "LaPE"}
+POSITIONS = {"relative": "RPE", "sincos_1d": "1-D sin", "sincos_2d": "2-D sin", "learnable": "learnable"}
+TABLE7 = {
+    "relative": {"default": 72.82},
+    "sincos_1d": {"default": 67.70, "shared": 70.66, "lape_sharing": 72.22, "lape": 72.52},
+    "sincos_2d": {"default": 71.46, "shared": 71.47, "lape_sharing": 72.49, "lape": 72.68},
+    "learnable": {"default": 71.54, "shared": 72.00, "unshared": 71.90, "lape_sharing": 72.86, "lape": 73.11},
+}
+TABLE8 = {
+    "default joining": 71.54,
+    "identity": 70.67,
+    "scalar": 71.22,
+    "vector": 71.13,
+    "affine": 70.85,
+    "norm": 72.56,
+    "scalar_norm": 72.49,
+    "vector_norm": 71.80,
+    "layernorm": 73.11,
+}
+FORMULAS = {
+    "identity": "w",
+    "scalar": "scalar * w",
+    "vector": "vec * w",
+    "affine": "vec * w + b",
+    "norm": "Norm(w)",
+    "scalar_norm": "scalar * Norm(w)",
+    "vector_norm": "vec * Norm(w)",
+    "layernorm": "vec * Norm(w) + b (LaPE)",
+}
+
+
+class Cell(NamedTuple):
+    """One place of the table: a config, to be trained with several seeds."""
+
+    row: str
+    column: str
+    config: str  # FILE.py[:ARG] beside the config file that the sweep is in, as for --config
+    overrides: tuple[tuple[str, str], ...] = ()  # (key, text) as in --config.key=text
+    published: float | None = None  # what the paper reports for this place, in percent
+
+
+class Sweep(NamedTuple):
+    """A table of trainings; its rows and columns come in the order of its cells."""
+
+    title: str
+    source: str  # what the published numbers are of; "" if there are none
+    cells: Sequence[Cell]
+    seeds: Sequence[int]
+
+
+class Model(NamedTuple):
+    """A row of tables 1 and 2: a model trained with the default joining and with LaPE."""
+
+    config: str  # FILE.py of the sweep's directory
+    default: float | None = None  # published
+    lape: float | None = None
+    args: str = ""  # of both
+    default_pe: str = ""  # if the two have different PEs
+    lape_pe: str = ""
+    overrides: tuple[tuple[str, str], ...] = ()
+
+
+TABLE1 = {
+    "DeiT-Ti": Model("deit_ti.py", 71.54, 73.11),
+    "DeiT-S": Model("deit_s.py", 80.00, 80.54),
+    "DeiT-B": Model("deit_b.py", 81.64, 81.97),
+    "T2T-ViT-7": Model("t2t_vit_7.py", 71.69, 71.92),
+    "Swin-T, learnable": Model("swin_t.py", 80.92, 81.25, "pe=learnable"),
+    "Swin-T, RPE -> learnable + RPE": Model("swin_t.py", 81.12, 81.49, "", "relative", "learnable+relative"),
+    "Swin-S, learnable": Model("swin_s.py", 82.81, 83.26, "pe=learnable"),
+    "Swin-S, RPE -> learnable + RPE": Model("swin_s.py", 83.17, 83.39, "", "relative", "learnable+relative"),
+    "CeiT-Ti": Model("ceit_ti.py", 76.52, 76.87),
+    "CeiT-S": Model("ceit_s.py", 81.88, 82.12),
+}
+DISTILLED = {
+    "DeiT-Ti-distill": Model("deit_ti_distilled.py", 74.16, 74.97),
+    "DeiT-S-distill": Model("deit_s_distilled.py", 80.98, 81.48),
+    "DeiT-B-distill": Model("deit_b_distilled.py", 83.05, 83.41),
+}
+TABLE2 = {
+    "cifar10": {
+        "ViT-Lite": Model("vit_lite_cifar10.py", 93.448, 94.290),
+        "CVT": Model("cvt_cifar10.py", 94.302, 94.690),
+        "CCT": Model("cct_cifar10.py", 96.034, 96.530),
+    },
+    "cifar100": {
+        "ViT-Lite": Model("vit_lite_cifar100.py", 74.984, 75.534),
+        "CVT": Model("cvt_cifar100.py", 77.452, 78.052),
+        "CCT": Model("cct_cifar100.py", 80.928, 81.986),
+    },
+}
+CIFAR_SEEDS = (121, 122, 123, 124, 125)  # the paper's
+
+
+def paper(
+    arg: str, file: str, *, seeds: Sequence[int] = (0,), models: Mapping[str, Mapping[str, Model]] | None = None
+) -> Sweep:
+    """The sweep that `arg` = "NAME,arg=value,..." names; what follows NAME goes to every config's `get_config`.
+
+        table7   kinds of PE x joining methods, on the model of `file`
+        table8   what normalises the PE, on the model of `file`
+        NAME     models x {default, LaPE}, for each NAME of `models`
+
+    Args:
+        arg: of `sweep`.
+        file: name of the config file that tables 7 and 8 vary.
+        seeds: trained in each cell if the command names no others.
+        models: rows by table.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
+    name, _, rest = arg.partition(",")
+    models = models or {}
+    if name == "table7":
+        return Sweep("Position embedding x joining", "Table 7: DeiT-Ti, ImageNet-1K", _table7(file, rest), seeds)
+    if name == "table8":
+        return Sweep("What LaPE does to the PE", "Table 8: DeiT-Ti, ImageNet-1K", _table8(file, rest), seeds)
+    if name not in models:
+        raise UserError(f"sweep {nearest(name, [*models, 'table7', 'table8'])}")
+    published = any(model.lape for model in models[name].values())
+    return Sweep("Models x joining", name.capitalize() if published else "", _of_models(models[name], rest), seeds)
+
+
+def _table7(file: str, rest: str) -> list[Cell]:
+    return [
+        Cell(POSITIONS[pe], JOINS[join], _config(file, f"pe={pe}", f"join={join}", rest), published=published)
+        for pe, joins in TABLE7.items()
+        for join, published in joins.items()
+    ]
+
+
+def _table8(file: str, rest: str) -> list[Cell]:
+    cells = [Cell("default joining", "top-1", _config(file, "join=default", rest), (), TABLE8["default joining"])]
+    assert FORMULAS.keys() == PE_NORMS.keys()
+    lape = _config(file, "join=lape", rest)
+    for kind, formula in FORMULAS.items():
+        cells.append(Cell(formula, "top-1", lape, (("model.pe_norm", kind),), TABLE8[kind]))
+    return cells
+
+
+def _of_models(models: Mapping[str, Model], rest: str) -> list[Cell]:
+    cells = []
+    for row, model in models.items():
+        for join, pe, published in (
+            ("default", model.default_pe, model.default),
+            ("lape", model.lape_pe, model.lape),
+        ):
+            config = _config(model.config, model.args, f"pe={pe}" if pe else "", f"join={join}", rest)
+            cells.append(Cell(row, JOINS[join], config, model.overrides, published))
+    return cells
+
+
+def _config(file: str, *args: str) -> str:
+    return f"{file}:{','.join(filter(None, args))}"

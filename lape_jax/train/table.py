@@ -1,0 +1,107 @@
+"""The results of a sweep as a table: Markdown to read, CSV to compute with."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from lape_jax.train.sweeps import Cell, Sweep
+
+METRIC = "val/top1"
+Results = Mapping[int, Mapping]  # of a cell: seed -> metrics, or {"error": why there are none}
+
+
+class Summary(NamedTuple):
+    """Of the seeds of a cell that have a result."""
+
+    n: int
+    mean: float  # NaN if n = 0
+    std: float  # of the sample (divided by n - 1); NaN if n < 2
+
+    def __str__(self) -> str:
+        if not self.n:
+            return "failed"
+        return f"{self.mean:.2f}" if self.n == 1 else f"{self.mean:.2f} ± {self.std:.2f}"
+
+
+def values(results: Results) -> list[float]:
+    """The metric of all seeds that have one."""
+    return [metrics[METRIC] for metrics in results.values() if "error" not in metrics]
+
+
+def summary(results: Results) -> Summary:
+    found = values(results)
+    mean = statistics.fmean(found) if found else math.nan
+    return Summary(len(found), mean, statistics.stdev(found) if len(found) > 1 else math.nan)
+
+
+def markdown(sweep: Sweep, results: Mapping[Cell, Results], labels: Sequence[str] = ("",)) -> str:
+    """A table of rows and columns, each place "mean ± standard deviation" over the seeds and, after a semicolon, what
+    was published; below it what the numbers are, and what failed.
+
+    Args:
+        results: of the cells that were trained.
+        labels: lines to put below, such as the command.
+    """
+    rows = list(dict.fromkeys(cell.row for cell in sweep.cells))
+    columns = list(dict.fromkeys(cell.column for cell in sweep.cells))
+    places = {(cell.row, cell.column): cell for cell in sweep.cells}
+    lines = [f"| {' | '.join(['', *columns])} |", f"|{'---|' * (len(columns) + 1)}"]
+    for row in rows:
+        shown = [_place(places.get((row, column)), results) for column in columns]
+        lines.append(f"| {' | '.join([row, *shown])} |")
+    counts = sorted({summary(found).n for found in results.values()})
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{sum(counts)} seeds"
+    below = [f"{sweep.title}: top-1 in %, mean ± standard deviation over {seeds}"]
+    if sweep.source:
+        below[0] += f"; in brackets what the LaPE paper reports, on other data ({sweep.source})"
+    below[0] += "."
+    below += [label for label in labels if label] + _failures(results)
+    return "\n".join([*lines, "", *below]) + "\n"
+
+
+def _place(cell: Cell | None, results: Mapping[Cell, Results]) -> str:
+    if cell is None:
+        return ""
+    shown = str(summary(results[cell])) if cell in results else "-"
+    return shown if cell.published is None else f"{shown} ({cell.published:g})"
+
+
+def _failures(results: Mapping[Cell, Results]) -> list[str]:
+    return [
+        f"{cell.row} x {cell.column}, seed {seed}: {metrics['error']}"
+        for cell, found in results.items()
+        for seed, metrics in found.items()
+        if "error" in metrics
+    ]
+
+
+def seeds_csv(results: Mapping[Cell, Results]) -> str:
+    """A line for each seed of each cell."""
+    names = sorted({name for found in results.values() for metrics in found.values() for name in metrics} - {"error"})
+    lines = [["row", "column", "seed", *names, "error"]]
+    for cell, found in results.items():
+        for seed, metrics in found.items():
+            lines.append(
+                [cell.row, cell.column, seed, *(metrics.get(name, "") for name in names), metrics.get("error", "")]
+            )
+    return _csv(lines)
+
+
+def cells_csv(results: Mapping[Cell, Results]) -> str:
+    """A line for each cell: n, mean and standard deviation of top-1, and what was published."""
+    lines = [["row", "column", "n", "mean", "std", "published", "config", "overrides"]]
+    for cell, found in results.items():
+        s = summary(found)
+        numbers = [s.n, *("" if math.isnan(x) else x for x in (s.mean, s.std))]
+        overrides = " ".join(f"{key}={text}" for key, text in cell.overrides)
+        lines.append([cell.row, cell.column, *numbers, cell.published or "", cell.config, overrides])
+    return _csv(lines)
+
+
+def _csv(lines: Sequence[Sequence]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(lines)
+    return file.getvalue()
