@@ -31,7 +31,8 @@ TIMES = {"img_per_sec", "img_per_sec_per_device", "data_wait_frac", "mfu"}
 
 
 def load(file=DIGITS, **overrides):
-    """The config, with `overrides` by dotted key (`**{"optimizer.lr": 1}`)."""
+    """The config, with `overrides` by dotted key (`**{"optimizer.lr": 1}`); without a report, which takes seconds."""
+    overrides = {"report": False} | overrides
     return cli.load_config(str(file), "", [(key, str(value)) for key, value in overrides.items()])
 
 
@@ -40,7 +41,9 @@ def on(devices):
     """Makes meshes of the first so many of the eight virtual devices, and saves time that tests need not spend."""
     make_mesh = sharding.make_mesh
     with (
-        mock.patch.object(sharding, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:devices])),
+        mock.patch.object(
+            sharding, "make_mesh", lambda sizes, given=None: make_mesh(sizes, given or jax.devices()[:devices])
+        ),
         mock.patch.object(chrono, "peak_flops", return_value=1e12),  # would measure for a quarter of a second
         mock.patch.object(jax, "jit", quick.jit),
     ):

@@ -128,6 +128,7 @@ def base() -> ConfigDict:
     distributed.process_count = 0
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices on each axis, -1 = the rest
     config.sharding = ((".*", "replicate"),)  # (regex of the parameter's path, strategy): first match wins
+    config.report = True  # at the end of training: report.md and figures/ in the workdir
     config.keep_checkpoints = 3  # the newest so many, and the best
     config.lock()
     config.model.unlock()

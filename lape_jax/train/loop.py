@@ -12,9 +12,9 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from lape_jax.augment import recipe
-from lape_jax.data import pipeline, sources
+from lape_jax.data import sources
 from lape_jax.errors import UserError
-from lape_jax.train import chrono, feed, hosts, optim, setup, sharding, teacher, warm
+from lape_jax.train import chrono, feed, hosts, optim, report, setup, sharding, teacher, warm
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
@@ -139,6 +139,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             checkpoints.wait()
             if not results:  # the run had been complete before
                 results = _evaluate(evaluator, state)
+            if config.report:
+                report.write(workdir, config, model, state, source, mesh, checkpoints.best_step())
             head = f"done: {total} steps"
             if clock.img_per_sec:
                 head += f", the last {total - first_step}" if first_step else ""
@@ -166,25 +168,8 @@ def _open_feed(
             max_steps=config.steps_per_dispatch,
             frozen=frozen,
         )
-    part, parts = sharding.host_share(mesh, config.batch_size)
-    batches = pipeline.train_batches(
-        source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        start_step=step,
-        total_steps=total,
-        scale=(1.0, 1.0) if data.pad else data.scale,  # padded images are cropped on the device
-        ratio=(1.0, 1.0) if data.pad else data.ratio,
-        interpolation=data.interpolation,
-        repeats=data.repeats,
-        repeat_ranks=data.repeat_ranks,
-        process_index=part,
-        process_count=parts,
-        size=data.image_size,
-        channels=data.channels,
-        threads=data.threads,
-        max_corrupt=data.max_corrupt,
-    )
+    part = sharding.host_share(mesh, config.batch_size)
+    batches = setup.training_batches(config, source, config.batch_size, step, total, part)
     shape = (data.image_size, data.image_size, data.channels)
     return feed.Streamed(
         update, batches, shardings, mesh, batch_size=config.batch_size, image_shape=shape, frozen=frozen

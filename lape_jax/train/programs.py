@@ -1,0 +1,86 @@
+"""The programs of a run, train step and evaluation, without its data: to be measured by `lape_jax.analysis.overhead`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from lape_jax.analysis.overhead import Candidate, Task
+from lape_jax.augment import recipe
+from lape_jax.errors import UserError
+from lape_jax.tasks import classify
+from lape_jax.train import setup, sharding
+from lape_jax.train import state as states
+from lape_jax.train.config import base
+
+
+def bare_config(name: str, model: Any) -> ConfigDict:
+    """Of a run that does not augment; UserError if the model cannot be trained."""
+    config = base()
+    config.model.name = name
+    config.data.image_size, _, config.data.channels = model.input_shape
+    config.data.mean = config.data.std = (0.5,) * config.data.channels
+    setup.check_training(config, model)
+    if not model.num_classes:
+        raise UserError(f"--model.num_classes={model.num_classes}: training needs classes")
+    return config
+
+
+def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batch: int) -> Task:
+    """The train step, which takes its own results."""
+    mesh, tx = sharding.make_mesh(config.mesh, devices), optax.adamw(1e-3)
+    augment = recipe.make(config, num_classes=one.model.num_classes, mesh=mesh)
+    update = states.update_function(
+        classify.training_loss(one.model),
+        tx,
+        lambda batch, key, step: augment(batch, key, step >= 0),
+        seed=0,
+        accumulate=1,
+        ema_decay=0,
+    )
+    init = states.initialiser(one.model, tx, ema=False)
+    shapes = states.abstract(init, mesh, sharding.REPLICATED)
+    images = batch_of(one.model, batch)
+
+    def call(program):
+        state, data = states.create(init, shapes, seed=0), jax.device_put(images, rows)
+
+        def step():
+            nonlocal state
+            state = jax.block_until_ready(program(state, data))
+
+        return step
+
+    rows = sharding.batch_sharding(mesh, batch, setting="--batch")
+    function = jax.jit(update, donate_argnums=0, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, shapes))
+    return Task(function, (shapes, like(images, rows)), call)
+
+
+def inference(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batch: int) -> Task:
+    """The sums of an evaluation."""
+    mesh, images = sharding.make_mesh(config.mesh, devices), batch_of(one.model, batch)
+    rows, everywhere = sharding.batch_sharding(mesh, batch, setting="--batch"), sharding.replicated(mesh)
+
+    def call(program):
+        variables, data = jax.device_put(one.variables, everywhere), jax.device_put(images, rows)
+        return lambda: jax.block_until_ready(program(variables, data))
+
+    function = jax.jit(classify.evaluation_sums(one.model, config))
+    return Task(function, (like(one.variables, everywhere), like(images, rows)), call)
+
+
+def like(tree: Any, placed: jax.sharding.Sharding) -> Any:
+    """Its shapes and types."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), tree)
+
+
+def batch_of(model: Any, size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (size, *model.input_shape), np.uint8),
+        "label": rng.integers(0, model.num_classes, size, np.int32),
+        "mask": np.ones(size, np.float32),
+    }
