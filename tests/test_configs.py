@@ -11,6 +11,17 @@ from lape_jax.train import setup
 from tests import runs
 
 FILES = sorted((runs.ROOT / "configs").glob("*.py"))
+# In its debug form a config is that of a smaller or easier sibling with another number here or there.
+SIBLINGS = (
+    "deit_s",
+    "deit_b",
+    "deit_s_distilled",
+    "deit_b_distilled",
+    "swin_s",
+    "ceit_s",
+    "cvt_cifar100",
+    "cct_cifar100",
+)
 COMMANDS = [
     command
     for file in FILES
@@ -18,7 +29,11 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, marks=[pytest.mark.slow] * (file.stem in SIBLINGS)) for file in FILES],
+    ids=lambda file: file.stem,
+)
 def test_debug_form_runs_a_step(file, tmp_path):
     results, lines = runs.train(tmp_path, runs.load(f"{file}:debug", total_steps=1, warmup_steps=0))
     assert {line["step"] for line in lines} == {1}

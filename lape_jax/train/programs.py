@@ -1,4 +1,4 @@
-"""The programs of a run, train step and evaluation, without its data: to be measured by `lape_jax.analysis.overhead`."""
+"""Train step and evaluation of a run without its data, for `lape_jax.analysis.overhead` to measure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,19 +18,23 @@ from lape_jax.train.config import base
 
 
 def bare_config(name: str, model: Any) -> ConfigDict:
-    """Of a run that does not augment; UserError if the model cannot be trained."""
+    """The config of a run that does not augment.
+
+    Raises:
+        UserError: the model cannot be trained.
+    """
     config = base()
     config.model.name = name
     config.data.image_size, _, config.data.channels = model.input_shape
     config.data.mean = config.data.std = (0.5,) * config.data.channels
     setup.check_training(config, model)
     if not model.num_classes:
-        raise UserError(f"--model.num_classes={model.num_classes}: training needs classes")
+        raise UserError(f"num_classes={model.num_classes}: training needs classes")
     return config
 
 
 def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batch: int) -> Task:
-    """The train step, which takes its own results."""
+    """The train step, by AdamW; each call of it takes what the last has made. A distilled model has no teacher."""
     mesh, tx = sharding.make_mesh(config.mesh, devices), optax.adamw(1e-3)
     augment = recipe.make(config, num_classes=one.model.num_classes, mesh=mesh)
     update = states.update_function(
@@ -60,7 +64,7 @@ def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batc
 
 
 def inference(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batch: int) -> Task:
-    """The sums of an evaluation."""
+    """The metrics of a batch in evaluation."""
     mesh, images = sharding.make_mesh(config.mesh, devices), batch_of(one.model, batch)
     rows, everywhere = sharding.batch_sharding(mesh, batch, setting="--batch"), sharding.replicated(mesh)
 
@@ -73,11 +77,12 @@ def inference(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, bat
 
 
 def like(tree: Any, placed: jax.sharding.Sharding) -> Any:
-    """Its shapes and types."""
+    """Shapes and types of arrays, and where they lie."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), tree)
 
 
 def batch_of(model: Any, size: int) -> dict[str, np.ndarray]:
+    """Random images and labels."""
     rng = np.random.default_rng(0)
     return {
         "image": rng.integers(0, 256, (size, *model.input_shape), np.uint8),
