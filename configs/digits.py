@@ -4,53 +4,54 @@ python -m lape_jax.main --config=configs/digits.py --workdir=runs/digits
 python -m lape_jax.main --config=configs/digits.py:join=default --workdir=runs/digits_default
 python -m lape_jax.sweep --config=configs/digits.py:table7 --out=runs/table7
 
-Sweeps: table1 and table2 (small models of each family x joining), table7 (kinds of PE x joining), table8 (functions of
-the PE), with arguments as above, such as table7,epochs=30.
+Arguments: model (one of MODELS, each made small), join, pe, seed, epochs, batch, debug (tiny, one epoch).
+
+Sweeps: table1 and table2 (models x {default, LaPE}), table7 (kinds of PE x joining), table8 (functions of the PE), with
+arguments as above, such as table7,epochs=30.
 """
 
+from lape_jax.errors import UserError, nearest
 from lape_jax.train import sweeps
 from lape_jax.train.config import base, parse_arg
 
-_UPSCALED = (("data.image_size", "32"), ("model.patch_size", "8"))
-
-
-def _model(name, *overrides, **fields):
-    fields = (("model.name", name), *((f"model.{field}", str(value)) for field, value in fields.items()))
-    return sweeps.Model("digits.py", overrides=(*fields, *overrides))
-
-
-# T2T-ViT is not among them: its tokens are 16 pixels apart.
+# What makes each model small and fit for 8 x 8 pixels; CeiT gets them enlarged to 32 x 32. T2T-ViT is not among them:
+# its tokens are 16 pixels apart.
 MODELS = {
-    "table1": {
-        "ViT": sweeps.Model("digits.py"),
-        "Swin": _model("swin_t", patch_size=1, depths=(2, 4), heads=(2, 4), window_size=4),
-        "CeiT": _model("ceit_ti", *_UPSCALED, depth=6),
-    },
-    "table2": {
-        "ViT-Lite": _model("vit_lite_6_4", depth=6),
-        "CVT": _model("cvt_6_4", depth=6),
-        "CCT": _model("cct_6_3x1", depth=6),
-    },
+    "vit_micro": {"patch_size": 2},  # 4 x 4 patches, six blocks, 53,000 parameters
+    "vit_lite_6_4": {"patch_size": 2},
+    "cvt_6_4": {"patch_size": 2},
+    "cct_6_3x1": {},
+    "swin_t": {"patch_size": 1, "depths": (2, 4), "heads": (2, 4), "window_size": 4},
+    "ceit_ti": {"patch_size": 8, "depth": 6},
+}
+TABLES = {
+    "table1": {"ViT": "vit_micro", "Swin": "swin_t", "CeiT": "ceit_ti"},
+    "table2": {"ViT-Lite": "vit_lite_6_4", "CVT": "cvt_6_4", "CCT": "cct_6_3x1"},
 }
 
 
 def sweep(arg=""):
-    return sweeps.paper(arg, "digits.py", seeds=range(5), models=MODELS)
+    models = {
+        table: {row: sweeps.Model("digits.py", args=f"model={name}") for row, name in rows.items()}
+        for table, rows in TABLES.items()
+    }
+    return sweeps.paper(arg, "digits.py", seeds=range(5), models=models)
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, join="lape", pe="learnable", seed=0, epochs=60.0, batch=64, debug=False)
+    arg = parse_arg(arg, model="vit_micro", join="lape", pe="learnable", seed=0, epochs=60.0, batch=64, debug=False)
+    if arg.model not in MODELS:
+        raise UserError(f"config argument model: {nearest(arg.model, MODELS)}")
     config = base()
     config.seed = arg.seed
 
-    config.model.name = "vit_micro"
-    config.model.width, config.model.heads, config.model.mlp_ratio = 32, 2, 2.0  # six blocks, 53,000 parameters
-    config.model.patch_size = 2  # 4 x 4 patches
+    config.model.name = arg.model
+    config.model.update({"width": 32, "heads": 2, "mlp_ratio": 2.0, **MODELS[arg.model]})
     config.model.join = arg.join
     config.model.pe = arg.pe
 
     config.data.source = "digits"
-    config.data.image_size = 8
+    config.data.image_size = 32 if arg.model == "ceit_ti" else 8
     config.data.channels = 1
     config.data.mean = (0.5,)
     config.data.std = (0.5,)
@@ -68,7 +69,9 @@ def get_config(arg=""):
     config.loss.label_smoothing = 0.1
 
     if arg.debug:
-        config.model.width, config.model.depth, config.model.heads, config.model.mlp_ratio = 16, 2, 2, 4.0
+        config.model.width, config.model.mlp_ratio = 16, 4.0
+        if arg.model != "swin_t":
+            config.model.depth = 2
         config.total_epochs, config.warmup_epochs = 1.0, 0.5
         config.log_epochs = config.eval_epochs = config.checkpoint_epochs = 0.5
     return config

@@ -31,7 +31,7 @@ from lape_jax.port.params import flatten
 from lape_jax.train import config as configs
 from lape_jax.train import finished, sharding
 
-FORMATS = {"torch": "PyTorch", "lape": "lape_jax", "big_vision": "big_vision"}
+FORMATS = {"torch": "PyTorch", "lape": "lape_jax", "big_vision": "big_vision", "mmseg": "MMSegmentation"}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,19 +5,30 @@
 FILE.py has a function `sweep(arg) -> Sweep` (see lape_jax/train/sweeps.py), which is given what follows the colon.
 Options --config.key=value go to every run. The seeds of a cell train together, as one program on one device, where
 their data lie on it (`lape_jax.train.seeds`), and one after another where not. What fails does not keep the rest from
-being trained. The same command goes on with a sweep that was interrupted, tries again what failed, and adds seeds.
+being trained; the exit code is then 2. The same command goes on with a sweep that was interrupted (SIGTERM and Ctrl-C
+save a checkpoint first), and tries again what failed; with other --seeds it trains those that are not there, and the
+table is of the seeds that it names.
 
 DIR gets table.md, cells.csv, seeds.csv, table.png and table.pdf, renewed after every cell, and in CELL/seed_N the
 workdir of every run.
 """
 
+import contextlib
+import shlex
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from lape_jax import cli
 from lape_jax.analysis import plots
 from lape_jax.errors import UserError
 from lape_jax.train import sweep_runs, table
+from lape_jax.train import workdir as workdirs
+from lape_jax.train.config import DURATIONS
+from lape_jax.train.signals import StopRequest
 from lape_jax.train.sweeps import Sweep
 from lape_jax.train.writers import Console
 
@@ -28,42 +39,44 @@ def main(argv: list[str]) -> None:
     args, overrides = cli.parse(argv, __doc__, ("config", "out"), OPTIONS)
     if args.workdir:
         raise UserError("a sweep has many workdirs, all in --out=DIR: leave out --workdir")
+    for key, _ in overrides:
+        if key == "seed" or key.startswith("distributed."):
+            raise UserError(f"--config.{key} does not suit a sweep, which is one process and has its --seeds")
     sweep = cli.call_config_file(args.config, "sweep", Sweep)
     seeds = _seeds(args.seeds) if args.seeds else list(sweep.seeds)
     out = Path(args.out).expanduser()
-    console = Console()
     directory = Path(args.config.partition(":")[0]).parent
     configs = [cli.load_config(str(directory / cell.config), "", [*cell.overrides, *overrides]) for cell in sweep.cells]
-    jobs = sweep_runs.prepare(list(zip(sweep.cells, configs, strict=True)), seeds, out)
-    results = {job.cell: job.results for job in jobs if job.results}
-    failed = []
-    for number, job in enumerate(jobs, start=1):
-        name = f"[{number}/{len(jobs)}] {job.cell.row} x {job.cell.column}"
-        if job.missing:
-            console.line(f"{name}: {len(job.missing)} seeds to train")
-            if not sweep_runs.train(job, console):
-                console.summary(f"stopped; the same command goes on, in {out}")
-                return
-            results[job.cell] = job.results
-            write(out, sweep, results, argv)
-        console.line(f"{name}: {table.summary(job.results)}{f', {job.speed}' if job.speed else ''}")
-        failed += [name for metrics in job.results.values() if "error" in metrics]
-    write(out, sweep, results, argv)
-    console.summary((out / "table.md").read_text())
+    labels = [_data(configs), f"`python -m lape_jax.sweep {shlex.join(argv)}`"]
+    with workdirs.claim(out), StopRequest() as stop, contextlib.closing(Console()) as console:
+        jobs = sweep_runs.prepare(list(zip(sweep.cells, configs, strict=True)), seeds, out)
+        for number, job in enumerate(jobs, start=1):
+            name = f"[{number}/{len(jobs)}] {job.cell}"
+            if job.missing:
+                console.line(f"{name}: seeds {', '.join(map(str, job.missing))}")
+                finished = sweep_runs.train(job, console, stop)
+                write(out, sweep, jobs, labels)
+                if not finished:
+                    if stop.received is signal.SIGINT:
+                        raise KeyboardInterrupt
+                    return console.summary(f"stopped; the same command goes on, in {out}")
+            console.line(f"{name}: {table.summary(job.results)}{f', {job.speed}' if job.speed else ''}")
+        write(out, sweep, jobs, labels)
+        console.summary((out / "table.md").read_text().rstrip("\n"))
+    failed = [str(job.cell) for job in jobs if job.missing]
     if failed:
-        raise UserError(f"{len(failed)} runs of {len(set(failed))} cells failed (see {out / 'table.md'})")
+        raise UserError(f"there were failures in {', '.join(failed)}: see {str(out / 'table.md')!r}")
 
 
-def write(out: Path, sweep: Sweep, results: dict, argv: list[str]) -> None:
-    """Writes the table in all its forms."""
-    command = f"`python -m lape_jax.sweep {' '.join(argv)}`"
-    figure = plots.spread(
-        {row: {c.column: table.values(r) for c, r in results.items() if c.row == row} for row in _rows(results)},
-        ylabel="top-1, %",
-        title=sweep.title,
-    )
+def write(out: Path, sweep: Sweep, jobs: Sequence[sweep_runs.Job], labels: Sequence[str]) -> None:
+    """Writes the table in all its forms, as far as there are results; `labels` go below it."""
+    results = {job.cell: job.results for job in jobs if job.results}
+    rows = {row: {column: [] for column in sweep.column_names} for row in sweep.row_names}
+    for cell, found in results.items():
+        rows[cell.row][cell.column] = table.values(found)
+    figure = plots.spread(rows, ylabel="top-1, %", title=sweep.title)
     texts = {
-        "table.md": table.markdown(sweep, results, [command]),
+        "table.md": table.markdown(sweep, results, labels),
         "cells.csv": table.cells_csv(results),
         "seeds.csv": table.seeds_csv(results),
     }
@@ -75,8 +88,13 @@ def write(out: Path, sweep: Sweep, results: dict, argv: list[str]) -> None:
         partial.replace(out / name)
 
 
-def _rows(results: dict) -> list[str]:
-    return list(dict.fromkeys(cell.row for cell in results))
+def _data(configs: Sequence[ConfigDict]) -> str:
+    """What the runs are trained on."""
+    data = [config.data for config in configs]
+    names = dict.fromkeys(d.name or Path(d.path).name or d.source for d in data)
+    totals = [(config[f"total_{unit}"], unit) for config in configs for unit in DURATIONS["total"]]
+    lengths = dict.fromkeys(f"{total:,} {unit}".replace(".0 ", " ") for total, unit in totals if total is not None)
+    return f"Trained on {', '.join(names)} for {' or '.join(lengths)}."
 
 
 def _seeds(text: str) -> list[int]:

@@ -12,16 +12,8 @@ from tests import runs
 
 FILES = sorted((runs.ROOT / "configs").glob("*.py"))
 # In its debug form a config is that of a smaller or easier sibling with another number here or there.
-SIBLINGS = (
-    "deit_s",
-    "deit_b",
-    "deit_s_distilled",
-    "deit_b_distilled",
-    "swin_s",
-    "ceit_s",
-    "cvt_cifar100",
-    "cct_cifar100",
-)
+SIBLINGS = {f"{name}.py" for name in ("deit_s", "deit_b", "deit_s_distilled", "deit_b_distilled", "swin_s", "ceit_s")}
+SIBLINGS |= {"cvt_cifar100.py", "cct_cifar100.py"}
 COMMANDS = [
     command
     for file in FILES
@@ -31,7 +23,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(
     "file",
-    [pytest.param(file, marks=[pytest.mark.slow] * (file.stem in SIBLINGS)) for file in FILES],
+    [pytest.param(file, marks=[pytest.mark.slow] * (file.name in SIBLINGS)) for file in FILES],
     ids=lambda file: file.stem,
 )
 def test_debug_form_runs_a_step(file, tmp_path):

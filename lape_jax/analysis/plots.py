@@ -131,7 +131,8 @@ def curves(
 def spread(
     rows: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str = "", title: str = ""
 ) -> "matplotlib.figure.Figure":
-    """Values side by side: a group for each row, in it a place for each column, a dot for each value, a bar at the mean.
+    """Values side by side: a group for each row, in it a place for each column that has values there, a dot for each
+    value, a bar at the mean.
 
     Args:
         rows: values by row and column; a column has one colour in all rows.
@@ -159,7 +160,8 @@ def spread(
     ax.tick_params(axis="y", labelsize=7)
     ax.set_ylabel(ylabel, fontsize=8)
     ax.grid(axis="y", alpha=0.3, linewidth=0.5)
-    if len(names) > 1:
+    if len(handles) > 1:
+        handles = {name: handles[name] for name in names if name in handles}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=7)
     figure.suptitle(title, fontsize=9)
     return figure

@@ -10,6 +10,7 @@ from lape_jax.models.ceit import CeiT
 from lape_jax.models.compact import CCT, ViTLite
 from lape_jax.models.fields import cast
 from lape_jax.models.regnet import RegNet
+from lape_jax.models.segmenter import DECODERS, Segmenter
 from lape_jax.models.swin import Swin
 from lape_jax.models.t2t import T2TViT
 from lape_jax.models.vit import ViT
@@ -52,6 +53,12 @@ VARIANTS = {
     "ceit_ti": (CeiT, {}),
     "ceit_s": (CeiT, {"width": 384, "heads": 6}),
     **{f"{name}_distilled": (ViT, {**sizes, "distilled": True}) for name, sizes in _DEIT.items()},
+    # segmenter_ti_mask, segmenter_ti_linear and so on, of the sizes of DeiT
+    **{
+        f"{name.replace('deit', 'segmenter')}_{decoder}": (Segmenter, {**sizes, "decoder_type": decoder})
+        for name, sizes in _DEIT.items()
+        for decoder in DECODERS
+    },
     "regnety_160": (RegNet, {}),  # a teacher: cannot be trained
 }
 

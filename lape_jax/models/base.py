@@ -62,11 +62,14 @@ class Classifier(nn.Module):
             raise UserError(f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}")
 
     def _check_numbers(self) -> None:
-        for field in ("dropout", "attn_dropout", "drop_path"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} is not a rate in [0, 1)")
+        self._check_rates("dropout", "attn_dropout", "drop_path")
         if not self.ln_eps > 0:
             raise UserError(f"ln_eps={self.ln_eps} is not a positive number")
+
+    def _check_rates(self, *fields: str) -> None:
+        for field in fields:
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)} is not a rate in [0, 1)")
 
     def _check_joining(self) -> None:
         absolute, _ = position.parse_pe(self.pe)

@@ -195,12 +195,16 @@ class ViT(Classifier):
         rows += [self.dist_token] if self.distilled else []
         rows = [jnp.broadcast_to(row.astype(self.dtype), (images.shape[0], 1, self.width)) for row in rows]
         tokens = jnp.concatenate([*rows, tokens], axis=1)
-        table, pe = self.position_table, None
+        table, pe = self._table_for(images.shape), None
         join = JOINS[self.joining]
         if table is not None and not join.table_per_layer:
             tokens, pe = join.stem(tokens, table)
         tokens = self.pos_dropout(tokens, deterministic=not train)
         return Carry(tokens, pe), table if join.table_per_layer else None
+
+    def _table_for(self, shape: tuple[int, ...]) -> Float[Array, "*l n d"] | None:
+        """The table, or those of all layers, for images of this shape."""
+        return self.position_table
 
     def encode(
         self,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from lape_jax.errors import UserError, nearest
 from lape_jax.nn.layers import normal_02
 from lape_jax.nn.position import relative_position_index
+from lape_jax.nn.resize import resize_rows
 
 IMPLEMENTATIONS = ("xla", "cudnn")
 Heads = Float[Array, "b n heads hd"]
@@ -52,6 +53,7 @@ class Attention(nn.Module):
         heads: number of heads; must divide the width.
         grid: rows and columns of patches if there is a relative position bias, else None. The bias of the tokens before
             the patches (class, distillation), as query or key, is zero.
+        table_grid: rows and columns that its table is learned for, if they are others: it is resized (bicubic).
         bias_init: initial values of its table.
         qkv_bias: whether the fused projection has a bias.
         attn_dropout: dropout on the attention weights.
@@ -62,6 +64,7 @@ class Attention(nn.Module):
 
     heads: int
     grid: tuple[int, int] | None = None
+    table_grid: tuple[int, int] | None = None
     bias_init: Initializer = nn.initializers.zeros
     qkv_bias: bool = True
     attn_dropout: float = 0.0
@@ -105,8 +108,11 @@ class Attention(nn.Module):
 
     def relative_bias(self, tokens: int) -> Float[Array, "heads n n"]:
         height, width = self.grid
-        rows = (2 * height - 1) * (2 * width - 1)
-        table = self.param("relative_position_bias_table", self.bias_init, (rows, self.heads), jnp.float32)
+        learned, offsets = ((2 * h - 1, 2 * w - 1) for h, w in (self.table_grid or self.grid, self.grid))
+        shape = (math.prod(learned), self.heads)
+        table = self.param("relative_position_bias_table", self.bias_init, shape, jnp.float32)
+        if learned != offsets:
+            table = resize_rows(table, learned, offsets, 0, "bicubic")
         bias = jnp.moveaxis(table[relative_position_index(self.grid)], -1, 0)
         extra = tokens - height * width
         return jnp.pad(bias, ((0, 0), (extra, 0), (extra, 0)))

@@ -56,7 +56,8 @@ class Block(nn.Module):
 
     Attributes: see `lape_jax.models.vit.ViT`; `train` turns dropout and stochastic depth on. With `norm2_on_residual`
     the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers. The first `bare_rows`
-    tokens have no PE. Families with another attention or MLP override `attend` or `transform`.
+    tokens have no PE. With `grid`, the patches are of that grid, and a relative bias is resized to it from that of
+    `relative_grid`. Families with another attention or MLP override `attend` or `transform`.
     """
 
     heads: int
@@ -76,6 +77,7 @@ class Block(nn.Module):
     norm2_on_residual: bool = False
     gelu: str = "erf"
     bare_rows: int = 0
+    grid: tuple[int, int] | None = None
 
     norm_names: ClassVar[tuple[str, str]] = ("norm1", "norm2")
     reported: ClassVar[tuple[str, ...]] = ("tokens", "pe")  # of all that `__call__` knows, what it returns
@@ -108,7 +110,8 @@ class Block(nn.Module):
         """The layer `attn`, with more `options` than the block's own."""
         return Attention(
             self.heads,
-            grid=self.relative_grid,
+            grid=self.relative_grid and (self.grid or self.relative_grid),
+            table_grid=self.relative_grid,
             qkv_bias=self.qkv_bias,
             attn_dropout=self.attn_dropout,
             dropout=self.dropout,
@@ -179,6 +182,7 @@ class Encoder(nn.Module):
         train: bool,
         first: int = 0,
         count: int | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> tuple[Carry, dict[str, jax.Array | None]]:
         """Runs blocks first .. first+count-1 (all by default).
 
@@ -186,12 +190,14 @@ class Encoder(nn.Module):
             carry: tokens and PE that enter block `first`.
             layer_pe: tables of all `depth` layers, for joinings that have one per layer.
             train: whether dropout and stochastic depth act.
+            first, count: which blocks.
+            grid: rows and columns of patches, if they are not those that the blocks were made for.
 
         Returns:
             The carry that leaves, and per layer (leading axis) the tokens after the block and the PE it delivered.
         """
         stop = self.stop(first, count)
-        blocks = self.stack(train)
+        blocks = self.stack(train, grid)
         inputs = self.inputs(layer_pe)
         if (first, stop) == (0, self.depth):
             return blocks(carry, inputs)
@@ -229,8 +235,9 @@ class Encoder(nn.Module):
         """What differs between the blocks, on a leading layer axis."""
         return LayerInputs(jnp.asarray(self.rates, jnp.float32), layer_pe, jnp.arange(self.depth))
 
-    def stack(self, train: bool) -> nn.Module:
-        block = self.block_class
+    def stack(self, train: bool, grid: tuple[int, int] | None = None) -> nn.Module:
+        """The blocks as one module, over whose leading axes it runs."""
+        block, options = self.block_class, self.block if grid is None else {**self.block, "grid": grid}
         if self.remat != "none":
             # Inside a rolled loop nothing can be merged with the forward pass, and the guard against it costs time.
             block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)
@@ -240,4 +247,4 @@ class Encoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             unroll=self.unroll,
         )
-        return scanned(**self.block, stochastic_depth=any(self.rates), train=train, name=self.stack_name)
+        return scanned(**options, stochastic_depth=any(self.rates), train=train, name=self.stack_name)

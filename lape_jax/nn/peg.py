@@ -31,9 +31,11 @@ class PEG(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], grid: tuple[int, int] | None = None) -> Float[Array, "b n d"]:
+        """Tokens with what their neighbours say of them; a `grid` takes the place of the attribute."""
         batch, tokens, width = x.shape
-        extra = tokens - self.grid[0] * self.grid[1]
+        rows, columns = grid or self.grid
+        extra = tokens - rows * columns
         convolution = nn.Conv(
             width,
             (3, 3),
@@ -43,7 +45,7 @@ class PEG(nn.Module):
             kernel_init=nn.initializers.normal(math.sqrt(2 / 9)),
             name="proj",
         )
-        encoding = convolution(x[:, extra:].reshape(batch, *self.grid, width)).reshape(batch, -1, width)
+        encoding = convolution(x[:, extra:].reshape(batch, rows, columns, width)).reshape(batch, -1, width)
         return x + jnp.pad(encoding, ((0, 0), (extra, 0), (0, 0))).astype(x.dtype)
 
 
@@ -64,18 +66,20 @@ def encode_with_pegs(
     train: bool,
     first: int,
     count: int | None,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[Carry, dict[str, jax.Array | None]]:
     """As `Encoder.__call__`, but `pegs[l]` acts on the tokens between block l and block l+1.
 
     What is returned per layer is what the blocks put out, before a PEG acts on it; the carry has been through it. The
-    carried PE is not touched.
+    carried PE is not touched. A `grid` takes the place of that which encoder and PEGs were made for.
     """
+    other = {} if grid is None else {"grid": grid}
     stop = encoder.depth if count is None else first + count
     cuts = [first, *(block for block in range(1, len(pegs) + 1) if first < block < stop), stop]
     parts = []
     for start, end in itertools.pairwise(cuts):
-        carry, out = encoder(carry, layer_pe, train=train, first=start, count=end - start)
+        carry, out = encoder(carry, layer_pe, train=train, first=start, count=end - start, **other)
         parts.append(out)
         if end <= len(pegs):
-            carry = carry._replace(tokens=pegs[end - 1](carry.tokens))
+            carry = carry._replace(tokens=pegs[end - 1](carry.tokens, **other))
     return carry, jax.tree.map(lambda *layers: jnp.concatenate(layers), *parts)

@@ -21,12 +21,12 @@ from lape_jax.port import big_vision, pth, torch
 from lape_jax.port.archive import open_zip, reading
 from lape_jax.port.big_vision import from_big_vision, is_big_vision, to_big_vision
 from lape_jax.port.params import from_flat, shapes, to_flat
-from lape_jax.port.torch import WRAPPERS, from_torch, to_torch
+from lape_jax.port.torch import WRAPPERS, from_torch, to_mmseg, to_torch
 
 READ = (".npz", ".safetensors", ".pth", ".pt", ".pth.tar")
 WRITTEN = (".npz", ".safetensors")
 READERS = {"torch": from_torch, "lape": from_flat, "big_vision": from_big_vision}
-WRITERS = {"torch": to_torch, "lape": to_flat, "big_vision": to_big_vision}
+WRITERS = {"torch": to_torch, "lape": to_flat, "big_vision": to_big_vision, "mmseg": to_mmseg}
 
 
 def load(path: str | os.PathLike, model: nn.Module) -> dict:
@@ -123,7 +123,7 @@ def save(
 
     Args:
         format: "torch" for a state dict (see `to_torch`), "lape" for our own paths, joined with "/", "big_vision" for
-            its names (see `to_big_vision`).
+            its names (see `to_big_vision`), "mmseg" for MMSegmentation's (see `lape_jax.port.torch.to_mmseg`).
         metadata: texts by name, for `.safetensors` files.
 
     Raises:

@@ -9,11 +9,14 @@ import flax.linen as nn
 
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
+from lape_jax.models.segmenter import DECODERS, Segmenter
 from lape_jax.nn import position
 from lape_jax.nn.join import JOINS
 
-HEAD, TABLE, PE_NORM, BIAS_TABLE = "head/kernel", "pos_embed", "pe_norm/", "relative_position_bias_table"
+HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2}  # and which axis is that of classes
+TABLE, PE_NORM, BIAS_TABLE = "pos_embed", "pe_norm/", "relative_position_bias_table"
 STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
+DECODER = "decoder/"  # of a Segmenter
 GLOBAL_BIASES, WINDOW_BIASES = f"blocks/attn/{BIAS_TABLE}", f"layers_0/blocks/attn/{BIAS_TABLE}"
 
 
@@ -34,12 +37,14 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     found: dict[str, tuple[int, ...]] = {}
     for probe in _probes(model):
         found = dict(shapes_for(probe)) | found
-    classes = {"num_classes": found[HEAD][-1]} if HEAD in found else {}
+    numbers = [found[path][axis] for path, axis in HEADS.items() if path in found]
+    classes = {"num_classes": numbers[0]} if numbers else {}
     if not isinstance(model, Classifier):
         return [model.clone(**classes)]
     if STAGE_TABLES in found:
         found[TABLE] = found[STAGE_TABLES]
     settings: dict[str, Any] = {"join": _joining(found, model), **classes, **_windows(found, model)}
+    settings |= _decoder(found, model)
     if hasattr(model, "distilled"):
         settings["distilled"] = "dist_token" in found
     if not JOINS[settings["join"]].normalises_pe:
@@ -67,11 +72,29 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
     ]
     if hasattr(model, "distilled"):
         changes += [{**change, "distilled": True} for change in changes]
+    if isinstance(model, Segmenter):
+        changes += [{"decoder_type": kind} for kind in DECODERS]
     probes = [model.clone(**change) for change in changes]
     for probe in probes:
         with contextlib.suppress(UserError):
             probe.check()
             yield probe
+
+
+def sources(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], model: nn.Module) -> list[nn.Module]:
+    """As `infer`, for weights that `model` is to start from: a Segmenter starts from a classifier, too."""
+    if isinstance(model, Segmenter):
+        probes = [model.clone(decoder_type=kind) for kind in DECODERS]
+        if not any(path.startswith(DECODER) for probe in probes for path in shapes_for(probe)):
+            return infer(shapes_for, model.classifier())
+    return infer(shapes_for, model)
+
+
+def _decoder(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str, Any]:
+    """The kind of a Segmenter's decoder."""
+    if not isinstance(model, Segmenter) or not any(path in found for path in HEADS):
+        return {}
+    return {"decoder_type": "mask" if "decoder/cls_emb" in found else "linear"}
 
 
 def _windows(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str, Any]:

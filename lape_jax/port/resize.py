@@ -3,12 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.image import ResizeMethod
 from jaxtyping import Float
 
 from lape_jax.errors import UserError, nearest
+from lape_jax.nn.resize import METHODS, resize_rows
 
-METHODS = {"bicubic": ResizeMethod.CUBIC_PYTORCH, "bilinear": ResizeMethod.LINEAR}
 Grid = tuple[int, int]
 
 
@@ -36,10 +35,9 @@ def resize_table(
         )
     if tuple(old) == tuple(new):
         return table
-    *layers, _, width = table.shape
-    extra, patches = table[..., :extra_rows, :], table[..., extra_rows:, :]
-    resized = _resize(patches.reshape(*layers, *old, width), (*layers, *new, width), method)
-    return np.concatenate([extra, resized.reshape(*layers, new[0] * new[1], width)], axis=-2)
+    with jax.enable_x64(True):  # in float32, errors of the weighted sums reach 1e-6
+        resized = resize_rows(jnp.asarray(table, jnp.float64), tuple(old), tuple(new), extra_rows, method)
+        return np.asarray(resized).astype(table.dtype)
 
 
 def resize_bias_table(
@@ -54,9 +52,3 @@ def resize_bias_table(
     """
     offsets = [(2 * rows - 1, 2 * columns - 1) for rows, columns in (old, new)]
     return resize_table(table, *offsets, method=method)
-
-
-def _resize(maps: np.ndarray, shape: tuple[int, ...], method: str) -> np.ndarray:
-    with jax.enable_x64(True):  # in float32, errors of the weighted sums reach 1e-6
-        resized = jax.image.resize(jnp.asarray(maps, jnp.float64), shape, METHODS[method], antialias=False)
-        return np.asarray(resized).astype(maps.dtype)

@@ -11,11 +11,12 @@ from lape_jax.errors import UserError
 from lape_jax.models.ceit import CeiT
 from lape_jax.models.compact import ViTLite
 from lape_jax.models.regnet import RegNet
+from lape_jax.models.segmenter import Segmenter
 from lape_jax.models.swin import Swin
 from lape_jax.models.t2t import T2TViT
 from lape_jax.models.vit import ViT
 from lape_jax.nn.join import FOLDED
-from lape_jax.port import ceit, compact, regnet, swin, t2t, vit
+from lape_jax.port import ceit, compact, regnet, segmenter, swin, t2t, vit
 from lape_jax.port.entries import ROWS
 from lape_jax.port.params import as_array, check, copy, natural, shapes, to_flat, unflatten
 
@@ -24,7 +25,7 @@ from lape_jax.port.params import as_array, check, copy, natural, shapes, to_flat
 #     constants(model, dtype)        entries that are no variables here: compared when read, written for PyTorch
 #     verify(name, array, constant)  that comparison
 #     official(arrays)               of some: the arrays by official names, where others' would mean other entries
-FAMILIES = {ViT: vit, ViTLite: compact, T2TViT: t2t, CeiT: ceit, Swin: swin, RegNet: regnet}
+FAMILIES = {ViT: vit, ViTLite: compact, T2TViT: t2t, CeiT: ceit, Swin: swin, RegNet: regnet, Segmenter: segmenter}
 
 # Where the weights are in checkpoints of training scripts; those of `_ema` are their running mean.
 WRAPPERS = ("model", "model_ema", "state_dict", "state_dict_ema")
@@ -37,12 +38,12 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module) -> dict:
 
     Args:
         state_dict: arrays by name, as NumPy or JAX arrays or PyTorch tensors, with official names (LaPE, DeiT, Compact
-            Transformers, T2T-ViT, CeiT, Swin) or those of timm; all of them may begin with `module.`, and the dict may
-            sit in another one under one of `WRAPPERS`. Where it has weights under two of them, pass the ones that you
-            mean.
+            Transformers, T2T-ViT, CeiT, Swin, Segmenter) or those of timm or MMSegmentation; all of them may begin with
+            `module.`, and the dict may sit in another one under one of `WRAPPERS`. Where it has weights under two of
+            them, pass the ones that you mean.
         model: what the weights are for. Every variable must be there, and nothing else may be, except a frozen
             sinusoid `pos_embed` and `relative_position_index`, which must agree with the model's, and the counters of
-            BatchNorms; these are dropped.
+            BatchNorms, and the unused head of a Segmenter's encoder; these are dropped.
 
     Returns:
         NumPy arrays of the types they came in; bit for bit the same values.
@@ -79,7 +80,7 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
 
     Names are those of official LaPE and DeiT (layer scales `gamma_1`, `gamma_2`). A frozen sinusoid is written as
     `pos_embed` and the index of a relative position bias as `relative_position_index`, as in the official code. The
-    counters of BatchNorms are written as 0.
+    counters of BatchNorms, and the head of a Segmenter's encoder, are written as 0.
 
     Raises:
         UserError: `variables` are not those of `model`, or a weight is not floating point or not finite.
@@ -91,6 +92,17 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
         state_dict[entry.names[0]] = copy(entry.axes.to_torch(value))
     state_dict |= family.constants(model, next(iter(state_dict.values())).dtype)
     return dict(sorted(state_dict.items(), key=lambda item: natural(item[0])))
+
+
+def to_mmseg(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+    """The state dict of a Segmenter's `variables` in MMSegmentation's names; `from_torch` reads it.
+
+    Raises:
+        UserError: as `to_torch`; the model is no Segmenter, or has what MMSegmentation's has not.
+    """
+    if _family(model) is not segmenter:
+        raise UserError(f"a {type(model).__name__} has no names in MMSegmentation: only a Segmenter has")
+    return segmenter.to_mmseg(to_torch(variables, model))
 
 
 def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lape_jax.errors import UserError, nearest
 from lape_jax.port import files
-from lape_jax.port.infer import infer
+from lape_jax.port.infer import sources
 from lape_jax.port.params import copy, to_flat, unflatten
 from lape_jax.port.resize import Grid, resize_bias_table, resize_table
 
@@ -24,7 +24,7 @@ NORM1 = ("norm1", "LayerNorm_0")  # big_vision calls it by the latter
 # Variables in which the two models may differ: those of the position, of how tokens are pooled, and of the classes.
 FREE = re.compile(
     r"(.*/)?(pos_embed(ding|_\d+)?|pe_norm|relative_position_bias_table|peg_\d+"
-    r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist)(/.*)?"
+    r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder)(/.*)?"
 )
 
 
@@ -47,14 +47,15 @@ def warm_start(
     """The `variables` of `model`, with what can be had from a file of weights: see `load` and `transfer`.
 
     The weights may be those of a model with another joining method, position embedding, image size, size of windows or
-    number of classes, with or without distillation token; in all else they must be the model's, to the last name.
+    number of classes, with or without distillation token; in all else they must be the model's, to the last name. For a
+    Segmenter, they may also be those of the classifier that has its encoder.
 
     Raises:
         UserError: as `load` and `transfer`.
     """
     weights, place = files.read(path)
     try:
-        source, found = files.fit_first(weights, infer(lambda probe: files.stored_shapes(weights, probe), model))
+        source, found = files.fit_first(weights, sources(lambda probe: files.stored_shapes(weights, probe), model))
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
     return transfer(found, source, variables, model, pe_norm)
@@ -70,9 +71,10 @@ def transfer(
     """The `variables` of `model`, with all that can be had from the `weights` of the model `source`.
 
     A variable is taken over if both models have it in the same shape. Position tables and tables of relative biases
-    are resized to the model's grid (bicubic); rows of a class or distillation token that both have go along, and a row
-    that only the model has keeps its initial value. One table becomes those of all layers where the model has one per
-    layer. (Not in a Swin, whose tables per layer are of several grids; they are taken over in the same shape only.)
+    are resized to the model's grid (bicubic; a Segmenter's table by its `pe_resize`); rows of a class or distillation
+    token that both have go along, and a row that only the model has keeps its initial value. One table becomes those of
+    all layers where the model has one per layer. (Not in a Swin, whose tables per layer are of several grids; they are
+    taken over in the same shape only.)
     All else keeps its initial value, and may only be what `FREE` names.
 
     Args:
@@ -118,7 +120,8 @@ def _table(found: np.ndarray, source: nn.Module, initial: np.ndarray, model: nn.
     if found.shape[-1] != initial.shape[-1] or found.shape[:-2] not in ((), layers, (1,) * len(layers)):
         return found
     theirs, ours = _extra_rows(source, found), _extra_rows(model, initial)
-    patches = resize_table(found[..., len(theirs) :, :], source.grid, model.grid)
+    method = getattr(model, "pe_resize", "bicubic")
+    patches = resize_table(found[..., len(theirs) :, :], source.grid, model.grid, method=method)
     rows = [found[..., theirs.index(name), :] if name in theirs else initial[..., i, :] for i, name in enumerate(ours)]
     parts = [row[..., None, :] for row in rows] + [patches]
     return np.concatenate([np.broadcast_to(part, (*layers, *part.shape[-2:])) for part in parts], axis=-2)

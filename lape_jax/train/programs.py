@@ -43,7 +43,7 @@ def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batc
         lambda batch, key, step: augment(batch, key, step >= 0),
         seed=0,
         accumulate=1,
-        ema_decay=0,
+        ema_decay=0.0,
     )
     init = states.initialiser(one.model, tx, ema=False)
     shapes = states.abstract(init, mesh, sharding.REPLICATED)

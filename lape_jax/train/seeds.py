@@ -2,16 +2,18 @@
 
 A small model leaves most of a device idle, and the compilation and each step's overhead are paid once for all seeds.
 Each seed makes the steps that `lape_jax.train.loop` makes of the same config: its own initial weights, order of
-examples and random numbers; what differs is rounding. Seed s leaves a workdir DIR/seed_s like any other run's.
+examples and random numbers; what differs is rounding. Seed s leaves a workdir DIR/seed_s like any other run's, with the
+last checkpoint only, and no report. What all seeds need to go on lies in DIR/together while they train.
 """
 
 import contextlib
+import functools
 import json
+import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,10 @@ from lape_jax.train.signals import StopRequest
 from lape_jax.train.writers import Console, Writers
 
 TOGETHER = "together"  # directory of what belongs to all seeds while they train
+_CELL = "cell.json"  # in it: which seeds, of which config
+_RUNS_ONCE = {"xla_backend_optimization_level": 1}  # half the time to compile on a CPU, and the same bits
+
+_log = logging.getLogger(__name__)
 
 
 def seed_dir(directory: Path, seed: int) -> Path:
@@ -50,15 +56,41 @@ def why_not(config: ConfigDict) -> str:
     return ""
 
 
+def begun(directory: Path) -> list[int]:
+    """The seeds that have begun to train together in `directory`, and can go on together only; [] if there are none.
+
+    Raises UserError if that cannot be read.
+    """
+    with Checkpoints(directory / TOGETHER, read_only=True) as checkpoints:
+        if not checkpoints.steps():
+            return []
+    path = directory / TOGETHER / _CELL
+    try:
+        return json.loads(path.read_text())["seeds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{str(path)!r} cannot be read: remove {str(path.parent)!r} to begin again") from None
+
+
+def discard(directory: Path) -> None:
+    """Removes what is needed to go on, once the results that `train` returned are safe."""
+    done = directory / f"{TOGETHER}.done"
+    shutil.rmtree(done, ignore_errors=True)
+    if (directory / TOGETHER).exists():
+        (directory / TOGETHER).rename(done)  # at once: whoever dies while removing leaves nothing half removed there
+        shutil.rmtree(done)
+
+
 def train(config: ConfigDict, seeds: Sequence[int], directory: Path, console: Console) -> dict[int, dict] | None:
     """Trains all `seeds` of `config`, or goes on with it, and returns the last evaluation of each.
 
-    A seed whose loss became NaN or infinite goes on without a meaning, and has {"error": when} in place of metrics.
-    SIGTERM and Ctrl-C save a checkpoint at the next boundary between steps and end it (Ctrl-C: KeyboardInterrupt).
+    A seed whose loss or gradient became NaN or infinite goes on without a meaning while the others train; it leaves no
+    checkpoint, and has {"error": when} in place of metrics. SIGTERM and Ctrl-C save a checkpoint at the next boundary
+    between dispatches and end it (Ctrl-C: KeyboardInterrupt). Called again after its end, it returns the same results
+    without training, until `discard` is called.
 
     Args:
         config: complete and valid; `why_not` has nothing against it, and its own seed is not used.
-        seeds: different from each other.
+        seeds: different from each other, from 0 to 2^31 - 1.
         directory: of these runs and no others.
         console: for progress.
 
@@ -68,54 +100,51 @@ def train(config: ConfigDict, seeds: Sequence[int], directory: Path, console: Co
     Raises:
         UserError: config, data, directory or checkpoint do not fit.
     """
-    together = directory / TOGETHER
     runs = _Runs(config, seeds)
-    with (
-        workdirs.claim(together),
-        Checkpoints(together, keep=1) as checkpoints,
-        StopRequest() as stop,
-        contextlib.ExitStack() as stack,
-    ):
-        _claim(config, seeds, together)
-        state, step = checkpoints.restore(runs.abstract) or (runs.create(), 0)
+    total = runs.plan.total
+    with workdirs.claim(directory), StopRequest() as stop, contextlib.ExitStack() as stack:
+        _claim(config, seeds, directory)
+        checkpoints = stack.enter_context(Checkpoints(directory / TOGETHER, keep=1))
+        restored = checkpoints.restore(runs.abstract)
+        runs.check(directory, fresh=restored is None)
+        state, step = restored or (runs.create(), 0)
         writers = [stack.enter_context(runs.writers(directory, seed, step)) for seed in seeds]
-        begin, first, results = None, step, None
-        while step < runs.plan.total and not stop.due():
-            count = runs.plan.upto(step, runs.feed.max_steps)
+        first, begin, results, bad = step, 0.0, [], runs.bad(state)
+        while step < total and not stop.due() and not all(bad):
+            # The first call compiles, and makes one step only, so that the speed can be taken from there on.
+            count = runs.plan.upto(step, 1 if not begin else runs.feed.max_steps)
             state = runs.feed.run(state, step, count)
             step += count
-            if begin is None:  # the first call has compiled
+            due = runs.plan.due(step)
+            if not begin:
                 jax.block_until_ready(state.step)
                 begin, first = time.perf_counter(), step
-            due = runs.plan.due(step)
+            if due:
+                bad = runs.bad(state)
             if "log" in due:
                 logged = runs.logged(state, step)
                 state = state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
-                for writer, scalars in zip(writers, logged, strict=True):
-                    writer.write(step, scalars)
-                seconds = time.perf_counter() - begin
-                rate = len(seeds) * config.batch_size * (step - first) / seconds if step > first else None
-                _show(console, step, runs.plan.total, logged, rate)
+                _write(writers, step, logged)
+                speed = len(seeds) * config.batch_size * (step - first) / (time.perf_counter() - begin)
+                _show(console, step, total, logged, speed)
             if "eval" in due:
                 results = runs.evaluate(state)
-                for writer, metrics in zip(writers, results, strict=True):
-                    writer.write(step, metrics)
+                _write(writers, step, results)
             if "checkpoint" in due:
                 checkpoints.save(step, state)
-        if step < runs.plan.total:
+        if step < total and not all(bad):
             checkpoints.save(step, state)
             checkpoints.wait()
             if stop.received.name == "SIGINT":
                 raise KeyboardInterrupt
             return None
         checkpoints.wait()
-        results = results or runs.evaluate(state)  # if all steps had been made before
-        runs.leave(directory, state, results)
-    shutil.rmtree(together)
-    bad = jax.device_get(state.first_bad_step)
+        if not all(bad):
+            results = results or runs.evaluate(state)  # if all steps had been made before
+            runs.leave(directory, state, results, bad)
     return {
-        seed: metrics if b == states.NEVER else {"error": f"the loss became NaN or infinite in step {b}"}
-        for seed, metrics, b in zip(seeds, results, bad, strict=True)
+        seed: {"error": reason} if reason else metrics
+        for seed, reason, metrics in zip(seeds, bad, results or [{}] * len(seeds), strict=True)
     }
 
 
@@ -148,7 +177,7 @@ class _Runs:
             setup.training_set(config, source),
             jax.tree.map(lambda leaf: leaf.sharding, self.abstract),
             mesh,
-            indices=lambda step: np.stack([setup.batch_indices(config, len(source), step, seed) for seed in seeds]),
+            indices=_batch_indices(config, len(source), seeds),
             batch_size=len(seeds),
             max_steps=config.steps_per_dispatch,
             frozen=(jnp.asarray(self._numbers),),
@@ -157,7 +186,18 @@ class _Runs:
 
     def create(self) -> states.TrainState:
         """All states at step 0."""
-        return jax.jit(self._init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract))(self._numbers)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        options = _RUNS_ONCE if jax.default_backend() == "cpu" else None
+        return jax.jit(self._init, out_shardings=shardings, compiler_options=options)(self._numbers)
+
+    def check(self, directory: Path, fresh: bool) -> None:
+        """Raises UserError if fresh runs find others in their workdirs; says how the data have changed."""
+        for workdir in (seed_dir(directory, seed) for seed in self.seeds):
+            with Checkpoints(workdir, read_only=True) as checkpoints:
+                if fresh and checkpoints.steps():
+                    raise UserError(f"{str(workdir)!r} holds a run already: remove it, or use another directory")
+        for line in workdirs.compare_data(seed_dir(directory, self.seeds[0]), *self._sources):
+            _log.warning("%s", line)
 
     def writers(self, directory: Path, seed: int, step: int) -> Writers:
         """Those of a seed, whose workdir they make."""
@@ -169,6 +209,13 @@ class _Runs:
         workdirs.write_data(workdir, *self._sources)
         return writers
 
+    def bad(self, state: states.TrainState) -> list[str]:
+        """What went wrong with each seed; "" if nothing did."""
+        return [
+            "" if step == states.NEVER else f"the loss or its gradient became NaN or infinite in step {step}"
+            for step in jax.device_get(state.first_bad_step)
+        ]
+
     def logged(self, state: states.TrainState, step: int) -> list[dict[str, float]]:
         """What each seed's log line says."""
         common = {"lr": float(self.plan.learning_rate(step - 1)), "epoch": step / self.plan.steps_per_epoch}
@@ -179,38 +226,62 @@ class _Runs:
         """The metrics of each seed, one after another."""
         results = []
         for i in range(len(self.seeds)):
-            results.append(self._evaluator(_part(state.variables, i)))
-            if state.ema is not None:
-                results[-1] |= self._evaluator(_part(state.ema, i), prefix="val/ema_")
+            one = _part(state, i)
+            results.append(self._evaluator(one.variables))
+            if one.ema is not None:
+                results[-1] |= self._evaluator(one.ema, prefix="val/ema_")
         return results
 
-    def leave(self, directory: Path, state: states.TrainState, results: list[dict]) -> None:
-        """Writes the last checkpoint of each seed to its workdir."""
+    def leave(self, directory: Path, state: states.TrainState, results: list[dict], bad: list[str]) -> None:
+        """Writes the last checkpoint of each seed with which nothing is wrong to its workdir."""
         for i, seed in enumerate(self.seeds):
-            with Checkpoints(seed_dir(directory, seed)) as checkpoints:
-                checkpoints.save(self.plan.total, _part(state, i), results[i])
-                checkpoints.wait()
+            if not bad[i]:
+                with Checkpoints(seed_dir(directory, seed)) as checkpoints:
+                    checkpoints.save(self.plan.total, _part(state, i), results[i])
+                    checkpoints.wait()
 
 
-def _show(console: Console, step: int, total: int, logged: list[dict[str, float]], rate: float | None) -> None:
+def _batch_indices(config: ConfigDict, size: int, seeds: Sequence[int]) -> Callable[[int], np.ndarray]:
+    """The function step -> the examples of the batch of each seed, (seeds, batch)."""
+    length = config.steps_per_dispatch
+
+    @functools.lru_cache(maxsize=2)
+    def block(number):
+        """Those of `length` steps; seed by seed, because no more than the orders of two epochs are kept at hand."""
+        steps = range(number * length, (number + 1) * length)
+        return np.stack([[setup.batch_indices(config, size, step, seed) for step in steps] for seed in seeds], axis=1)
+
+    return lambda step: block(step // length)[step % length]
+
+
+def _write(writers: list[Writers], step: int, scalars: list[dict[str, float]]) -> None:
+    for writer, own in zip(writers, scalars, strict=True):
+        writer.write(step, own)
+
+
+def _show(console: Console, step: int, total: int, logged: list[dict[str, float]], speed: float) -> None:
     mean = {"train/loss": np.mean([scalars["train/loss"] for scalars in logged])}
-    console.progress(step, total, mean if rate is None else mean | {"img_per_sec": rate})
+    console.progress(step, total, mean | {"img_per_sec": speed} if speed else mean)
 
 
-def _part(tree: Any, i: int) -> Any:
-    """That of seed number `i`."""
-    return jax.tree.map(lambda leaf: leaf[i], tree)
+@jax.jit
+def _part(state: states.TrainState, i: int | jax.Array) -> states.TrainState:
+    """That of seed number `i`; compiled for all of them at once."""
+    return jax.tree.map(lambda leaf: leaf[i], state)
 
 
-def _claim(config: ConfigDict, seeds: Sequence[int], together: Path) -> None:
-    """Notes what trains in `together`; raises UserError if something else has begun there."""
+def _claim(config: ConfigDict, seeds: Sequence[int], directory: Path) -> None:
+    """Notes what trains together in `directory`; raises UserError if something else has begun there."""
     values = {name: value for name, value in config.to_dict().items() if name not in ("seed", "distributed")}
     text = json.dumps({"seeds": list(seeds), "config": values}, indent=2, sort_keys=True) + "\n"
-    path = together / "cell.json"
-    if not path.exists():
-        path.write_text(text)
+    path = directory / TOGETHER / _CELL
+    if not begun(directory):
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_name(f"{_CELL}.partial")
+        partial.write_text(text)
+        partial.replace(path)
     elif path.read_text() != text:
         raise UserError(
-            f"{str(together)!r} holds what has begun with other seeds or another config: go on with those of "
+            f"{str(path.parent)!r} holds what has begun with other seeds or another config: go on with those of "
             f"{str(path)!r}, or use another directory"
         )

@@ -18,7 +18,7 @@ class StopRequest:
     """While entered, SIGTERM and Ctrl-C do not end the process; they are `received`, and `due` asks for them.
 
     A Ctrl-C after that interrupts at once. Signal handlers exist in the main thread only; elsewhere a process receives
-    nothing itself.
+    nothing itself. What is received by one that is entered inside another, that other one receives when it exits.
 
     With several processes, a signal to any of them stops all: see `_Agreement`. All must enter and exit.
 
@@ -42,6 +42,9 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, StopRequest):
+                outer.received = outer.received or self.received
         if self._agreement:
             self._agreement.close()
 

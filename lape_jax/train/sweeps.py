@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lape_jax.errors import UserError, nearest
-from lape_jax.nn.join import PE_NORMS
 
 JOINS = {"default": "default", "shared": "shared", "unshared": "unshared", "lape_sharing": "LaPE (sharing)"}
 JOINS |= {"lape": "LaPE"}
@@ -51,14 +50,29 @@ class Cell(NamedTuple):
     overrides: tuple[tuple[str, str], ...] = ()  # (key, text) as in --config.key=text
     published: float | None = None  # what the paper reports for this place, in percent
 
+    def __str__(self) -> str:
+        return f"{self.row} x {self.column}"
+
 
 class Sweep(NamedTuple):
-    """A table of trainings; its rows and columns come in the order of its cells."""
+    """A table of trainings; its rows come in the order of its cells, and so do columns that `columns` does not name."""
 
     title: str
     source: str  # what the published numbers are of; "" if there are none
     cells: Sequence[Cell]
     seeds: Sequence[int]
+    columns: Sequence[str] = ()  # in their order; those that no cell is in are left out
+
+    @property
+    def row_names(self) -> list[str]:
+        """The rows from top to bottom."""
+        return list(dict.fromkeys(cell.row for cell in self.cells))
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns from left to right."""
+        present = list(dict.fromkeys(cell.column for cell in self.cells))
+        return [c for c in self.columns if c in present] + [c for c in present if c not in self.columns]
 
 
 class Model(NamedTuple):
@@ -103,6 +117,13 @@ TABLE2 = {
     },
 }
 CIFAR_SEEDS = (121, 122, 123, 124, 125)  # the paper's
+SOURCES = {
+    "table1": "Table 1: 300 epochs of ImageNet-1K",
+    "table1_distilled": "Table 1: 300 epochs of ImageNet-1K",
+    "table2": "Table 2: means of five seeds",
+    "table7": "Table 7: DeiT-Ti, 300 epochs of ImageNet-1K",
+    "table8": "Table 8: DeiT-Ti, 300 epochs of ImageNet-1K",
+}
 
 
 def paper(
@@ -121,18 +142,21 @@ def paper(
         models: rows by table.
 
     Raises:
-        UserError: there is no such sweep.
+        UserError: there is no such sweep, or `arg` gives a seed.
     """
     name, _, rest = arg.partition(",")
+    if any(part.strip().startswith("seed=") for part in rest.split(",")):
+        raise UserError(f"sweep {arg!r}: the seeds of a sweep are given by --seeds")
     models = models or {}
+    source = SOURCES.get(name, "")
     if name == "table7":
-        return Sweep("Position embedding x joining", "Table 7: DeiT-Ti, ImageNet-1K", _table7(file, rest), seeds)
+        return Sweep("Position embedding x joining", source, _table7(file, rest), seeds, tuple(JOINS.values()))
     if name == "table8":
-        return Sweep("What LaPE does to the PE", "Table 8: DeiT-Ti, ImageNet-1K", _table8(file, rest), seeds)
+        return Sweep("What LaPE does to the PE", source, _table8(file, rest), seeds)
     if name not in models:
         raise UserError(f"sweep {nearest(name, [*models, 'table7', 'table8'])}")
     published = any(model.lape for model in models[name].values())
-    return Sweep("Models x joining", name.capitalize() if published else "", _of_models(models[name], rest), seeds)
+    return Sweep("Models x joining", source if published else "", _of_models(models[name], rest), seeds)
 
 
 def _table7(file: str, rest: str) -> list[Cell]:
@@ -145,7 +169,6 @@ def _table7(file: str, rest: str) -> list[Cell]:
 
 def _table8(file: str, rest: str) -> list[Cell]:
     cells = [Cell("default joining", "top-1", _config(file, "join=default", rest), (), TABLE8["default joining"])]
-    assert FORMULAS.keys() == PE_NORMS.keys()
     lape = _config(file, "join=lape", rest)
     for kind, formula in FORMULAS.items():
         cells.append(Cell(formula, "top-1", lape, (("model.pe_norm", kind),), TABLE8[kind]))

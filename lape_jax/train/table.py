@@ -37,45 +37,53 @@ def summary(results: Results) -> Summary:
     return Summary(len(found), mean, statistics.stdev(found) if len(found) > 1 else math.nan)
 
 
-def markdown(sweep: Sweep, results: Mapping[Cell, Results], labels: Sequence[str] = ("",)) -> str:
-    """A table of rows and columns, each place "mean ± standard deviation" over the seeds and, after a semicolon, what
-    was published; below it what the numbers are, and what failed.
+def markdown(sweep: Sweep, results: Mapping[Cell, Results], labels: Sequence[str] = ()) -> str:
+    """A table of rows and columns, each place "mean ± standard deviation" over the seeds and, in brackets, what was
+    published; "-" where nothing was trained so far. Below it what the numbers are, and what failed.
 
     Args:
         results: of the cells that were trained.
-        labels: lines to put below, such as the command.
+        labels: paragraphs to put below, such as the command.
     """
-    rows = list(dict.fromkeys(cell.row for cell in sweep.cells))
-    columns = list(dict.fromkeys(cell.column for cell in sweep.cells))
+    columns = sweep.column_names
     places = {(cell.row, cell.column): cell for cell in sweep.cells}
     lines = [f"| {' | '.join(['', *columns])} |", f"|{'---|' * (len(columns) + 1)}"]
-    for row in rows:
+    for row in sweep.row_names:
         shown = [_place(places.get((row, column)), results) for column in columns]
         lines.append(f"| {' | '.join([row, *shown])} |")
-    counts = sorted({summary(found).n for found in results.values()})
-    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{sum(counts)} seeds"
-    below = [f"{sweep.title}: top-1 in %, mean ± standard deviation over {seeds}"]
+    caption = f"{sweep.title}: top-1 in %, {_over(results)}"
     if sweep.source:
-        below[0] += f"; in brackets what the LaPE paper reports, on other data ({sweep.source})"
-    below[0] += "."
-    below += [label for label in labels if label] + _failures(results)
-    return "\n".join([*lines, "", *below]) + "\n"
+        caption += f"; in brackets what the LaPE paper reports ({sweep.source})"
+    paragraphs = ["\n".join(lines), f"{caption}.", *labels, "\n".join(_failures(results))]
+    return "\n\n".join(filter(None, paragraphs)) + "\n"
+
+
+def _over(results: Mapping[Cell, Results]) -> str:
+    """Which seeds the numbers are of."""
+    counts = sorted({summary(found).n for found in results.values()} - {0})
+    if counts in ([], [1]):
+        return "of one seed"
+    return f"mean ± standard deviation over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
 
 
 def _place(cell: Cell | None, results: Mapping[Cell, Results]) -> str:
     if cell is None:
         return ""
     shown = str(summary(results[cell])) if cell in results else "-"
-    return shown if cell.published is None else f"{shown} ({cell.published:g})"
+    return shown if cell.published is None else f"{shown} ({cell.published:.2f})"
 
 
 def _failures(results: Mapping[Cell, Results]) -> list[str]:
-    return [
-        f"{cell.row} x {cell.column}, seed {seed}: {metrics['error']}"
-        for cell, found in results.items()
-        for seed, metrics in found.items()
-        if "error" in metrics
-    ]
+    """What went wrong, and with which seeds."""
+    lines = []
+    for cell, found in results.items():
+        reasons: dict[str, list[int]] = {}
+        for seed, metrics in found.items():
+            if "error" in metrics:
+                reasons.setdefault(" ".join(metrics["error"].split()), []).append(seed)
+        for reason, seeds in reasons.items():
+            lines.append(f"- {cell}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {reason}")
+    return lines
 
 
 def seeds_csv(results: Mapping[Cell, Results]) -> str:
@@ -97,7 +105,7 @@ def cells_csv(results: Mapping[Cell, Results]) -> str:
         s = summary(found)
         numbers = [s.n, *("" if math.isnan(x) else x for x in (s.mean, s.std))]
         overrides = " ".join(f"{key}={text}" for key, text in cell.overrides)
-        lines.append([cell.row, cell.column, *numbers, cell.published or "", cell.config, overrides])
+        lines.append([cell.row, cell.column, *numbers, cell.published, cell.config, overrides])
     return _csv(lines)
 
 

@@ -83,6 +83,35 @@ def test_more_lines_than_colours_differ_in_dashes():
     assert len(styles) == 16
 
 
+def test_values_side_by_side():
+    rows = {"ViT": {"default": [], "other": [1.0, 4.0], "lape": [2.0]}, "Swin": {"lape": [5.0], "default": [6.0]}}
+    figure = plots.spread(rows, "top-1, %", "title")
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["ViT", "Swin"]
+    assert (ax.get_ylabel(), figure.get_suptitle()) == ("top-1, %", "title")
+    points, bars = ax.get_lines()[::2], ax.get_lines()[1::2]
+    # Places beside each other around the row's, and only for columns that have values there; a step is 0.8 / 3.
+    middles = [-0.4 / 3, 0.4 / 3, 1 - 0.4 / 3, 1 + 0.4 / 3]
+    drawn_points = [line.get_xydata().tolist() for line in points]
+    assert [len(xy) for xy in drawn_points] == [2, 1, 1, 1]
+    for xy, middle in zip(drawn_points, middles, strict=True):
+        assert [x for x, _ in xy] == pytest.approx([middle] * len(xy))
+    assert [[y for _, y in xy] for xy in drawn_points] == [[1, 4], [2], [6], [5]]
+    assert [bar.get_ydata().tolist() for bar in bars] == [[2.5, 2.5], [2, 2], [6, 6], [5, 5]]
+    assert [np.mean(bar.get_xdata()) for bar in bars] == pytest.approx(middles)
+    colours = [line.get_color() for line in points]
+    assert colours == [plots.OKABE_ITO[i] for i in (1, 2, 0, 2)]
+    assert [bar.get_color() for bar in bars] == colours
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["default", "other", "lape"]
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": {}}, {"a": {"x": [], "y": []}}, {"a": {"x": [1.0], "y": []}}])
+def test_nothing_to_tell_apart(rows):
+    figure = plots.spread(rows)
+    assert figure.legends == []
+    assert plots.render(figure, "png") == plots.render(plots.spread(rows), "png")
+
+
 def test_a_sheet_of_images():
     images = np.zeros((3, 2, 2, 3), np.uint8)
     images[1, 0, 0] = 255

@@ -13,6 +13,7 @@ from tests.models.compare import assert_close
 from tests.reference import cases, families
 from tests.reference.ceit_cases import CeitCase
 from tests.reference.compact_cases import CompactCase
+from tests.reference.segmenter_cases import SegmenterCase
 from tests.reference.swin_cases import SwinCase
 from tests.reference.t2t_cases import T2TCase
 
@@ -54,6 +55,15 @@ def ceit(case: CeitCase, dtype="float64"):
     joining = {"pe": case.pe, "join": case.join, "pe_norm": case.pe_norm}
     scale = 1e-4 if case.layer_scale else None
     return models.create("ceit_ti", num_classes=case.classes, dtype=dtype, layer_scale=scale, **sizes, **joining)
+
+
+def segmenter(case: SegmenterCase, dtype="float64"):
+    """The model of ours that a case describes."""
+    sizes = {"image_size": case.image, "patch_size": case.patch, "width": case.width, "depth": case.depth}
+    sizes |= {"heads": case.heads, "mlp_ratio": case.mlp_ratio, "distilled": case.distilled, "ln_eps": case.ln_eps}
+    joining = {"pe": case.pe, "join": case.join, "pe_norm": case.pe_norm}
+    options = {"num_classes": case.classes, "pe_resize": case.resize, "upsample": case.upsample}
+    return models.create(f"segmenter_ti_{case.decoder}", dtype=dtype, **sizes, **joining, **options)
 
 
 def weights(model, table) -> dict[str, np.ndarray]:

@@ -52,6 +52,22 @@ def test_the_handlers_come_back_after_an_error():
     assert handlers() == before
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_outer_of_two_hears_what_the_inner_received(number):
+    before = handlers()
+    with StopRequest() as outer:
+        with StopRequest():
+            pass
+        assert not outer.due()
+        with StopRequest() as inner:
+            signal.raise_signal(number)
+            assert inner.due()
+            assert not outer.due()
+        assert outer.due()
+        assert outer.received is number
+    assert handlers() == before
+
+
 class Store:
     """As JAX's key-value store."""
 
