@@ -13,7 +13,7 @@ from tests import runs
 
 # float32, so that numbers can be compared; four steps with a checkpoint after two; little to compile
 STEPS = {"dtype": "float32", "total_steps": 4, "checkpoint_percent": 50, "eval_percent": 100, "augment.policy": "none"}
-# What adds the same to all logits of a softmax (of qkv's bias, k's third), or comes before a BatchNorm, changes nothing:
+# What adds the same to all logits of a softmax (of qkv's bias, k's third), or comes before a BatchNorm, has no effect:
 # its gradient is rounding errors, which Adam makes as large as any other.
 NOISE = re.compile(r".*(attention_pool/bias|attn/qkv/bias|attn/key/bias|mlp/(fc1|conv|fc2)/bias)")
 CASES = [

@@ -179,7 +179,7 @@ def unrolled(model: nn.Module) -> nn.Module:
 def flops(lowered: jax.stages.Lowered) -> float:
     """XLA's count of the FLOPs of what was lowered for the CPU, before it optimises.
 
-    exp, tanh and their like are not counted, and the body of a loop is counted once.
+    exp, tanh and their like are not counted, conversions of types are, and the body of a loop is counted once.
     """
     return lowered.cost_analysis()["flops"]
 

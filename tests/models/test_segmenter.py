@@ -78,7 +78,7 @@ def test_initial_values(code, std):
 
 @functools.cache
 def answer(case):
-    """What `torch_segmenter.answer` gives, by our model. (Step by step, as elsewhere, compiling would take longer.)"""
+    """What `torch_segmenter.answer` gives, by our model, compiled whole, which is faster here than one by one."""
     with jax.enable_x64(True):
         model = families.segmenter(case)
         weights = families.weights(model, segmenter)
