@@ -1,6 +1,6 @@
 """Figures and numbers of what models have made of their position embeddings.
 
-    python -m lape_jax.visualize --workdir=DIR [DIR ...] --out=DIR [--step=last|best|N] [--images=N]
+    python -m lape_jax.visualize --workdir DIR [DIR ...] --out=DIR [--step=last|best|N] [--images=N]
     python -m lape_jax.visualize --weights=FILE --model=NAME [--model.KEY=VALUE ...] --out=DIR
     both: [--token=ROW|centre] [--layers=2-8] [--eps=1e-5]
 
