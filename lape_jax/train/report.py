@@ -1,5 +1,6 @@
 """What a run was and came to, in its workdir: report.md and the figures that it shows."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from ml_collections import ConfigDict
 from lape_jax.analysis import plots
 from lape_jax.analysis import study as studies
 from lape_jax.augment import recipe
+from lape_jax.data import decode, order
+from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.port import files
@@ -104,20 +107,24 @@ def curves(lines: Sequence[Line]) -> dict[str, dict[str, tuple[list, list]]]:
 
 def augmented(config: ConfigDict, model: nn.Module, source: Source) -> tuple[np.ndarray, list[str]]:
     """Training images as the model sees them at step 0, but for the normalisation, and what their labels are."""
-    count = min(SHEET, len(source)) // 2 * 2 or 1
-    small = config.copy_and_resolve_references()
-    small.data.repeats = 1
-    batches = setup.training_batches(small, source, count, 0, 1)
-    try:
-        batch = next(batches)
-    finally:
-        batches.close()
+    images, labels = [], []
+    count = min(SHEET, len(source))
+    for position, index in enumerate(order.batch_indices(config.seed, 0, count, len(source))):
+        example = source[int(index)]
+        rng = order.augment_rng(config.seed, 0, position)
+        with contextlib.suppress(CorruptImage):  # training has said so
+            crop = setup.host_crop(config)
+            images.append(decode.train_image(example.image, config.data.channels, example.name, rng=rng, **crop))
+            labels.append(example.label)
+    batch = {
+        "image": jnp.asarray(np.stack(images)),
+        "label": jnp.asarray(labels, jnp.int32),
+        "mask": jnp.ones(len(labels)),
+    }
     mesh = sharding.make_mesh(configs.base().mesh, jax.local_devices()[:1])
     augment = recipe.make(config, num_classes=model.num_classes, mesh=mesh)
     mixing = plans.make(config, len(source)).mixing > 0
-    seen = jax.jit(lambda batch, key: augment(batch, key, mixing))(
-        {name: jnp.asarray(array) for name, array in batch.items()}, jax.random.key(config.seed)
-    )
+    seen = jax.jit(lambda batch, key: augment(batch, key, mixing))(batch, jax.random.key(config.seed))
     images = np.asarray(seen["image"]) * np.asarray(config.data.std) + np.asarray(config.data.mean)
     least = 2 * config.loss.label_smoothing / model.num_classes + 1e-3
     return images, [_label(target, source.classes, least) for target in np.asarray(seen["target"])]

@@ -138,23 +138,31 @@ def training_set(config: ConfigDict, source: Source) -> resident.Batch:
     )
 
 
+def host_crop(config: ConfigDict) -> dict[str, Any]:
+    """How training images are cropped before they go to the device: not at all, if it is drawn there."""
+    data = config.data
+    whole = data.pad > 0 or data.resident
+    return {
+        "size": data.image_size,
+        "scale": (1.0, 1.0) if whole else data.scale,
+        "ratio": (1.0, 1.0) if whole else data.ratio,
+        "interpolation": data.interpolation,
+    }
+
+
 def training_batches(
     config: ConfigDict, source: Source, batch_size: int, start: int, total: int, part: tuple[int, int] = (0, 1)
 ) -> pipeline.Batches:
     """This host's part (i of n) of the batches of the steps start..total-1, before what the device does to them."""
     data = config.data
-    whole = data.pad > 0 or data.resident  # crops are drawn on the device
     return pipeline.train_batches(
         source,
         seed=config.seed,
         batch_size=batch_size,
         start_step=start,
         total_steps=total,
-        size=data.image_size,
         channels=data.channels,
-        scale=(1.0, 1.0) if whole else data.scale,
-        ratio=(1.0, 1.0) if whole else data.ratio,
-        interpolation=data.interpolation,
+        **host_crop(config),
         threads=data.threads,
         max_corrupt=data.max_corrupt,
         repeats=data.repeats,
