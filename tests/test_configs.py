@@ -17,7 +17,7 @@ SIBLINGS |= {"cvt_cifar100.py", "cct_cifar100.py"}
 COMMANDS = [
     command
     for file in FILES
-    for command in re.findall(r"--config=(configs/\S+)", ast.get_docstring(ast.parse(file.read_text())))
+    for command in re.findall(r"lape_jax\.main --config=(configs/\S+)", ast.get_docstring(ast.parse(file.read_text())))
 ]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import re
 import shutil
 import signal
 from unittest import mock
@@ -339,18 +340,16 @@ def test_a_directory_that_cannot_be_made(file, tmp_path, fake, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_cells_that_are_called_alike(file, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (FILE.replace('"broken"', '"LaPE!"'), "cells ViT x LaPE and ViT x LaPE! would both be"),
+        ("def sweep(arg):\n    return 3", "sweep of .* returned int: it must return a Sweep"),
+        ("", "has no sweep.arg. function"),
+    ],
+)
+def test_config_files_without_a_sweep(tmp_path, capsys, text, error):
     path = tmp_path / "tiny.py"
-    path.write_text(FILE.replace('"broken"', '"LaPE!"'))
+    path.write_text(text)
     assert command(path, tmp_path / "out") == 2
-    assert "cells ViT x LaPE and ViT x LaPE! would both be" in capsys.readouterr().err
-
-
-def test_a_config_file_without_a_sweep(tmp_path, capsys):
-    path = tmp_path / "tiny.py"
-    path.write_text("def sweep(arg):\n    return 3\n")
-    assert command(path, tmp_path / "out") == 2
-    assert "returned int: it must return a Sweep" in capsys.readouterr().err
-    path.write_text("")
-    assert command(path, tmp_path / "out") == 2
-    assert "has no sweep(arg) function" in capsys.readouterr().err
+    assert re.search(error, capsys.readouterr().err)

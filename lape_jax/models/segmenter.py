@@ -116,8 +116,8 @@ class Segmenter(ViT):
         fields = (field.name for field in dataclasses.fields(ViT) if field.name not in ("parent", "name"))
         return ViT(**{field: getattr(self, field) for field in fields}, parent=None)
 
-    def grid_of(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Rows and columns of patches in padded images (batch, height, width, channels) of this shape."""
+    def grid_of(self, shape: tuple) -> tuple[int, int]:
+        """Rows and columns of patches in padded images of this shape (batch, height, width, channels)."""
         rows, columns = (-(-side // patch) for side, patch in zip(shape[1:3], pair(self.patch_size), strict=True))
         return rows, columns
 
@@ -138,7 +138,7 @@ class Segmenter(ViT):
         std = self.width**-0.5 if self.projection_std is None else self.projection_std
         self.decoder = MaskDecoder(self.num_classes, blocks, std, self.decoder_ln_eps, self.dtype)
 
-    def _table_for(self, shape: tuple[int, ...]) -> Float[Array, "*l n d"] | None:
+    def _table_for(self, shape: tuple) -> Float[Array, "*l n d"] | None:
         table, grid = self.position_table, self.grid_of(shape)
         if table is None or grid == self.grid:
             return table

@@ -202,8 +202,8 @@ class ViT(Classifier):
         tokens = self.pos_dropout(tokens, deterministic=not train)
         return Carry(tokens, pe), table if join.table_per_layer else None
 
-    def _table_for(self, shape: tuple[int, ...]) -> Float[Array, "*l n d"] | None:
-        """The table, or those of all layers, for images of this shape."""
+    def _table_for(self, shape: tuple) -> Float[Array, "*l n d"] | None:
+        """The table, or those of all layers, for images of this shape, whose batch may be symbolic (`jax.export`)."""
         return self.position_table
 
     def encode(
