@@ -8,7 +8,6 @@ import shutil
 import signal
 from unittest import mock
 
-import jax
 import pytest
 
 from lape_jax import cli, sweep
@@ -63,14 +62,9 @@ def command(file, out, *argv):
 def trained(file, tmp_path_factory):
     """A directory of results; to be copied before anything in it is changed."""
     out = tmp_path_factory.mktemp("sweep") / "out"
-    with runs.on(1), on_first(), mock.patch.object(seeds, "_RUNS_ONCE", quick.COMPILER_OPTIONS):
+    with runs.on(1), mock.patch.object(seeds, "_RUNS_ONCE", quick.COMPILER_OPTIONS):
         assert command(file, out) == 2
     return out
-
-
-def on_first():
-    """`runs.on` chooses the devices, so that seeds need not."""
-    return mock.patch.object(jax, "devices", return_value=jax.local_devices()[:1])
 
 
 def read(out, cell):

@@ -46,17 +46,8 @@ MIXED = {
 NOISE = re.compile(r".*(attn/qkv/bias|mlp/(fc1|conv|fc2)/bias)")
 
 
-@contextlib.contextmanager
-def quickly():
-    with (
-        mock.patch.object(jax, "jit", quick.jit),
-        mock.patch.object(seeds, "_RUNS_ONCE", quick.COMPILER_OPTIONS),
-    ):
-        yield
-
-
 def train(directory, numbers=SEEDS, file=runs.DIGITS, **changes):
-    with quickly():
+    with runs.on(1), mock.patch.object(seeds, "_RUNS_ONCE", quick.COMPILER_OPTIONS):
         return seeds.train(runs.load(file, **STEPS | changes), numbers, directory, Console(enabled=False))
 
 
