@@ -42,7 +42,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
         teacher = models.create(config.distill.model, num_classes=classes, dtype=model.dtype)
         loss = distill.training_loss(model, teacher, config.distill.alpha)
         frozen = (_replicated(teacher.variable_shapes(), mesh),)
-    update = setup.update(config, model, plan, tx, mesh, teacher)
+    update = setup.update(config, model, plan.mixing, tx, mesh, teacher)
     abstract = states.abstract(init, mesh, config.sharding)
     return Step(model, loss, update, init, abstract, _batch(config, mesh), frozen)
 

@@ -161,7 +161,7 @@ class Segmenter(ViT):
         rows, columns = self._padded(images.shape)
         return jnp.pad(images, ((0, 0), (0, rows - images.shape[1]), (0, columns - images.shape[2]), (0, 0)))
 
-    def _padded(self, shape: tuple[int, ...]) -> tuple[int, int]:
+    def _padded(self, shape: tuple) -> tuple[int, int]:
         (rows, columns), (height, width) = self.grid_of(shape), pair(self.patch_size)
         return rows * height, columns * width
 

@@ -63,7 +63,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     init = states.initialiser(model, tx, ema=config.ema_decay > 0)
     abstract = states.abstract(init, mesh, config.sharding)
     frozen = (taught_by.variables,) if taught_by else ()
-    update = setup.update(config, model, plan, tx, mesh, taught_by.model if taught_by else None)
+    update = setup.update(config, model, plan.mixing, tx, mesh, taught_by.model if taught_by else None)
     update = sharding.pin_batch(update, mesh)
     differences = setup.compare_with_workdir(config, model, workdir)
     differences += workdirs.compare_data(workdir, source, val_source)

@@ -9,7 +9,6 @@ import optax
 from ml_collections import ConfigDict
 
 from lape_jax.analysis.overhead import Candidate, Task
-from lape_jax.augment import recipe
 from lape_jax.errors import UserError
 from lape_jax.tasks import classify
 from lape_jax.train import setup, sharding
@@ -36,15 +35,7 @@ def bare_config(name: str, model: Any) -> ConfigDict:
 def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batch: int) -> Task:
     """The train step, by AdamW; each call of it takes what the last has made. A distilled model has no teacher."""
     mesh, tx = sharding.make_mesh(config.mesh, devices), optax.adamw(1e-3)
-    augment = recipe.make(config, num_classes=one.model.num_classes, mesh=mesh)
-    update = states.update_function(
-        classify.training_loss(one.model),
-        tx,
-        lambda batch, key, step: augment(batch, key, step >= 0),
-        seed=0,
-        accumulate=1,
-        ema_decay=0.0,
-    )
+    update = setup.update(config, one.model, 0, tx, mesh)
     init = states.initialiser(one.model, tx, ema=False)
     shapes = states.abstract(init, mesh, sharding.REPLICATED)
     images = batch_of(one.model, batch)

@@ -170,7 +170,7 @@ class _Runs:
         )
 
         def update(state, batch, seed):
-            return setup.update(config, model, plan, tx, mesh, seed=seed)(state, batch)
+            return setup.update(config, model, plan.mixing, tx, mesh, seed=seed)(state, batch)
 
         self.feed = feed.Resident(
             jax.vmap(update),

@@ -23,7 +23,6 @@ from lape_jax.tasks import classify, distill
 from lape_jax.train import config as configs
 from lape_jax.train import optim
 from lape_jax.train import state as states
-from lape_jax.train.plan import Plan
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Any:
@@ -51,7 +50,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
 def update(
     config: ConfigDict,
     model: Any,
-    plan: Plan,
+    mixing: int,
     tx: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     teacher: Any = None,
@@ -60,6 +59,7 @@ def update(
     """The function (state, batch, *frozen) -> state of one step of a run, see `lape_jax.train.state.update_function`.
 
     Args:
+        mixing: steps with mixup and CutMix.
         tx: the optimiser.
         mesh: that the batch is split over.
         teacher: the model that teaches, if there is one; its variables are then the update's one `frozen` argument.
@@ -73,7 +73,7 @@ def update(
     return states.update_function(
         loss,
         tx,
-        lambda batch, key, step: augment(batch, key, step < plan.mixing),
+        lambda batch, key, step: augment(batch, key, step < mixing),
         seed=config.seed if seed is None else seed,
         accumulate=config.optimizer.accumulate,
         ema_decay=config.ema_decay,

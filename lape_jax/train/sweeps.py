@@ -84,7 +84,6 @@ class Model(NamedTuple):
     args: str = ""  # of both
     default_pe: str = ""  # if the two have different PEs
     lape_pe: str = ""
-    overrides: tuple[tuple[str, str], ...] = ()
 
 
 TABLE1 = {
@@ -183,7 +182,7 @@ def _of_models(models: Mapping[str, Model], rest: str) -> list[Cell]:
             ("lape", model.lape_pe, model.lape),
         ):
             config = _config(model.config, model.args, f"pe={pe}" if pe else "", f"join={join}", rest)
-            cells.append(Cell(row, JOINS[join], config, model.overrides, published))
+            cells.append(Cell(row, JOINS[join], config, published=published))
     return cells
 
 
