@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lape_jax import models
-from lape_jax.tasks import classify, distill
+from lape_jax.tasks import classify, distill, segment
 from lape_jax.train import chrono, optim, setup, sharding
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 
 # (classes, training images) of the data sets that configs name; 1000 classes of ImageNet's size for all others.
-DATASETS = {"cifar10": (10, 50_000), "cifar100": (100, 50_000)}
+DATASETS = {"cifar10": (10, 50_000), "cifar100": (100, 50_000), "scene_parse150": (150, 20_210)}
 IMAGENET = (1000, 1_281_167)
 
 
@@ -36,9 +36,11 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     model = setup.build_model(config, classes)
     plan = plans.make(config, images)
     tx = optim.make(config.optimizer, model.param_shapes(), plan.learning_rate)
-    init = states.initialiser(model, tx, ema=config.ema_decay > 0)
+    init = states.initialiser(model, tx, ema=config.ema_decay > 0, task=setup.task(config))
     loss, frozen, teacher = classify.training_loss(model), (), None
-    if getattr(model, "distilled", False):
+    if config.task == "segment":
+        loss = segment.training_loss(model, config.segment.mean_over)
+    elif getattr(model, "distilled", False):
         teacher = models.create(config.distill.model, num_classes=classes, dtype=model.dtype)
         loss = distill.training_loss(model, teacher, config.distill.alpha)
         frozen = (_replicated(teacher.variable_shapes(), mesh),)
@@ -55,7 +57,8 @@ def _replicated(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
 def _batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     rows = sharding.batch_sharding(mesh, config.batch_size)
     image = (config.data.image_size, config.data.image_size, config.data.channels)
-    kinds = {"image": (image, jnp.uint8), "label": ((), jnp.int32), "mask": ((), jnp.float32)}
+    label = image[:2] if config.task == "segment" else ()
+    kinds = {"image": (image, jnp.uint8), "label": (label, jnp.int32), "mask": ((), jnp.float32)}
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=rows)
         for name, (shape, dtype) in kinds.items()

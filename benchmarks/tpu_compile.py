@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 BATCHES = {"v5e:1x1": 256, "v5e:2x4": 1024, "v5e:16x16": 4096}  # over all chips of the slice
+SCENES = (("v5e:1x1", 8), ("v5e:2x4", 8), ("v5e:2x4", 64))  # for configs that segment
 CHIPS = {"v5e:1x1": 1, "v5e:2x4": 8, "v5e:16x16": 256}
-FAMILIES = ("deit_", "vit_lite_", "cvt_", "cct_", "t2t_", "swin_", "ceit_")  # configs whose names begin so
+FAMILIES = ("deit_", "vit_lite_", "cvt_", "cct_", "t2t_", "swin_", "ceit_", "segmenter_")  # configs whose names begin so
 POLICIES = ("none", "dots", "dots_without_batch", "attention", "full")
 POLICY_CASES = (("deit_ti", 256), ("deit_s", 128), ("deit_b", 128))  # on one chip
 GIB, HBM, FLOPS, BANDWIDTH, CLOCK = 2**30, 15.75, 197e12, 819e9, 1.5e9  # of one v5e chip
@@ -52,7 +53,11 @@ def main():
         print(json.dumps(measure(Case(*json.loads(args.case)))))
         return
     configs = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").glob("*.py")) if p.name.startswith(FAMILIES)]
-    slices = [Case(config, name, batch, "") for config in configs for name, batch in BATCHES.items()]
+    slices = [
+        Case(config, name, batch, "")
+        for config in configs
+        for name, batch in (SCENES if "segmenter" in config else BATCHES.items())
+    ]
     policies = [Case(f"configs/{m}.py", "v5e:1x1", b, p) for m, b in POLICY_CASES for p in POLICIES]
     results = Path(args.results)
     rows = map(json.loads, results.open()) if results.exists() else ()
@@ -92,6 +97,7 @@ def measure(case: Case) -> dict:
     from lape_jax.train import sharding
 
     arg = f"batch={case.batch}" + (",teacher=unread" if "distilled" in case.config else "")
+    arg += ",source=tfds" if "segmenter" in case.config else ""
 
     def load(remat):
         return cli.load_config(f"{case.config}:{arg}", "", [("model.remat", remat)] if remat else [])

@@ -36,6 +36,7 @@ def run(
     description: str = "",
     required: Sequence[str] = (),
     options: Mapping[str, str] | None = None,
+    files: str = "",
 ) -> int:
     """Calls `main(config, args)` with what the command line says, and returns the exit code.
 
@@ -51,10 +52,11 @@ def run(
         description: what --help says about the command.
         required: the options that must be given.
         options: further options, name -> help text, beside --config and --workdir.
+        files: help text of arguments that are no options, one or more, in `args.files`; "" if there are none.
     """
 
     def command() -> None:
-        args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {})
+        args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {}, files)
         main(load_config(args.config, args.workdir, overrides), args)
 
     return exit_code(command)
@@ -99,7 +101,7 @@ def quiet_logs() -> None:
 
 
 def parse(
-    argv: Sequence[str], description: str, required: Sequence[str], options: Mapping[str, str]
+    argv: Sequence[str], description: str, required: Sequence[str], options: Mapping[str, str], files: str = ""
 ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """Splits the command line into the options by name and the (key, text) overrides of the config, in order."""
     overrides, rest = _split_overrides(argv)
@@ -115,7 +117,9 @@ def parse(
     parser.add_argument("--workdir", default="", metavar="DIR", help="directory of the run: checkpoints, metrics, ...")
     for name, text in options.items():
         parser.add_argument(f"--{name}", default="", metavar=name.upper(), help=text)
-    args, unknown = parser.parse_known_args(rest)
+    if files:
+        parser.add_argument("files", nargs="+", metavar="FILE", type=os.path.expanduser, help=files)
+    args, unknown = parser.parse_known_intermixed_args(rest)
     for name in ("config", "workdir", "weights"):  # the shell expands ~ at the start of a word only
         if hasattr(args, name):
             setattr(args, name, os.path.expanduser(getattr(args, name)))

@@ -2,25 +2,35 @@
 
     python -m lape_jax.evaluate --workdir=DIR [--step=N|last|best] [--config.key=value ...]
     python -m lape_jax.evaluate --weights=FILE --config=FILE.py [--config.key=value ...]
+    both, if it segments: [--out=DIR [--overlays=N]]
 
 Without --step a workdir's newest checkpoint is evaluated. FILE holds weights of the config's very model under the
 names of PyTorch, lape_jax or big_vision: .npz, .safetensors, .pth, .pt or .pth.tar, the latter three perhaps as
 FILE:KEY, such as last.pth.tar:state_dict_ema. The last line printed is one JSON object.
+
+Written to --out, of a run without the running mean of its weights:
+    iou.csv         a line for each class: IoU and accuracy in percent (nothing where they have no value), pixels of it
+    iou.png         the IoUs as bars
+    overlays.png    N images (default 8; 0 for none) from all over the set, their true maps and the predicted ones
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from lape_jax import cli, port
-from lape_jax.data import sources
+from lape_jax.analysis import overlays, plots
+from lape_jax.data.example import SceneSource
 from lape_jax.errors import UserError
+from lape_jax.tasks import segment
 from lape_jax.train import finished, hosts, setup, sharding
-from lape_jax.train.evaluation import Evaluator
+from lape_jax.train.segmentation import SceneEvaluator
+from lape_jax.visualize import OVERLAYS, compare, write
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
@@ -38,8 +48,11 @@ def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
         raise UserError("--step is of a run: leave it out with --weights")
     if args.workdir and args.config:
         raise UserError("a run is evaluated with its own config: leave out --config (single keys can be overridden)")
-    train_classes = sources.open_split(config.data, "train").classes
-    source = sources.open_split(config.data, "val")
+    count = _overlays(config, args)
+    if args.out and jax.process_index() == 0:
+        write(Path(args.out).expanduser(), {})  # says at once if it cannot be
+    train_classes = setup.open_split(config, "train").classes
+    source = setup.open_split(config, "val")
     model = setup.build_model(config, len(train_classes))
     mesh = sharding.make_mesh(config.mesh)
     if args.weights:
@@ -48,13 +61,47 @@ def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
     else:
         state, step = finished.state(Path(args.workdir), config, model, mesh, args.step, config.sharding)
         variables, tested = state.variables, {"workdir": args.workdir, "step": step}
-    evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, source), len(source))
+    evaluator = setup.evaluator(config, model, mesh, source)
     results = evaluator(variables)
+    if args.out:
+        contents = by_class(config, evaluator, variables, source, count)
+        if jax.process_index() == 0:
+            write(Path(args.out).expanduser(), contents)
     if args.workdir and state.ema is not None:
         results |= evaluator(state.ema, prefix="val/ema_")
     return tested | results
 
 
+def _overlays(config: ConfigDict, args: argparse.Namespace) -> int:
+    """The number of overlays. Raises UserError for options that do not fit."""
+    for name in ("out", "overlays"):
+        if config.task != "segment" and getattr(args, name):
+            raise UserError(f"--{name} is of segmentation: leave it out")
+    if args.overlays and not args.out:
+        raise UserError("--overlays needs --out=DIR to be written to")
+    if args.overlays and not args.overlays.isdecimal():
+        raise UserError(f"--overlays={args.overlays}: it must be a whole number, at least 0")
+    return int(args.overlays or OVERLAYS)
+
+
+def by_class(
+    config: ConfigDict, evaluator: SceneEvaluator, variables: Any, source: SceneSource, count: int
+) -> dict[str, bytes]:
+    """Files by name, of the evaluation that was made last; overlays of `count` images. All processes must call it."""
+    found, classes = segment.scores(evaluator.matrix), source.classes
+    columns = {"iou": found["iou"], "accuracy": found["accuracy"], "pixels": evaluator.matrix.sum(axis=1)}
+    figures = {"iou": overlays.iou_chart(classes, found["iou"])}
+    if count:
+        figures["overlays"] = compare(config, source, count, {"prediction": (evaluator, variables)})
+    drawn = {f"{name}.png": plots.render(figure, "png") for name, figure in figures.items()}
+    return {"iou.csv": overlays.class_table(classes, columns).encode()} | drawn
+
+
 if __name__ == "__main__":
-    options = {"weights": "weights to evaluate instead of a run's", "step": "which checkpoint: N, last or best"}
+    options = {
+        "weights": "weights to evaluate instead of a run's",
+        "step": "which checkpoint: N, last or best",
+        "out": "directory to write scores of classes and overlays to",
+        "overlays": f"images in overlays.png (default {OVERLAYS})",
+    }
     sys.exit(cli.run(main, description=__doc__, options=options))

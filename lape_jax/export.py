@@ -31,7 +31,6 @@ from ml_collections import ConfigDict
 
 from lape_jax import cli, port
 from lape_jax.augment.photometric import normalise
-from lape_jax.data import sources
 from lape_jax.errors import UserError, nearest
 from lape_jax.port.files import replacing
 from lape_jax.train import finished, setup, sharding
@@ -75,7 +74,7 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
 def weights(config: ConfigDict, args: argparse.Namespace) -> tuple[nn.Module, dict, tuple[str, ...]]:
     """Model, variables on the host, and names of the classes."""
     if args.weights:
-        classes = sources.open_split(config.data, "train").classes
+        classes = setup.open_split(config, "train").classes
         model = setup.build_model(config, len(classes))
         return model, port.load(args.weights, model), tuple(classes)
     classes = finished.classes(Path(args.workdir), "the run")

@@ -74,7 +74,7 @@ def write(out: Path, sweep: Sweep, jobs: Sequence[sweep_runs.Job], labels: Seque
     rows = {row: {column: [] for column in sweep.column_names} for row in sweep.row_names}
     for cell, found in results.items():
         rows[cell.row][cell.column] = table.values(found)
-    figure = plots.spread(rows, ylabel="top-1, %", title=sweep.title)
+    figure = plots.spread(rows, ylabel=f"{table.score_name(results)}, %", title=sweep.title)
     texts = {
         "table.md": table.markdown(sweep, results, labels),
         "cells.csv": table.cells_csv(results),

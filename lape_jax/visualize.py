@@ -9,12 +9,14 @@ Writes to --out, as PNG and as PDF, a row or line for each run (see `lape_jax.an
     correlation_overall   the same for all tokens
     locality              by layer: how far the likeness reaches, how two-dimensional it is, the size of the position
     lambda                by layer: lambda_1 to 3 of equation 7, and tokens by position; of runs, which have images
+    overlays              of runs that segment, if there are images: 8 of them, their true maps and the predicted ones
 and numbers.npz, all of it as arrays, whose keys `lape_jax.analysis.study` lists. Prints a table for each run.
 
 Layers are numbered from 1. --token is a patch's number, row by row from 0; without it the centre. --eps is that of the
 LayerNorms that the maps see the table through, by default the one of the authors' script; the models' own may differ.
---images: so many validation images are measured on (default 256; 0 for none). A workdir's newest checkpoint is taken;
-of a file of weights what cannot be read off it must be said, as for `python -m lape_jax.convert`.
+--images: so many validation images are measured on (default 256; 0 for none); of images to segment it is the window in
+the middle. A workdir's newest checkpoint is taken; of a file of weights what cannot be read off it must be said, as for
+`python -m lape_jax.convert`.
 """
 
 import argparse
@@ -22,25 +24,41 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lape_jax import cli, convert
+from lape_jax.analysis import overlays, plots
 from lape_jax.analysis.seen import SCRIPT_EPS
 from lape_jax.analysis.study import Study, distinct, render, study, text
 from lape_jax.augment.photometric import normalise
-from lape_jax.data import sources
-from lape_jax.data.example import Example, Source
+from lape_jax.data import decode, scene_pipeline
+from lape_jax.data.example import Example, Scene, SceneSource, Source
 from lape_jax.errors import UserError
 from lape_jax.port import files
 from lape_jax.train import config as configs
 from lape_jax.train import finished, setup, sharding
+from lape_jax.train.segmentation import SceneEvaluator
 
-BATCH = 32  # images at a time
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+BATCH = {"classify": 32, "segment": 4}  # images at a time
+OVERLAYS = 8  # images
+
+
+class Run(NamedTuple):
+    """A checkpoint of a run."""
+
+    config: Any
+    model: nn.Module
+    variables: dict  # on the host
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,12 +72,15 @@ def main(argv: Sequence[str]) -> None:
     eps, layers, token = _number("eps", args.eps or SCRIPT_EPS, float), _layers(args.layers), None
     if args.token not in ("", "centre"):
         token = _number("token", args.token, int)
+    contents = {}
     if args.weights:
         studies = [of_weights(args.weights, args.model, settings, eps)]
     else:
         count = _number("images", args.images or "256", int)
-        studies = distinct([of_run(Path(run), args.step, count, eps) for run in args.workdir], args.workdir)
-    contents = render(studies, eps, token, layers)
+        runs = [load(Path(path), args.step) for path in args.workdir]
+        studies = distinct([of_run(run, count, eps) for run in runs], args.workdir)
+        contents = drawn_overlays({one.label: run for one, run in zip(studies, runs, strict=True)} if count else {})
+    contents = render(studies, eps, token, layers) | contents
     write(Path(args.out), contents)
     print("\n\n".join(map(text, studies)))
     print(f"\n{args.out}: {', '.join(contents)}")
@@ -73,40 +94,100 @@ def of_weights(path: str, name: str, settings: dict[str, Any], eps: float) -> St
     return study(f"{name}, {model.joining}, {model.pe}", model, variables, eps=eps)
 
 
-def of_run(path: Path, step: str, count: int, eps: float) -> Study:
-    """A checkpoint of the run in `path`, measured on `count` of its validation images."""
+def load(path: Path, step: str) -> Run:
+    """A checkpoint of the run in `path`."""
     config = cli.load_config("", str(path))
     model = setup.build_model(config, len(finished.classes(path, "the run")))
-    mesh = sharding.make_mesh(configs.base().mesh)  # whatever devices the run had
-    state, _ = finished.state(path, config, model, mesh, step, sharding.REPLICATED)
-    images = validation_images(config, count) if count else None
-    label = f"{model.joining}, {model.pe}" if hasattr(model, "joining") else config.model.name
-    return study(label, model, jax.device_get(state.variables), images, eps)
+    state, _ = finished.state(path, config, model, _mesh(), step, sharding.REPLICATED)
+    return Run(config, model, jax.device_get(state.variables))
+
+
+def of_run(run: Run, count: int, eps: float) -> Study:
+    """A run, measured on `count` of its validation images."""
+    images = validation_images(run.config, count) if count else None
+    label = f"{run.model.joining}, {run.model.pe}" if hasattr(run.model, "joining") else run.config.model.name
+    return study(label, run.model, run.variables, images, eps)
+
+
+def _mesh() -> jax.sharding.Mesh:
+    return sharding.make_mesh(configs.base().mesh)  # whatever devices a run had
 
 
 def validation_images(config: Any, count: int) -> Iterator[jax.Array]:
     """So many validation images of a run, from all over the set, as its model sees them, in batches."""
     try:
-        source = Spread(sources.open_split(config.data, "val"), count)
+        source = Spread(setup.open_split(config, "val"), count)
     except UserError as error:
         raise UserError(f"{error} (--images=0 does without)") from error
-    batches = setup.evaluation_batches(config, source)(min(BATCH, len(source)), 0, 1)
-    return (
-        normalise(jnp.asarray(batch["image"][batch["mask"] > 0]), config.data.mean, config.data.std)
-        for batch in batches
-    )
+    size = min(BATCH[config.task], len(source))
+    if config.task == "segment":
+        batches = _windows(config, source, size)
+    else:
+        batches = (batch["image"][batch["mask"] > 0] for batch in setup.evaluation_batches(config, source)(size, 0, 1))
+    return (normalise(jnp.asarray(batch), config.data.mean, config.data.std) for batch in batches)
+
+
+def _windows(config: Any, source: SceneSource, size: int) -> Iterator[np.ndarray]:
+    """The middle of each image, whose shorter side is resized to that of a window; `size` of them at a time."""
+    data, batch = config.data, []
+    with scene_pipeline.scenes(source, range(len(source)), data.channels, data.threads) as scenes:
+        for pixels, _, _ in scenes:
+            batch.append(decode.eval_crop(pixels, data.image_size, 1.0))
+            if len(batch) == size:
+                yield np.stack(batch)
+                batch = []
+    if batch:
+        yield np.stack(batch)
+
+
+def drawn_overlays(runs: Mapping[str, Run]) -> dict[str, bytes]:
+    """Files by name: overlays.png and .pdf, of all the runs that segment, by what they are called.
+
+    Raises:
+        UserError: they are not of the same validation images, or these cannot be read.
+    """
+    runs = {label: run for label, run in runs.items() if run.config.task == "segment"}
+    if not runs:
+        return {}
+    first, *others = runs.values()
+    for other in others:
+        for key in ("source", "path", "name", "val_split", "channels"):
+            here, there = (run.config.data[key] for run in (first, other))
+            if here != there:
+                raise UserError(
+                    f"these runs segment other images: data.{key} is {here!r} and {there!r} (--images=0 does without)"
+                )
+    source, predicted = setup.open_split(first.config, "val"), {}
+    for label, (config, model, variables) in runs.items():
+        mesh = _mesh()
+        evaluator = SceneEvaluator(model, config, mesh, source)
+        predicted[label] = evaluator, jax.device_put(variables, sharding.replicated(mesh))
+    figure = compare(first.config, source, OVERLAYS, predicted)
+    return {f"overlays.{form}": plots.render(figure, form) for form in plots.FORMATS}
+
+
+def compare(
+    config: Any, source: SceneSource, count: int, predictors: Mapping[str, tuple[SceneEvaluator, Any]]
+) -> "matplotlib.figure.Figure":
+    """`count` scenes from all over a set, beside what evaluators (with variables, by title) make of them."""
+    source = Spread(source, count)
+    with scene_pipeline.scenes(source, range(len(source)), config.data.channels, config.data.threads) as scenes:
+        images, truths, names = zip(*scenes, strict=True)
+    maps = [list(evaluator.maps(variables, images)) for evaluator, variables in predictors.values()]
+    rows = list(zip(images, truths, *maps, strict=True))
+    return overlays.comparison(rows, source.classes, list(predictors), [Path(name).name for name in names])
 
 
 class Spread:
     """`count` examples of a source at equal distances: the data sets lie there class by class."""
 
-    def __init__(self, source: Source, count: int):
+    def __init__(self, source: Source | SceneSource, count: int):
         self.source, self.count, self.classes = source, min(count, len(source)), source.classes
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example | Scene:
         return self.source[index * len(self.source) // self.count]
 
 

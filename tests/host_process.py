@@ -17,11 +17,13 @@ import numpy as np
 
 from lape_jax import cli
 from lape_jax.data import pipeline, resident
+from lape_jax.data.example import Scene
 from lape_jax.errors import UserError
 from lape_jax.train import hosts, sharding
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.evaluation import Evaluator
+from lape_jax.train.segmentation import SceneEvaluator
 from lape_jax.train.writers import Writers
 from tests import runs
 
@@ -171,6 +173,49 @@ IMAGES = {
 }
 
 
+def segments(workdir):
+    segmenting = scene_evaluator(Scenes(SCENES_OF_PIXELS), sharding.make_mesh(TWO, one_each()))
+    return segmenting(VARIABLES_OF_PATCHES), segmenting.matrix.tolist()
+
+
+def unreadable_scene(workdir):  # of the second process
+    scenes = Scenes(SCENES_OF_PIXELS)
+    if SECOND:
+        scenes[1] = Scene(b"", scenes[1].mask, "the second scene")
+    scene_evaluator(scenes, sharding.make_mesh(TWO, one_each()))(VARIABLES_OF_PATCHES)
+
+
+def scene_evaluator(scenes, mesh):
+    data = SimpleNamespace(image_size=4, channels=1, mean=(0.25,), std=(0.5,), threads=1)
+    segment = SimpleNamespace(scale=(20, 6), stride=3, scales=(1.0,), flip=True)
+    return SceneEvaluator(Patches(), SimpleNamespace(eval_batch_size=4, data=data, segment=segment), mesh, scenes)
+
+
+class Scenes(list):
+    classes = ("a", "b", "c")
+
+
+class Patches:
+    """A model that segments by the means of patches."""
+
+    num_classes, input_shape = 3, (4, 4, 1)
+
+    def grid_of(self, shape):
+        return 2, 2
+
+    def apply(self, variables, images, *, train):
+        patches = images.reshape(-1, 2, 2, 2, 2).mean(axis=(2, 4))
+        return None, {"masks": patches[..., None] * variables["params"]["kernel"] + variables["params"]["bias"]}
+
+
+TWO = SimpleNamespace(data=2, fsdp=1, tensor=1)
+VARIABLES_OF_PATCHES = {"params": {"kernel": np.float32([-1, 0, 1]), "bias": np.float32([0, 0.3, 0])}}
+SCENES_OF_PIXELS = [
+    Scene(rng.integers(0, 256, (*size, 1), np.uint8), rng.integers(0, 3, size, np.uint8), f"scene {size}")
+    for size in [(5, 9), (7, 4), (6, 6)]
+]
+
+
 def unreadable(workdir):
     class Breaking:
         """The batches of the second process, of which the seventh cannot be read."""
@@ -204,7 +249,19 @@ def interrupted(workdir):
         train_small(workdir, ENDLESS)
 
 
-SCENES = (starts, goes_on, claimed, not_shared, other_data, evaluates, unreadable_evaluation, unreadable, interrupted)
+SCENES = (
+    starts,
+    goes_on,
+    claimed,
+    not_shared,
+    other_data,
+    evaluates,
+    unreadable_evaluation,
+    segments,
+    unreadable_scene,
+    unreadable,
+    interrupted,
+)
 
 if __name__ == "__main__":
     sys.exit(cli.exit_code(lambda: main(sys.argv[1], Path(sys.argv[2]))))

@@ -1,6 +1,7 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -201,3 +202,16 @@ sys.exit(cli.run(main, ["--config={file}"]))
     assert done.returncode == 0
     assert done.stderr == "warning: skipped a.png\nwarning: careful\n"
     assert done.stdout == ""
+
+
+def test_arguments_that_are_no_options(run, file):
+    """Wherever they stand; with commands that take none they are refused."""
+    code, _, args, _ = run("a.png", f"--config={file}", "--config.seed", "3", "~/b", "--", "-c.png", files="images")
+    assert code == 0
+    assert args.files == ["a.png", str(Path.home() / "b"), "-c.png"]
+    code, _, _, err = run(f"--config={file}", files="images")
+    assert (code, err) == (2, "error: the following arguments are required: FILE\n")
+    code, _, _, err = run(f"--config={file}", "a.png")
+    assert (code, err.startswith("error: option 'a.png'")) == (2, True)
+    code, _, _, err = run("a.png", "--confg=x", files="images")
+    assert (code, "did you mean '--config'" in err) == (2, True)

@@ -14,7 +14,8 @@ from lape_jax import cli, evaluate, main
 from tests import runs
 
 TRAIN = {"main": main.main, "description": "Trains.", "required": ("config", "workdir")}
-EVALUATE = {"main": evaluate.main, "description": "Evaluates.", "options": {"weights": "a file", "step": "a step"}}
+OPTIONS = dict.fromkeys(("weights", "step", "out", "overlays"), "text")
+EVALUATE = {"main": evaluate.main, "description": "Evaluates.", "options": OPTIONS}
 
 
 def command(what, *argv, devices=8):

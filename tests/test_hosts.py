@@ -10,6 +10,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -153,12 +154,26 @@ def test_two_processes(on_one_device, tmp_path):
     assert one == other == pytest.approx(in_numpy(), rel=1e-6)
     broken = ["UserError: process 1: the disk is gone", "UserError: the disk is gone"]
     assert ended("unreadable_evaluation") == broken
+    one, other = ended("segments")
+    assert one == other == segmented_by_one_process()
+    one, other = ended("unreadable_scene")
+    assert "the second scene" in other
+    assert one == other.replace("UserError: ", "UserError: process 1: ")
     assert ended("unreadable") == broken
     assert happened[0]["unreadable"][1] == [6]  # all that was trained before
     assert ended("interrupted") == ["KeyboardInterrupt: "] * 2
     (step,) = happened[0]["interrupted"][1]
     assert happened[1]["interrupted"][1] == [step]
     assert 5 <= step < 10**6
+
+
+def segmented_by_one_process():
+    mesh = sharding.make_mesh(SimpleNamespace(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    scenes = host_process.Scenes(host_process.SCENES_OF_PIXELS)
+    segmenting = host_process.scene_evaluator(scenes, mesh)
+    results = segmenting(host_process.VARIABLES_OF_PATCHES)
+    assert np.count_nonzero(segmenting.matrix) > 3  # else the comparison says little
+    return [results, segmenting.matrix.tolist()]
 
 
 def in_numpy():

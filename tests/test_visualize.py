@@ -4,14 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lape_jax import cli, port, visualize
-from lape_jax.analysis import correlation
-from lape_jax.data import sources
+from lape_jax.analysis import correlation, overlays, plots
+from lape_jax.data import digit_scenes, sources
 from lape_jax.errors import UserError
 from lape_jax.train import finished, sharding
 from lape_jax.train.config import from_json
-from tests import runs
+from tests import runs, scene_run
 from tests.port.tiny import TINY, random_variables, tiny
 
 SIZES = [f"--model.{key}={value}" for key, value in TINY.items()]
@@ -81,6 +82,52 @@ def test_images_from_all_over_the_set(run):
     labels = {source[index * len(source) // count].label for index in range(count)}
     assert labels == set(range(10))
     assert sum(len(batch) for batch in visualize.validation_images(config, 10_000)) == len(source)
+
+
+def test_runs_that_segment(run, tmp_path, tmp_path_factory, monkeypatch):
+    """Beside each other and a run that classifies, with their maps of labels."""
+    base = tmp_path_factory.getbasetemp()
+    segmenters = [scene_run.workdir(base / "scenes"), scene_run.workdir(base / "default_scenes", join="default")]
+    drawn = []
+    comparison = overlays.comparison
+    monkeypatch.setattr(overlays, "comparison", lambda *args: drawn.append(args) or comparison(*args))
+    monkeypatch.setattr(plots, "render", lambda figure, form: form.encode())  # which takes most of the time
+    visualize_("--workdir", *segmenters, run, f"--out={tmp_path / 'out'}", "--images=6")
+    names = [*FIGURES, "overlays"]
+    expected = [f"{name}.{form}" for name in names for form in ("png", "pdf")] + ["numbers.npz"]
+    assert files(tmp_path / "out") == sorted(expected)
+    ((rows, classes, titles, names),) = drawn
+    assert (len(rows), len(classes)) == (8, 11)
+    assert titles == [f"lape, learnable ({segmenters[0]})", "default, learnable"]
+    assert names == [f"digits val[{index * 29 // 8}]" for index in range(8)]
+    for row, index in zip(rows, (0, 3), strict=False):
+        scene = digit_scenes.DigitScenes("val")[index]
+        np.testing.assert_array_equal(row[0], scene.image)
+        np.testing.assert_array_equal(row[1], scene.mask)
+    with np.load(tmp_path / "out" / "numbers.npz") as numbers:
+        assert numbers["0/layer1/grid"].tolist() == numbers["2/layer1/grid"].tolist() == [4, 4]
+        assert numbers["1/layer2/lambda"].shape == (3, 16)
+        assert np.isfinite(numbers["0/token_pe_ratio"]).all()
+    visualize_("--workdir", segmenters[0], f"--out={tmp_path / 'none'}", "--images=0")
+    assert not [name for name in files(tmp_path / "none") if "overlays" in name]
+
+
+def test_the_window_in_the_middle_of_a_scene(tmp_path_factory):
+    """Its shorter side, 48 pixels, becomes that of the window, 32."""
+    config = from_json(scene_run.workdir(tmp_path_factory.getbasetemp() / "scenes") / "config.json")
+    batches = [np.asarray(batch) for batch in visualize.validation_images(config, 6)]
+    assert [batch.shape for batch in batches] == [(4, 32, 32, 3), (2, 32, 32, 3)]
+    image = Image.fromarray(digit_scenes.DigitScenes("val")[0].image).resize((42, 32), Image.Resampling.BICUBIC)
+    expected = (np.asarray(image)[:, 5:37] / 255 - np.array(config.data.mean)) / np.array(config.data.std)
+    np.testing.assert_allclose(batches[0][0], expected, rtol=0, atol=1e-5)
+
+
+def test_runs_that_segment_other_images():
+    one, other = scene_run.config(), scene_run.config()
+    other.data.val_split = "other"
+    runs_ = {name: visualize.Run(config, "model", {}) for name, config in (("a", one), ("b", other))}
+    with pytest.raises(UserError, match=r"data\.val_split is 'val' and 'other' \(--images=0 does without\)"):
+        visualize.drawn_overlays(runs_)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
     activations   the last two measured on images
     study         all of it for one model, and its figures
     plots         figures of arrays, whatever they are of
+    overlays      maps of labels to look at: colours, overlays, comparisons, scores by class
     overhead      what LaPE costs beside the default joining (the paper's tables 5 and 6); overhead_table: its table
 
 Layers are numbered from 1, as in the paper: layer 1 is the first block. Rows of class and distillation tokens are left

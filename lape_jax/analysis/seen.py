@@ -69,7 +69,7 @@ def seen(model: nn.Module, variables: Mapping[str, Any], eps: float = SCRIPT_EPS
     """What the module says, layer by layer.
 
     Args:
-        model: any classifier with an absolute position table.
+        model: any classifier or Segmenter with an absolute position table.
         variables: its.
         eps: of LN0, and of the PE norms.
 

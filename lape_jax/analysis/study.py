@@ -93,7 +93,7 @@ def study(
 
     Args:
         label: what it is called.
-        model: any classifier with a position table or a relative bias.
+        model: any classifier or Segmenter with a position table or a relative bias.
         variables: its.
         images: batches (b, h, w, c), normalised, to measure on; None to do without. Of no use without a position table.
         eps: see `lape_jax.analysis.seen`.

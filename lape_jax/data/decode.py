@@ -48,6 +48,20 @@ def decode(image: bytes | UInt8[np.ndarray, "h w c"], channels: int, name: str) 
 
 def _open(data: bytes, name: str) -> Image.Image:
     """The decoded file, in its own colours but 8 bits deep."""
+    picture = open_picture(data, name, ("JPEG", "PNG"))
+    # Pillow would keep the transparent colour through the conversion, and warn where it cannot.
+    picture.info.pop("transparency", None)
+    if picture.mode.startswith("I"):  # 16-bit grey, which convert() would clip to 255; 16-bit RGB arrives as high bytes
+        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
+    return picture
+
+
+def open_picture(data: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
+    """The decoded file of one of these formats (told apart by content), as Pillow gives it.
+
+    Raises:
+      CorruptImage: the bytes are not a whole image in one of the formats of at most MAX_PIXELS pixels.
+    """
     if not data:
         raise CorruptImage(name, "it is empty (0 bytes)")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -56,22 +70,18 @@ def _open(data: bytes, name: str) -> Image.Image:
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which would hide truncated images; set it to False"
         )
     try:
-        picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        picture = Image.open(io.BytesIO(data), formats=formats)
         if picture.width * picture.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
         picture.load()
     except Image.UnidentifiedImageError:
-        raise CorruptImage(name, "it is not a JPEG or PNG image") from None
+        raise CorruptImage(name, f"it is not a {' or '.join(formats)} image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise CorruptImage(name, f"it is too large ({error}; the limit is {MAX_PIXELS} pixels)") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise CorruptImage(name, str(error) or type(error).__name__) from error
-    # Pillow would keep the transparent colour through the conversion, and warn where it cannot.
-    picture.info.pop("transparency", None)
-    if picture.mode.startswith("I"):  # 16-bit grey, which convert() would clip to 255; 16-bit RGB arrives as high bytes
-        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
     return picture
 
 

@@ -28,10 +28,13 @@ _READY = 2
 
 
 class Batch(TypedDict):
-    """A host's share of a global batch. Where mask is 0 there is no example: image and label are zero."""
+    """A host's share of a global batch. Where mask is 0 there is no example: image and label are zero.
+
+    A label is a class, or a map of them.
+    """
 
     image: UInt8[np.ndarray, "b size size channels"]
-    label: Int32[np.ndarray, " b"]
+    label: Int32[np.ndarray, "b ..."]
     mask: Float32[np.ndarray, " b"]
 
 
@@ -152,25 +155,29 @@ class Batches(Iterator[Batch]):
       shape: of one image.
       threads: how many read at a time.
       max_corrupt: how many distinct corrupt images are tolerated.
+      label_shape: of one label.
+      chunk: how many examples are a task for a thread.
     """
 
     def __init__(
         self,
-        read: Callable[[int, int], tuple[np.ndarray, int] | None],
+        read: Callable[[int, int], tuple[np.ndarray, int | np.ndarray] | None],
         steps: range,
         positions: range,
         shape: tuple[int, int, int],
         threads: int,
         max_corrupt: int,
+        label_shape: tuple[int, ...] = (),
+        chunk: int = _CHUNK,
     ):
         if threads < 1:
             raise UserError(f"data.threads is {threads}, but at least one thread must read")
-        chunks = [positions[i : i + _CHUNK] for i in range(0, len(positions), _CHUNK)]
+        chunks = [positions[i : i + chunk] for i in range(0, len(positions), chunk)]
         stopped = threading.Event()
 
         def make_part(task: int) -> _Part:
-            step, chunk = divmod(task, len(chunks))
-            return _read_part(read, steps[step], chunks[chunk], shape, stopped)
+            step, part = divmod(task, len(chunks))
+            return _read_part(read, steps[step], chunks[part], shape, label_shape, stopped)
 
         self._log = CorruptLog(max_corrupt)
         tasks = grain.MapDataset.range(len(steps) * len(chunks)).map(make_part)
@@ -220,14 +227,15 @@ def _stop(running: list[grain.DatasetIterator], stopped: threading.Event) -> Non
 
 
 def _read_part(
-    read: Callable[[int, int], tuple[np.ndarray, int] | None],
+    read: Callable[[int, int], tuple[np.ndarray, int | np.ndarray] | None],
     step: int,
     positions: range,
     shape: tuple[int, int, int],
+    label_shape: tuple[int, ...],
     stopped: threading.Event,
 ) -> _Part:
     image = np.zeros((len(positions), *shape), np.uint8)
-    label = np.zeros(len(positions), np.int32)
+    label = np.zeros((len(positions), *label_shape), np.int32)
     mask = np.zeros(len(positions), np.float32)
     corrupt = []
     for row, position in enumerate(positions):

@@ -55,7 +55,7 @@ def tfds_records(name: str, data_dir: str, split: str) -> RecordSource:
       UserError: there is no such data set, version or split, it is not array_record, or has no image and label.
     """
     builder = open_builder(name, data_dir)
-    _check_split(builder, split)
+    check_split(builder, split)
     return RecordSource(builder, split, *_image_and_label(builder))
 
 
@@ -157,7 +157,7 @@ def _image_and_label(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     return chosen[0], chosen[1]
 
 
-def _check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
+def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
     """Raises UserError unless the split exists, is not empty, all its files are there, and they can be open at once."""
     splits = builder.info.splits
     name = re.split(r"[\[+]", split)[0]

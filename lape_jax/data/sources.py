@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data import listing
 from lape_jax.data.example import Example, Source
 from lape_jax.errors import UserError, nearest
 
@@ -126,16 +126,14 @@ def _load_npz(root: str, path: str, *keys: str) -> list[np.ndarray]:
     if not os.path.isdir(root):
         raise UserError(f"data.path {root!r} is not a directory")
     if not os.path.isfile(path):
-        raise UserError(
-            f"{root} has no file {os.path.basename(path)!r}; it holds {_some([entry.name for entry in _entries(root)])}"
-        )
+        raise UserError(f"{root} has no file {os.path.basename(path)!r}; it holds {listing.some(listing.names(root))}")
     try:
         with open(path, "rb") as file:  # np.load would leave it open where it fails
             content = np.load(file, allow_pickle=False)
             if not isinstance(content, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             if missing := [key for key in keys if key not in content.files]:
-                raise UserError(f"{path} has no array {missing[0]!r}; it holds {_some(content.files)}")
+                raise UserError(f"{path} has no array {missing[0]!r}; it holds {listing.some(content.files)}")
             return [content[key] for key in keys]
     except UserError:
         raise
@@ -158,12 +156,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Example:
         path = os.path.join(self.root, self.files[index])
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise CorruptImage(path, error.strerror or str(error)) from error
-        return Example(data, int(self.labels[index]), path)
+        return Example(listing.read(path), int(self.labels[index]), path)
 
 
 def folder(root: str, split: str, train: str = "train") -> FolderSource:
@@ -187,15 +180,16 @@ def folder(root: str, split: str, train: str = "train") -> FolderSource:
         raise UserError(f"class {strangers[0]!r} of {directory} is not a class of {os.path.join(root, train)}{hint}")
 
     # Threads because a network file system answers slowly, but many questions at once.
+    directories = [os.path.join(directory, name) for name in names]
     with ThreadPoolExecutor(16) as pool:
-        listings = list(pool.map(_list_images, [os.path.join(directory, name) for name in names]))
-    for name, (images, others) in zip(names, listings, strict=True):
+        listings = list(pool.map(lambda path: listing.list_files(path, SUFFIXES), directories))
+    for path, (images, others) in zip(directories, listings, strict=True):
         if not images:
-            raise UserError(
-                f"class directory {os.path.join(directory, name)} holds no JPEG or PNG file; it holds {_some(others)}"
-            )
+            raise UserError(f"class directory {path} holds no JPEG or PNG file; it holds {listing.some(others)}")
     if others := [f"{name}/{path}" for name, (_, rest) in zip(names, listings, strict=True) for path in rest]:
-        logger.warning("%s: left out %d files that are no JPEG or PNG: %s", directory, len(others), _some(others))
+        logger.warning(
+            "%s: left out %d files that are no JPEG or PNG: %s", directory, len(others), listing.some(others)
+        )
     files = [f"{name}/{path}" for name, (images, _) in zip(names, listings, strict=True) for path in images]
     number = {name: label for label, name in enumerate(classes)}
     labels = np.repeat([number[name] for name in names], [len(images) for images, _ in listings])
@@ -204,50 +198,10 @@ def folder(root: str, split: str, train: str = "train") -> FolderSource:
 
 def _class_names(root: str, split: str) -> tuple[str, ...]:
     """The class directories of root/split, sorted."""
-    if not os.path.isdir(root):
-        raise UserError(f"data.path {root!r} is not a directory")
-    directory = os.path.join(root, split)
-    if not os.path.isdir(directory):
-        raise UserError(
-            f"{root} has no directory {split!r}; it holds {_some([entry.name for entry in _entries(root)])}"
-        )
-    entries = _entries(directory)
+    directory = listing.check_directory(root, split)
+    entries = listing.entries(directory)
     names = sorted(entry.name for entry in entries if entry.is_dir())
     if not names:
-        found = _some([entry.name for entry in entries])
+        found = listing.some([entry.name for entry in entries])
         raise UserError(f"{directory} has no class directories, only {found}; it must hold one directory per class")
     return tuple(names)
-
-
-def _list_images(directory: str, above: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
-    """All (image files, other files) below `directory`, as sorted paths relative to it."""
-    images, others = [], []
-    for entry in _entries(directory):
-        if entry.is_dir():
-            parents = (*above, os.path.realpath(directory))
-            if entry.is_symlink() and os.path.realpath(entry.path) in parents:
-                raise UserError(f"{entry.path} is a symbolic link to a directory that it lies in")
-            for target, paths in zip((images, others), _list_images(entry.path, parents), strict=True):
-                target += [f"{entry.name}/{path}" for path in paths]
-        else:
-            (images if entry.name.lower().endswith(SUFFIXES) else others).append(entry.name)
-    return sorted(images), sorted(others)
-
-
-def _entries(directory: str) -> list[os.DirEntry[str]]:
-    """What is not hidden in a directory."""
-    try:
-        with os.scandir(directory) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"cannot list {directory}: {error.strerror}") from error
-
-
-def _some(names: list[str]) -> str:
-    """Up to eight of the names, for a message.
-
-    >>> _some(["b", "a"])
-    'a, b'
-    """
-    shown = ", ".join(sorted(names)[:8])
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > 8 else shown or "nothing"

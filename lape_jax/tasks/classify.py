@@ -6,7 +6,7 @@ not be read).
 All results are sums over the batch, so that they add up exactly over batches, devices and hosts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lape_jax.augment.photometric import normalise
 
-METRICS = ("top1", "top5", "loss")
+SUMS = ("loss", "top1", "examples")  # of training
+
+
+def training_means(sums: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the training steps that `sums` covers: loss in nats, top1 in percent."""
+    examples = max(sums["examples"], 1.0)
+    return {"train/loss": sums["loss"] / examples, "train/top1": 100 * sums["top1"] / examples}
+
+
+def describe(results: Mapping[str, float]) -> str:
+    """An evaluation in a line."""
+    parts = [f"top-1 {results['val/top1']:.2f}%  top-5 {results['val/top5']:.2f}%  loss {results['val/loss']:.4f}"]
+    if "val/ema_top1" in results:
+        parts.append(f"EMA top-1 {results['val/ema_top1']:.2f}%")
+    return "  ".join([*parts, f"({results['val/examples']} images)"])
 
 
 def cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, " b"]:

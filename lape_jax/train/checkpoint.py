@@ -30,23 +30,22 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: the last `keep` ones and the one with the highest `metric` stay, others go.
+    """The checkpoints of one workdir: the last `keep` ones and the one with the highest score stay, others go.
 
     Args:
         workdir: an existing directory; checkpoints go to its subdirectory "checkpoints".
         keep: how many of the newest to keep, at least 1.
-        metric: the name of the metric whose highest value makes a checkpoint the best one.
         read_only: neither create, move nor delete anything (for evaluation, also beside a running training).
 
     Raises:
         UserError: `keep` is less than 1, or the directory cannot be created.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 3, metric: str = "val/top1", read_only: bool = False):
+    def __init__(self, workdir: str | Path, keep: int = 3, read_only: bool = False):
         if keep < 1:
             raise UserError(f"keep_checkpoints is {keep}, but at least 1 checkpoint has to be kept")
         self.directory = (Path(workdir) / "checkpoints").absolute()
-        self._keep, self._metric, self._read_only = keep, metric, read_only
+        self._keep, self._read_only = keep, read_only
         self._manager: ocp.CheckpointManager | None = None
         if not read_only:
             try:
@@ -72,8 +71,8 @@ class Checkpoints:
         )
 
     def best_step(self) -> int | None:
-        """The step of the highest metric (of equal ones the first), None if no checkpoint has it."""
-        return _best({step: records.score(self._record(step), self._metric) for step in self.steps()})
+        """The step of the highest score (of equal ones the first), None if no checkpoint has it."""
+        return _best({step: records.score(self._record(step)) for step in self.steps()})
 
     def save(self, step: int, state: Any, metrics: Mapping[str, Any] | None = None) -> bool:
         """Starts saving `state`, and returns as soon as the state may be donated or changed.
@@ -95,7 +94,7 @@ class Checkpoints:
             return False
         self.wait()
         record = records.make(step, state, metrics or {})
-        self._policy.scores[step] = records.score(record, self._metric)
+        self._policy.scores[step] = records.score(record)
         items = {"state": ocp.args.PyTreeSave(state), "record": ocp.args.JsonSave(records.seal(record))}
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -177,7 +176,7 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         if self._read_only:
             raise ValueError("these checkpoints are read-only")
-        scores = {step: records.score(self._record(step), self._metric) for step in self.steps()}
+        scores = {step: records.score(self._record(step)) for step in self.steps()}
         self._policy = _LastAndBest(self._keep, scores)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy,

@@ -51,6 +51,7 @@ def base() -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the data order, augmentation and dropout
+    config.task = "classify"  # or "segment": a class for each pixel
     config.dtype = "float32"  # of the computation, or "bfloat16"; parameters are float32
     config.init = init = ConfigDict()  # the weights to start from, if not fresh ones
     init.weights = ""  # a file, or the workdir of a run; what fits is loaded, and all is said
@@ -58,14 +59,14 @@ def base() -> ConfigDict:
     config.model = ConfigDict({"name": "deit_ti"})  # name, and any field of that model: models.create(**config.model)
 
     config.data = data = ConfigDict()
-    data.source = "digits"  # digits | folder | arrays | tfds
-    data.path = (
-        ""  # folder: the directory that holds train/ and val/; arrays: train.npz and val.npz; tfds: its data_dir
-    )
+    data.source = "digits"  # digits | folder | arrays | tfds; to segment: digits | ade20k | folder | tfds
+    # folder: the directory that holds train/ and val/ (to segment: images/, masks/ and classes.txt); arrays: train.npz
+    # and val.npz; tfds: its data_dir; ade20k: images/ and annotations/.
+    data.path = ""
     data.name = ""  # tfds: the data set's name
     data.train_split = "train"
     data.val_split = "val"
-    data.image_size = 224
+    data.image_size = 224  # to segment: side of the training crops and of the evaluation's windows
     data.channels = 3
     data.mean = (0.485, 0.456, 0.406)  # of images scaled to [0, 1]: x -> (x - mean) / std
     data.std = (0.229, 0.224, 0.225)
@@ -91,18 +92,30 @@ def base() -> ConfigDict:
     augment.mix_switch_prob = 0.5  # of CutMix where both are on
     augment.order = "erase_then_mix"  # or "mix_then_erase", with mixing in 8 bits
 
+    config.segment = segment = ConfigDict()  # images and their maps of labels
+    segment.scale = (2048, 512)  # pixels: an image is resized until its longer and shorter side fit in
+    segment.scale_range = (0.5, 2.0)  # training: both times a factor from this range
+    segment.max_class = 0.75  # training crops are drawn anew (10 times) while one class covers more than this
+    segment.distort = True  # brightness, contrast, saturation and hue, each with probability 1/2
+    segment.mean_over = "valid"  # the loss is the mean over pixels with a label, or over "all", others counting 0
+    segment.stride = 480  # evaluation: pixels from one window to the next
+    segment.scales = (1.0,)  # ... factors of `scale`, whose probabilities are averaged
+    segment.flip = False  # ... each also mirrored
+
     config.batch_size = 128  # of one optimizer step, over all devices
-    config.eval_batch_size = 256
+    config.eval_batch_size = 256  # images, or windows of images to segment
     config.steps_per_dispatch = 100  # steps that one call of a resident run makes on the device
 
     for name, units in DURATIONS.items():
         for unit in units:
             config[f"{name}_{unit}"] = placeholder(_UNIT_TYPES[unit])
 
-    config.optimizer = optimizer = ConfigDict()  # AdamW under a cosine schedule with linear warm-up
-    # The rate changes every "step" (or "step_prefix": the cosine begins after the warm-up, and not under it), every
-    # "epoch", or there one late: "epoch_lag".
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # adamw | sgd
+    # Linear warm-up into a cosine, where the rate changes every "step" (or "step_prefix": the cosine begins after the
+    # warm-up, and not under it), every "epoch", or there one late: "epoch_lag". Or "poly", by step.
     optimizer.schedule = "step"
+    optimizer.power = 0.9  # poly: exponent
     optimizer.lr = 1e-3  # at the peak; for a batch of `lr_batch` images if that is set, in proportion for others
     optimizer.lr_batch = 0
     optimizer.warmup_lr = 1e-6
@@ -111,6 +124,8 @@ def base() -> ConfigDict:
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.999
     optimizer.eps = 1e-8
+    optimizer.momentum = 0.9  # sgd
+    optimizer.nesterov = False  # sgd
     optimizer.clip_norm = 0.0  # of the global gradient norm; 0 = off
     optimizer.accumulate = 1  # micro-batches per step
     optimizer.lr_mults = ((".*", 1.0),)  # (regex of the parameter's path, factor): first match wins; 0 = frozen

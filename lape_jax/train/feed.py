@@ -103,6 +103,7 @@ class Streamed:
         mesh: of the devices.
         batch_size: examples of a step, over all hosts.
         image_shape: (height, width, channels) of the images.
+        label_shape: of the label of an image.
         frozen: further arguments of `update`, arrays on the devices.
     """
 
@@ -117,13 +118,14 @@ class Streamed:
         *,
         batch_size: int,
         image_shape: tuple[int, int, int],
+        label_shape: tuple[int, ...] = (),
         frozen: tuple = (),
     ):
         self.waited, self._frozen = 0.0, frozen
         self._batches = batches
         self._rows = sharding.batch_sharding(mesh, batch_size)
         self._share = batch_size // sharding.host_share(mesh, batch_size)[1]
-        self._image_shape = image_shape
+        self._shapes = image_shape, label_shape
         self._several = jax.process_count() > 1
         update = _unless_blank(update) if self._several else update
         self._update = jax.jit(update, donate_argnums=0, out_shardings=shardings)
@@ -159,7 +161,7 @@ class Streamed:
         return batch and {name: place(array, self._rows) for name, array in batch.items()}
 
     def _blank(self) -> dict:
-        return blank(self._share, self._image_shape, mask=_UNREAD)
+        return blank(self._share, *self._shapes, mask=_UNREAD)
 
     def close(self) -> None:
         """Stops the threads behind the batches, after the batch that is being made."""
@@ -178,11 +180,13 @@ def _unless_blank(update: Callable) -> Callable:
     return guarded
 
 
-def blank(count: int, image_shape: tuple[int, int, int], *, mask: float = 0.0) -> dict:
+def blank(
+    count: int, image_shape: tuple[int, int, int], label_shape: tuple[int, ...] = (), *, mask: float = 0.0
+) -> dict:
     """A part of a batch, `count` rows, without any example."""
     return {
         "image": np.zeros((count, *image_shape), np.uint8),
-        "label": np.zeros(count, np.int32),
+        "label": np.zeros((count, *label_shape), np.int32),
         "mask": np.full(count, mask, np.float32),
     }
 

@@ -12,14 +12,12 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from lape_jax.augment import recipe
-from lape_jax.data import sources
 from lape_jax.errors import UserError
 from lape_jax.train import chrono, feed, hosts, optim, report, setup, sharding, teacher, warm
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.evaluation import Evaluator
 from lape_jax.train.signals import StopRequest
 from lape_jax.train.writers import Writers, clock_time
 
@@ -45,8 +43,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     workdir = Path(workdir)
 
     # ---- Data and model -------------------------------------------------------------------------------------------
-    source = sources.open_split(config.data, "train")
-    val_source = sources.open_split(config.data, "val")
+    source, val_source = (setup.open_split(config, split) for split in ("train", "val"))
+    task = setup.task(config)
     model = setup.build_model(config, len(source.classes))
     mesh = sharding.make_mesh(config.mesh)
     plan = plans.make(config, len(source))
@@ -60,7 +58,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     # ---- State: shapes first, then created (or restored) right where it belongs --------------------------------------
     params = model.param_shapes()
     tx = optim.make(config.optimizer, params, plan.learning_rate)
-    init = states.initialiser(model, tx, ema=config.ema_decay > 0)
+    init = states.initialiser(model, tx, ema=config.ema_decay > 0, task=task)
     abstract = states.abstract(init, mesh, config.sharding)
     frozen = (taught_by.variables,) if taught_by else ()
     update = setup.update(config, model, plan.mixing, tx, mesh, taught_by.model if taught_by else None)
@@ -77,7 +75,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         state, step = restored or (warm.create(config, model, init, abstract, mesh), 0)
         if step > total:
             raise UserError(f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for")
-        evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source), len(val_source))
+        evaluator = setup.evaluator(config, model, mesh, val_source)
         opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total)
 
         # From here on everything fits, for all processes, so the workdir may be changed.
@@ -110,7 +108,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 if due:
                     _check(state, step, batches, checkpoints, config, len(source))
                 if "log" in due:
-                    scalars = states.means(state.sums) | {"lr": float(plan.learning_rate(step - 1))}
+                    scalars = states.means(state.sums, task) | {"lr": float(plan.learning_rate(step - 1))}
                     scalars |= {"epoch": step / plan.steps_per_epoch} | clock.tick(step, batches.waited)
                     state = state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
                     writers.write(step, scalars)
@@ -119,7 +117,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                     with clock.paused(), _saving_first(checkpoints, state):
                         results = _evaluate(evaluator, state)
                     writers.write(step, results)
-                    writers.console.line(_describe(f"step {step}/{total}", results))
+                    writers.console.line(f"step {step}/{total}  {task.describe(results)}")
                 if "checkpoint" in due:
                     checkpoints.save(step, state, results if "eval" in due else None)
 
@@ -146,7 +144,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 head += f", the last {total - first_step}" if first_step else ""
                 head += f" in {clock_time(clock.seconds)}, {clock.img_per_sec:,.0f} img/s"
             writers.console.summary(
-                _describe(head, results) + f"  best checkpoint: step {checkpoints.best_step()}, in {workdir}"
+                f"{head}  {task.describe(results)}  best checkpoint: step {checkpoints.best_step()}, in {workdir}"
             )
             return results
 
@@ -170,10 +168,10 @@ def _open_feed(
         )
     part = sharding.host_share(mesh, config.batch_size)
     batches = setup.training_batches(config, source, config.batch_size, step, total, part)
-    shape = (data.image_size, data.image_size, data.channels)
-    return feed.Streamed(
-        update, batches, shardings, mesh, batch_size=config.batch_size, image_shape=shape, frozen=frozen
-    )
+    shapes = {"image_shape": (data.image_size, data.image_size, data.channels)}
+    if config.task == "segment":
+        shapes["label_shape"] = (data.image_size, data.image_size)
+    return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size, **shapes, frozen=frozen)
 
 
 @contextlib.contextmanager
@@ -187,7 +185,7 @@ def _saving_first(checkpoints: Checkpoints, state: states.TrainState) -> Iterato
         raise
 
 
-def _evaluate(evaluator: Evaluator, state: states.TrainState) -> dict[str, float]:
+def _evaluate(evaluator: Any, state: states.TrainState) -> dict[str, float]:
     """Of the weights, and beside them of their running mean if there is one."""
     results = evaluator(state.variables)
     return results if state.ema is None else results | evaluator(state.ema, prefix="val/ema_")
@@ -227,11 +225,3 @@ def _introduce(
         console.line(f"teacher: {config.distill.teacher} (weight {config.distill.alpha:g})")
     start = f"resuming at step {step} of" if step else "training for"
     console.line(f"{start} {total} steps ({total / epoch:.1f} epochs of {epoch} steps, batch {config.batch_size})")
-
-
-def _describe(head: str, results: dict[str, float]) -> str:
-    parts = [f"{head}  top-1 {results['val/top1']:.2f}%  top-5 {results['val/top5']:.2f}%"]
-    parts.append(f"loss {results['val/loss']:.4f}")
-    if "val/ema_top1" in results:
-        parts.append(f"EMA top-1 {results['val/ema_top1']:.2f}%")
-    return "  ".join([*parts, f"({results['val/examples']} images)"])

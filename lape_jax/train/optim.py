@@ -1,11 +1,14 @@
-"""The optimiser: AdamW with decoupled decay, timm's cosine schedule, and multipliers by (regex, value) rules.
+"""The optimisers, AdamW and SGD with momentum; schedules; and multipliers by (regex, value) rules.
 
-For parameter p with gradient g, at update t = 0, 1, 2, ... with learning rate lr(t):
+For parameter p with gradient g, at update t = 0, 1, 2, ... with learning rate lr(t), AdamW:
     g  <- g * min(1, clip_norm / ||all gradients||)                    only if clip_norm > 0
     m  <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
     u   = m / (1 - beta1^(t+1)) / (sqrt(v / (1 - beta2^(t+1))) + eps)
     p  <- p - lr(t) * lr_mult(p) * (u + weight_decay * wd_mult(p) * p)
 This is `torch.optim.AdamW` with one parameter group per pair of multipliers (Loshchilov & Hutter, arXiv:1711.05101).
+SGD, after the same clipping, is `torch.optim.SGD`, whose decay is part of the gradient:
+    g  <- g + weight_decay * wd_mult(p) * p;  m <- momentum m + g
+    p  <- p - lr(t) * lr_mult(p) * m                                   (g + momentum m for m, if nesterov)
 """
 
 import math
@@ -78,12 +81,14 @@ def schedule(
         config.schedule = "step_prefix":  t = s, and the cosine is counted from W: cos(pi (t - W) / (T - W))
         config.schedule = "epoch":        t = e E
         config.schedule = "epoch_lag":    t = max(e - 1, 0) E
+        config.schedule = "poly":         t = s, and min_lr + (lr - min_lr) (1 - t / T)^power in place of the cosine
     The second is Swin's; the third is what scripts do that call timm's scheduler with e + 1 after epoch e (T2T-ViT,
     Compact Transformers), the last those that call it with e (DeiT, LaPE, CeiT). Source: timm 0.3.4
-    `CosineLRScheduler`.
+    `CosineLRScheduler`. "poly" is that of
+    rstrudel/segmenter and MMSegmentation.
 
     Args:
-        config: with schedule, lr, lr_batch, warmup_lr and min_lr.
+        config: with schedule, power, lr, lr_batch, warmup_lr and min_lr.
         total_steps: updates in the whole run, T + cooldown_steps.
         warmup_steps: W.
         batch_size: images of an update; lr in the formulas is `peak_rate(config, batch_size)`.
@@ -107,15 +112,19 @@ def schedule(
     lr, warmup_lr, min_lr = peak_rate(config, batch_size), config.warmup_lr, config.min_lr
     if min_lr > lr:
         raise UserError(f"config.optimizer.min_lr {min_lr:g} is above the peak of the learning rate, {lr:g}")
-    lag = {"step": 0, "step_prefix": 0, "epoch": 0, "epoch_lag": 1}[config.schedule]
+    lag = 1 if config.schedule == "epoch_lag" else 0
     cosine_steps = period - (warmup_steps if config.schedule == "step_prefix" else 0)
 
     def learning_rate(step):
         if config.schedule.startswith("epoch"):
             step = jnp.maximum(step // steps_per_epoch - lag, 0) * steps_per_epoch
-        # (1 + cos(pi t/T)) / 2 = sin^2(pi (T - t) / 2T), which is also precise near the end of the run in float32
-        cosine = min_lr + (lr - min_lr) * jnp.sin(0.5 * math.pi * (period - step) / max(cosine_steps, 1)) ** 2
-        after_warmup = jnp.where(step < period, cosine, min_lr)
+        left = 1.0 * jnp.maximum(period - step, 0)
+        if config.schedule == "poly":
+            share = (left / period) ** config.power
+        else:
+            # (1 + cos(pi t/T)) / 2 = sin^2(pi (T - t) / 2T), which is also precise near the end of the run in float32
+            share = jnp.sin(0.5 * math.pi * left / max(cosine_steps, 1)) ** 2
+        after_warmup = min_lr + (lr - min_lr) * share
         warmup = warmup_lr + step * (lr - warmup_lr) / max(warmup_steps, 1)
         return jnp.where(step < warmup_steps, warmup, after_warmup)
 
@@ -130,7 +139,7 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
     training step's business: one update per call here.
 
     Args:
-        config: with weight_decay, beta1, beta2, eps, clip_norm (0: off), and the ordered (regex, value) lists lr_mults
+        config: with name, weight_decay, beta1, beta2, eps, momentum, nesterov, clip_norm (0: off), and the ordered (regex, value) lists lr_mults
             and wd_mults (empty: `LR_MULTS`, `default_wd_mults`).
         params: the parameter tree (arrays or jax.ShapeDtypeStruct).
         learning_rate: by update, from `schedule`.
@@ -139,12 +148,16 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
         UserError: a parameter that no rule covers, or a bad rule or multiplier.
     """
     lr_mults, wd_mults = multipliers(config, params)
+    decay = _decay(config, wd_mults)
+    if config.name == "sgd":
+        rule = (decay, optax.trace(config.momentum, nesterov=config.nesterov))
+    else:
+        rule = (optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps), decay)
     # Always the same pieces, so that a run can be resumed with, for example, another clip_norm.
     return optax.chain(
         _scale(jax.tree.map(lambda mult: float(mult != 0), lr_mults)),
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
-        _decay(config, wd_mults),
+        *rule,
         optax.scale_by_learning_rate(learning_rate),
         _scale(lr_mults),
     )
@@ -159,7 +172,7 @@ def multipliers(config: Any, params: Any) -> tuple[Any, Any]:
 
 def describe(config: Any, params: Any, batch_size: int) -> list[str]:
     """For the log: the peak of the learning rate, and each group of parameters with equal multipliers."""
-    peak = f"learning rate {peak_rate(config, batch_size):g}"
+    peak = f"{config.name}, learning rate {peak_rate(config, batch_size):g}"
     if config.lr_batch:
         peak += f" = {config.lr:g} x batch {batch_size} / {config.lr_batch}"
     lr_mults, wd_mults = multipliers(config, params)
@@ -169,7 +182,10 @@ def describe(config: Any, params: Any, batch_size: int) -> list[str]:
         group = (lr, wd if lr else 0.0)
         tensors[group] += 1
         numbers[group] += math.prod(leaf.shape)
-    peak += f", changes every {config.schedule.partition('_')[0]}{', one late' * config.schedule.endswith('lag')}"
+    if config.schedule == "poly":
+        peak += f", falls with power {config.power:g}"
+    else:
+        peak += f", changes every {config.schedule.partition('_')[0]}{', one late' * config.schedule.endswith('lag')}"
     return [peak] + [
         f"{'frozen' if lr == 0 else f'lr x {lr:g}, weight decay x {wd:g}'}: "
         f"{tensors[lr, wd]} tensors, {numbers[lr, wd]:,} parameters"

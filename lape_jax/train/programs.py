@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from lape_jax.analysis.overhead import Candidate, Task
 from lape_jax.errors import UserError
-from lape_jax.tasks import classify
+from lape_jax.models.segmenter import Segmenter
+from lape_jax.tasks import classify, segment
 from lape_jax.train import setup, sharding
 from lape_jax.train import state as states
 from lape_jax.train.config import base
@@ -24,6 +25,7 @@ def bare_config(name: str, model: Any) -> ConfigDict:
     """
     config = base()
     config.model.name = name
+    config.task = "segment" if isinstance(model, Segmenter) else "classify"
     config.data.image_size, _, config.data.channels = model.input_shape
     config.data.mean = config.data.std = (0.5,) * config.data.channels
     setup.check_training(config, model)
@@ -36,7 +38,7 @@ def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batc
     """The train step, by AdamW; each call of it takes what the last has made. A distilled model has no teacher."""
     mesh, tx = sharding.make_mesh(config.mesh, devices), optax.adamw(1e-3)
     update = setup.update(config, one.model, 0, tx, mesh)
-    init = states.initialiser(one.model, tx, ema=False)
+    init = states.initialiser(one.model, tx, ema=False, task=setup.task(config))
     shapes = states.abstract(init, mesh, sharding.REPLICATED)
     images = batch_of(one.model, batch)
 
@@ -55,7 +57,7 @@ def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batc
 
 
 def inference(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batch: int) -> Task:
-    """The metrics of a batch in evaluation."""
+    """The metrics of a batch in evaluation; of a model that segments, the logits of its patches."""
     mesh, images = sharding.make_mesh(config.mesh, devices), batch_of(one.model, batch)
     rows, everywhere = sharding.batch_sharding(mesh, batch, setting="--batch"), sharding.replicated(mesh)
 
@@ -63,7 +65,11 @@ def inference(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, bat
         variables, data = jax.device_put(one.variables, everywhere), jax.device_put(images, rows)
         return lambda: jax.block_until_ready(program(variables, data))
 
-    function = jax.jit(classify.evaluation_sums(one.model, config))
+    if config.task == "segment":
+        logits = segment.patch_logits(one.model, config)
+        function = jax.jit(lambda variables, batch: logits(variables, batch["image"]))
+    else:
+        function = jax.jit(classify.evaluation_sums(one.model, config))
     return Task(function, (like(one.variables, everywhere), like(images, rows)), call)
 
 
@@ -75,8 +81,9 @@ def like(tree: Any, placed: jax.sharding.Sharding) -> Any:
 def batch_of(model: Any, size: int) -> dict[str, np.ndarray]:
     """Random images and labels."""
     rng = np.random.default_rng(0)
+    shape = (size, *model.input_shape[:2]) if isinstance(model, Segmenter) else size
     return {
         "image": rng.integers(0, 256, (size, *model.input_shape), np.uint8),
-        "label": rng.integers(0, model.num_classes, size, np.int32),
+        "label": rng.integers(0, model.num_classes, shape, np.int32),
         "mask": np.ones(size, np.float32),
     }

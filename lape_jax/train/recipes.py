@@ -9,6 +9,7 @@ of it, where DeiT's processes draw and reverse each for its own 256 images.
 from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError, nearest
+from lape_jax.models.segmenter import CODE_BASES
 from lape_jax.train.config import base, parse_arg
 
 # Evaluation: side of the centre crop / resized shorter side.
@@ -189,6 +190,62 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
     return _debug(config, patch_size=None if model.startswith("cct") else 8) if arg.debug else config
 
 
+def segmenter(arg: str, model: str) -> ConfigDict:
+    """ADE20K as Segmenter and LaPE train on it: SGD, polynomial decay, crops of 512 pixels, from ImageNet's weights.
+
+    Source: `code=mmseg`, open-mmlab/mmsegmentation, `configs/segmenter/`, which LaPE used; `code=rstrudel`, the authors'
+    rstrudel/segmenter, `config.yml` and `train.py`. DeiT's normalisation in both. `arg`: "name=value,..." of
+
+        path      of source=ade20k: the directory of images/ and annotations/ (ADEChallengeData2016); tfds: the data_dir
+        source    ade20k | tfds (scene_parse150) | folder
+        init      weights to start from: of a DeiT, a file or the workdir of a run
+        join, pe  joining method and position embedding
+        seed, steps, batch
+        code      mmseg | rstrudel
+        debug     a run of two steps of a tiny model on scikit-learn's digits
+
+    `steps` = 0 are those of the code base. The learning rate does not follow the batch.
+    """
+    arg = parse_arg(
+        arg, path="", source="ade20k", init="", join="lape", pe="learnable", seed=0, steps=0, batch=8, code="mmseg",
+        debug=False,
+    )  # fmt: skip
+    if arg.code not in CODE_BASES:
+        raise UserError(f"config argument code={nearest(arg.code, CODE_BASES)}")
+    mmseg = arg.code == "mmseg"
+    arg.epochs = None
+    config = _start(arg, model)
+    config.task = "segment"
+    config.dtype = "bfloat16"
+    config.model.update(CODE_BASES[arg.code], remat="attention")
+    config.init.weights = arg.init
+    config.data.name = "scene_parse150" if arg.source == "tfds" else ""
+    if arg.source == "tfds":
+        config.data.train_split, config.data.val_split = "train", "test"
+    elif arg.source == "ade20k":
+        config.data.train_split, config.data.val_split = "training", "validation"
+    config.data.image_size = 512
+    config.data.threads = 16
+    config.augment.flip = True
+    config.segment.mean_over = "all" if mmseg else "valid"
+    config.eval_batch_size = 8
+
+    optimizer = config.optimizer
+    optimizer.name, optimizer.nesterov = "sgd", not mmseg
+    optimizer.schedule = "poly"
+    optimizer.lr, optimizer.min_lr = 1e-3, 1e-4 if mmseg else 1e-5
+    optimizer.weight_decay = 0.0
+    config.total_steps = arg.steps or (160_000 if mmseg else 161_728)
+    config.warmup_steps = 0
+    config.eval_epochs = config.checkpoint_epochs = None
+    config.eval_percent, config.checkpoint_steps = 10.0, 2000
+    if arg.debug:
+        _debug(config, patch_size=4)
+        config.segment.scale, config.segment.stride = (64, 48), 24
+        config.mix_percent = None
+    return config
+
+
 def _start(arg: ConfigDict, model: str) -> ConfigDict:
     config = base()
     config.seed = arg.seed
@@ -235,7 +292,7 @@ def _debug(config: ConfigDict, patch_size: int | None = 8) -> ConfigDict:
     config.batch_size, config.eval_batch_size, config.steps_per_dispatch = 16, 128, 2
     for name in ("total", "warmup", "cooldown", "mix"):
         config[f"{name}_epochs"] = None
-    config.eval_epochs = config.checkpoint_epochs = None
+    config.eval_epochs = config.checkpoint_epochs = config.checkpoint_steps = None
     config.total_steps, config.warmup_steps, config.mix_percent = 2, 0, 50.0
     config.log_percent = config.eval_percent = config.checkpoint_percent = 50.0
     return config

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lape_jax import tasks
 from lape_jax.errors import UserError
 from lape_jax.train import rules
 
@@ -57,9 +58,10 @@ def _digest(leaf: Any) -> int:
     return total % 2**32
 
 
-def score(record: Mapping | None, metric: str) -> float | None:
-    """The finite value of `metric`, None if the record has none (or there is no record)."""
-    value = record["metrics"].get(metric) if record else None
+def score(record: Mapping | None) -> float | None:
+    """The finite value of the task's score, None if the record has none (or there is no record)."""
+    metrics = record["metrics"] if record else {}
+    value = next((metrics[name] for name in tasks.SCORES if name in metrics), None)
     return value if value is not None and math.isfinite(value) else None
 
 

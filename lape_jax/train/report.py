@@ -13,12 +13,12 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from lape_jax.analysis import plots
+from lape_jax.analysis import overlays, plots
 from lape_jax.analysis import study as studies
 from lape_jax.augment import recipe
-from lape_jax.data import decode, order
+from lape_jax.data import decode, masks, order, scene_transforms
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.example import Source
+from lape_jax.data.example import SceneSource, Source
 from lape_jax.errors import UserError
 from lape_jax.port import files
 from lape_jax.train import config as configs
@@ -31,12 +31,14 @@ Line = Mapping[str, int | float | None]  # of metrics.jsonl
 PANELS = {  # of curves.png: by title, the metrics and what they are called
     "loss": {"train/loss": "training", "val/loss": "validation", "val/ema_loss": "validation (running mean)"},
     "top-1, %": {"train/top1": "training", "val/top1": "validation", "val/ema_top1": "validation (running mean)"},
+    "mIoU, %": {"val/miou": "validation", "val/ema_miou": "validation (running mean)"},
+    "pixel accuracy, %": {"train/pixel_accuracy": "training", "val/pixel_accuracy": "validation"},
     "learning rate": {"lr": "training"},
     "images/s": {"img_per_sec": "training"},
 }
 CAPTIONS = {
     "curves": "By step. Training metrics are of the augmented images, under dropout and with the labels before mixing.",
-    "images": f"{SHEET} images of the first epoch as the model sees them, drawn as if they were one batch.",
+    "images": f"Up to {SHEET} images of the first epoch as the model sees them, drawn as if they were one batch.",
     "correlation_token": "How alike the position of the marked token is to that of every other, by layer.",
     "correlation_overall": "The same for all tokens: row i, column j is the cosine of positions i and j.",
 }
@@ -47,7 +49,7 @@ def write(
     config: ConfigDict,
     model: nn.Module,
     state: states.TrainState,
-    source: Source,
+    source: Source | SceneSource,
     mesh: jax.sharding.Mesh,
     best_step: int | None,
 ) -> None:
@@ -68,7 +70,7 @@ def write(
     if jax.process_index():
         return
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    sheet, titles = augmented(config, model, source)
+    sheet, titles = crops(config, source) if config.task == "segment" else augmented(config, model, source)
     figures = {
         "curves": plots.curves(curves(lines)),
         "images": plots.image_sheet(sheet, titles, limits=(0.0, 1.0)),
@@ -128,6 +130,21 @@ def augmented(config: ConfigDict, model: nn.Module, source: Source) -> tuple[np.
     images = np.asarray(seen["image"]) * np.asarray(config.data.std) + np.asarray(config.data.mean)
     least = 2 * config.loss.label_smoothing / model.num_classes + 1e-3
     return images, [_label(target, source.classes, least) for target in np.asarray(seen["target"])]
+
+
+def crops(config: ConfigDict, source: SceneSource) -> tuple[np.ndarray, list[str]]:
+    """Crops of training images at step 0 under the colours of their labels, and the classes that cover most of them."""
+    images, titles = [], []
+    classes, count = source.classes, min(SHEET, len(source))
+    colours = overlays.palette(len(classes))
+    for position, index in enumerate(order.batch_indices(config.seed, 0, count, len(source))):
+        rng = order.augment_rng(config.seed, 0, position)
+        with contextlib.suppress(CorruptImage):
+            whole = masks.decode_scene(source[int(index)], config.data.channels, len(classes))
+            pixels, labels = scene_transforms.train_scene(*whole, rng=rng, **setup.scene_crop(config))
+            images.append(overlays.overlay(pixels, labels, colours))
+            titles.append(", ".join(classes[label][:9] for label in list(overlays.shares(labels, len(classes)))[:2]))
+    return np.stack(images) / 255, titles
 
 
 def _label(target: np.ndarray, classes: tuple[str, ...], least: float) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -14,15 +15,18 @@ from ml_collections import ConfigDict
 
 from lape_jax import models
 from lape_jax.augment import recipe
-from lape_jax.data import order, pipeline, resident
-from lape_jax.data.example import Source
+from lape_jax.data import order, pipeline, resident, scene_pipeline, scenes, sources
+from lape_jax.data.example import PADDING, SceneSource, Source
 from lape_jax.errors import UserError
 from lape_jax.models.regnet import RegNet
+from lape_jax.models.segmenter import Segmenter
 from lape_jax.nn import position
-from lape_jax.tasks import classify, distill
+from lape_jax.tasks import classify, distill, segment
 from lape_jax.train import config as configs
 from lape_jax.train import optim
 from lape_jax.train import state as states
+from lape_jax.train.evaluation import Evaluator
+from lape_jax.train.segmentation import SceneEvaluator
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Any:
@@ -47,6 +51,20 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
     return models.create(**{**implied, **given})
 
 
+def task(config: ConfigDict) -> ModuleType:
+    """The module of `lape_jax.tasks` with the metrics of the run's task."""
+    return {"classify": classify, "segment": segment}[config.task]
+
+
+def open_split(config: ConfigDict, split: str) -> Source | SceneSource:
+    """The examples of "train" or "val".
+
+    Raises:
+        UserError: they are missing, or not laid out as they should be.
+    """
+    return (scenes.open_scenes if config.task == "segment" else sources.open_split)(config.data, split)
+
+
 def update(
     config: ConfigDict,
     model: Any,
@@ -65,10 +83,12 @@ def update(
         teacher: the model that teaches, if there is one; its variables are then the update's one `frozen` argument.
         seed: instead of config.seed; may be traced.
     """
-    augment = recipe.make(config, num_classes=model.num_classes, mesh=mesh)
-    if teacher is None:
-        loss = classify.training_loss(model)
+    if config.task == "segment":
+        augment, loss = recipe.make_scenes(config, PADDING), segment.training_loss(model, config.segment.mean_over)
     else:
+        augment = recipe.make(config, num_classes=model.num_classes, mesh=mesh)
+        loss = classify.training_loss(model)
+    if teacher is not None:
         loss = distill.training_loss(model, teacher, config.distill.alpha)
     return states.update_function(
         loss,
@@ -83,7 +103,7 @@ def update(
 def abstract_state(config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, strategies: Any) -> states.TrainState:
     """What a checkpoint of `config`'s run is restored by: see `lape_jax.train.state.abstract`."""
     tx = optim.make(config.optimizer, model.param_shapes(), float)  # of the optimiser only its state's shapes matter
-    return states.abstract(states.initialiser(model, tx, config.ema_decay > 0), mesh, strategies)
+    return states.abstract(states.initialiser(model, tx, config.ema_decay > 0, task(config)), mesh, strategies)
 
 
 def check_training(config: ConfigDict, model: Any) -> None:
@@ -95,6 +115,11 @@ def check_training(config: ConfigDict, model: Any) -> None:
     """
     if isinstance(model, RegNet):
         raise UserError(f"{config.model.name} is here to teach (config.distill.model) and to be evaluated, not trained")
+    if (config.task == "segment") != isinstance(model, Segmenter):
+        raise UserError(
+            f"config.task is {config.task!r}, but {config.model.name} gives a class to each "
+            f"{'pixel' if isinstance(model, Segmenter) else 'image'}"
+        )
     if getattr(model, "pool", None) == "none":
         raise UserError("config.model.pool='none' gives each patch logits of its own, and images have one label each")
     flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows
@@ -104,6 +129,13 @@ def check_training(config: ConfigDict, model: Any) -> None:
             "config.optimizer.clip_norm cannot be used with pe='sincos_2d' and join='lape', where the gradient of the "
             "PE biases starts out 1000 times larger in each layer and clipping would stop learning: set it to 0"
         )
+
+
+def evaluator(config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, source: Any) -> Callable[..., dict]:
+    """The function (variables, prefix="val/") -> metrics over all examples of `source`."""
+    if config.task == "segment":
+        return SceneEvaluator(model, config, mesh, source)
+    return Evaluator(model, config, mesh, evaluation_batches(config, source), len(source))
 
 
 def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int, int, int], Iterable[dict]]:
@@ -150,26 +182,39 @@ def host_crop(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def scene_crop(config: ConfigDict) -> dict[str, Any]:
+    """How training images and their maps are resized, cropped, mirrored and distorted."""
+    segment = config.segment
+    return {
+        "size": config.data.image_size,
+        "scale": segment.scale,
+        "scale_range": segment.scale_range,
+        "max_class": segment.max_class,
+        "flip": config.augment.flip,
+        "distort": segment.distort,
+    }
+
+
 def training_batches(
     config: ConfigDict, source: Source, batch_size: int, start: int, total: int, part: tuple[int, int] = (0, 1)
 ) -> pipeline.Batches:
     """This host's part (i of n) of the batches of the steps start..total-1, before what the device does to them."""
     data = config.data
-    return pipeline.train_batches(
-        source,
-        seed=config.seed,
-        batch_size=batch_size,
-        start_step=start,
-        total_steps=total,
-        channels=data.channels,
-        **host_crop(config),
-        threads=data.threads,
-        max_corrupt=data.max_corrupt,
-        repeats=data.repeats,
-        repeat_ranks=data.repeat_ranks,
-        process_index=part[0],
-        process_count=part[1],
-    )
+    common = {
+        "seed": config.seed,
+        "batch_size": batch_size,
+        "start_step": start,
+        "total_steps": total,
+        "channels": data.channels,
+        "threads": data.threads,
+        "max_corrupt": data.max_corrupt,
+        "process_index": part[0],
+        "process_count": part[1],
+    }
+    if config.task == "segment":
+        return scene_pipeline.train_scene_batches(source, **common, **scene_crop(config))
+    repeats = {"repeats": data.repeats, "repeat_ranks": data.repeat_ranks}
+    return pipeline.train_batches(source, **common, **host_crop(config), **repeats)
 
 
 def batch_indices(config: ConfigDict, size: int, step: int, seed: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lape_jax.tasks import classify
 from lape_jax.train import sharding
 
 NEVER = -1  # value of `first_bad_step` while every step was finite
@@ -25,7 +26,7 @@ class TrainState:
     collections: Any  # by name, the model's other variables: "batch_stats", moved by training, and "constants"
     ema: Any  # running mean of `variables`, with the constants as they are; or None
     opt_state: Any
-    sums: dict[str, Any]  # since the last log line: loss, top1, examples, grad_norm, steps
+    sums: dict[str, Any]  # since the last log line: grad_norm, steps, and the task's, with loss and examples
     first_bad_step: Any  # int32, the first step that was bad (see `update_function`), else NEVER
 
     @property
@@ -34,23 +35,20 @@ class TrainState:
         return {"params": self.params, **self.collections}
 
 
-def zero_sums() -> dict[str, jax.Array]:
-    return {name: jnp.zeros((), jnp.float32) for name in ("loss", "top1", "examples", "grad_norm", "steps")}
+def zero_sums(task: Any = classify) -> dict[str, jax.Array]:
+    return {name: jnp.zeros((), jnp.float32) for name in (*task.SUMS, "grad_norm", "steps")}
 
 
-def means(sums: dict[str, Any]) -> dict[str, float]:
+def means(sums: dict[str, Any], task: Any = classify) -> dict[str, float]:
     """What a log line says of the steps that `sums` covers."""
     values = {name: float(value) for name, value in jax.device_get(sums).items()}
-    examples = max(values["examples"], 1.0)
-    return {
-        "train/loss": values["loss"] / examples,
-        "train/top1": 100 * values["top1"] / examples,
-        "train/grad_norm": values["grad_norm"] / values["steps"],
-    }
+    return task.training_means(values) | {"train/grad_norm": values["grad_norm"] / values["steps"]}
 
 
-def initialiser(model: Any, tx: optax.GradientTransformation, ema: bool) -> Callable[[jax.Array], TrainState]:
-    """The function key -> state at step 0."""
+def initialiser(
+    model: Any, tx: optax.GradientTransformation, ema: bool, task: Any = classify
+) -> Callable[[jax.Array], TrainState]:
+    """The function key -> state at step 0; `task` is a module of `lape_jax.tasks`."""
 
     def init(key: jax.Array) -> TrainState:
         variables = model.init(key, jnp.zeros((1, *model.input_shape), jnp.float32))
@@ -61,7 +59,7 @@ def initialiser(model: Any, tx: optax.GradientTransformation, ema: bool) -> Call
             collections={name: tree for name, tree in variables.items() if name != "params"},
             ema=jax.tree.map(jnp.copy, variables) if ema else None,
             opt_state=tx.init(params),
-            sums=zero_sums(),
+            sums=zero_sums(task),
             first_bad_step=jnp.full((), NEVER, jnp.int32),
         )
 

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from lape_jax.tasks import SCORES
 from lape_jax.train.sweeps import Cell, Sweep
 
-METRIC = "val/top1"
 Results = Mapping[int, Mapping]  # of a cell: seed -> metrics, or {"error": why there are none}
 
 
@@ -27,8 +27,15 @@ class Summary(NamedTuple):
 
 
 def values(results: Results) -> list[float]:
-    """The metric of all seeds that have one."""
-    return [metrics[METRIC] for metrics in results.values() if "error" not in metrics]
+    """The score of all seeds that have one."""
+    found = [metrics for metrics in results.values() if "error" not in metrics]
+    return [metrics[next(name for name in SCORES if name in metrics)] for metrics in found]
+
+
+def score_name(results: Mapping[Cell, Results]) -> str:
+    """What `values` are called."""
+    names = {name for found in results.values() for metrics in found.values() for name in metrics}
+    return next((shown for name, shown in SCORES.items() if name in names), "")
 
 
 def summary(results: Results) -> Summary:
@@ -51,7 +58,7 @@ def markdown(sweep: Sweep, results: Mapping[Cell, Results], labels: Sequence[str
     for row in sweep.row_names:
         shown = [_place(places.get((row, column)), results) for column in columns]
         lines.append(f"| {' | '.join([row, *shown])} |")
-    caption = f"{sweep.title}: top-1 in %, {_over(results)}"
+    caption = f"{sweep.title}: {score_name(results)} in %, {_over(results)}"
     if sweep.source:
         caption += f"; in brackets what the LaPE paper reports ({sweep.source})"
     paragraphs = ["\n".join(lines), f"{caption}.", *labels, "\n".join(_failures(results))]
@@ -99,7 +106,7 @@ def seeds_csv(results: Mapping[Cell, Results]) -> str:
 
 
 def cells_csv(results: Mapping[Cell, Results]) -> str:
-    """A line for each cell: n, mean and standard deviation of top-1, and what was published."""
+    """A line for each cell: n, mean and standard deviation of the score, and what was published."""
     lines = [["row", "column", "n", "mean", "std", "published", "config", "overrides"]]
     for cell, found in results.items():
         s = summary(found)

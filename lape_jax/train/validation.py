@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError, nearest
-from lape_jax.train.config import DURATIONS, OPTIONAL, resolve
+from lape_jax.train.config import DURATIONS, OPTIONAL, base, resolve
 
 
 def validate(config: ConfigDict) -> None:
@@ -42,7 +42,9 @@ def validate(config: ConfigDict) -> None:
             raise UserError(
                 f"config.data.{key} has {len(data[key])} values, but config.data.channels is {data.channels}"
             )
-    for source, key in (("folder", "path"), ("arrays", "path"), ("tfds", "name")):
+    if data.source not in (known := TASKS[config.task]):
+        raise UserError(f"config.data.source: {nearest(data.source, known)} (task={config.task})")
+    for source, key in (("folder", "path"), ("arrays", "path"), ("ade20k", "path"), ("tfds", "name")):
         if data.source == source and not data[key]:
             raise UserError(f"config.data.{key} is empty: data.source={source} needs it (--config.data.{key}=...)")
     augment = config.augment
@@ -53,10 +55,27 @@ def validate(config: ConfigDict) -> None:
         )
     if data.channels == 1 and (augment.policy != "none" or augment.color_jitter):
         raise UserError("config.augment.policy and color_jitter need colour images: config.data.channels is 1")
+    if config.task == "segment":
+        _validate_segment(config)
     if config.batch_size % accumulate:
         raise UserError(
             f"config.batch_size {config.batch_size} is no multiple of config.optimizer.accumulate {accumulate}"
         )
+
+
+def _validate_segment(config: ConfigDict) -> None:
+    """Raises UserError for what has no meaning where each pixel has its class."""
+    if config.segment.stride > config.data.image_size:
+        raise UserError(
+            f"config.segment.stride is {config.segment.stride}, more than the window, config.data.image_size = "
+            f"{config.data.image_size}: pixels between the windows would be left out"
+        )
+    if config.data.channels != 3:
+        raise UserError(f"config.data.channels is {config.data.channels}: images to segment have 3")
+    off = base()
+    for key in _CLASSIFY_ONLY:
+        if _get(config, key) != _get(off, key):
+            raise UserError(f"config.{key} is {_get(config, key)!r}: it is for task=classify; leave it out")
 
 
 def _get(config: ConfigDict, key: str) -> Any:
@@ -69,6 +88,10 @@ def _numbers(value: tuple) -> bool:
 
 def _range(value: tuple) -> bool:
     return len(value) == 2 and _numbers(value) and 0 < value[0] <= value[1]
+
+
+def _whole(value: tuple) -> bool:
+    return all(isinstance(v, int) for v in value)
 
 
 def _pairs(value: tuple) -> bool:
@@ -87,13 +110,21 @@ def _regex(text: str) -> bool:
     return True
 
 
+TASKS = {"classify": ("digits", "folder", "arrays", "tfds"), "segment": ("digits", "ade20k", "folder", "tfds")}
+_CLASSIFY_ONLY = (
+    *("data.resident", "data.pad", "data.repeats"),
+    *("augment.policy", "augment.color_jitter", "augment.erase_prob", "augment.mixup", "augment.cutmix"),
+    *("loss.label_smoothing", "distill.teacher"),
+)
 _CHOICES = {
+    "task": tuple(TASKS),
     "dtype": ("float32", "bfloat16"),
     "init.pe_norm": ("ones", "norm1"),
-    "data.source": ("digits", "folder", "arrays", "tfds"),
+    "segment.mean_over": ("valid", "all"),
     "data.interpolation": ("bicubic", "bilinear", "random"),
     "augment.order": ("erase_then_mix", "mix_then_erase"),
-    "optimizer.schedule": ("step", "step_prefix", "epoch", "epoch_lag"),
+    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.schedule": ("step", "step_prefix", "epoch", "epoch_lag", "poly"),
 }
 # (keys, what holds for a right value, how to say so)
 _RULES = (
@@ -110,11 +141,17 @@ _RULES = (
     (("optimizer.warmup_lr", "optimizer.min_lr", "optimizer.weight_decay"), lambda v: v >= 0, "at least 0"),
     (("optimizer.clip_norm",), lambda v: v >= 0, "at least 0 (0 = off)"),
     (("optimizer.lr", "optimizer.eps"), lambda v: v > 0, "above 0"),
-    (("optimizer.beta1", "optimizer.beta2"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    (("optimizer.power",), lambda v: v > 0, "above 0"),
+    (("optimizer.beta1", "optimizer.beta2", "optimizer.momentum"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
     (("loss.label_smoothing", "ema_decay"), lambda v: 0 <= v < 1, "at least 0 (off) and below 1"),
     (("batch_size", "eval_batch_size", "steps_per_dispatch", "keep_checkpoints"), lambda v: v >= 1, "at least 1"),
     (("data.image_size", "data.threads", "optimizer.accumulate"), lambda v: v >= 1, "at least 1"),
     (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
+    (("segment.scale",), lambda v: _range(v[::-1]) and _whole(v), "a pair (longer, shorter) of whole numbers above 0"),
+    (("segment.scale_range",), _range, "a pair (smallest, largest) of numbers above 0"),
+    (("segment.scales",), lambda v: v and _numbers(v) and min(v) > 0, "a tuple of numbers above 0"),
+    (("segment.max_class",), lambda v: 0 < v <= 1, "above 0 and at most 1 (off)"),
+    (("segment.stride",), lambda v: v >= 1, "at least 1"),
     (("data.crop_ratio",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
     (("data.mean",), _numbers, "a tuple of numbers"),
     (("data.std",), lambda v: _numbers(v) and all(s > 0 for s in v), "a tuple of numbers above 0"),

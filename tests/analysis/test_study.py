@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lape_jax import models
 from lape_jax.analysis import correlation, locality, study
 from lape_jax.errors import UserError
 from tests.analysis.models import create, tiny, variables_of
@@ -49,6 +50,24 @@ def test_what_a_study_has(lape, studies):
     assert relative.rms[0] == pytest.approx(np.sqrt((relative.biases[0] ** 2).mean()))
     assert np.isnan(swin.lambdas).all()
     assert [found.grid for found in swin.maps] == [(12, 12), (12, 12), (6, 6)]
+
+
+@pytest.mark.parametrize("join", ["lape", "default"])
+def test_a_segmenter_is_studied_as_the_classifier_with_its_encoder(join):
+    sizes = {key: value for key, value in WIDE.items() if key != "num_classes"}
+    model = models.create("segmenter_ti_mask", **sizes, num_classes=3, join=join)
+    variables = variables_of(model)
+    classifier = model.classifier()
+    encoder = {name: x for name, x in variables["params"].items() if name != "decoder"}
+    head = variables_of(classifier)["params"]["head"]
+    images = [jnp.asarray(np.random.default_rng(0).normal(size=(2, 24, 32, 3)), jnp.float32)]
+    found = study.study("it", model, variables, images)
+    expected = study.study("it", classifier, {"params": encoder | {"head": head}}, images)
+    for one, other in zip(found.maps, expected.maps, strict=True):
+        assert one.grid == other.grid == (3, 4)
+        np.testing.assert_array_equal(one.values, other.values)
+    np.testing.assert_allclose(found.lambdas, expected.lambdas, rtol=1e-5)
+    np.testing.assert_allclose(found.ratio, expected.ratio, rtol=1e-5)
 
 
 def test_the_eps_of_the_maps(lape):

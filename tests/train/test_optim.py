@@ -1,4 +1,4 @@
-"""The optimiser against hand-computed schedules, a NumPy re-implementation, and torch.optim.AdamW (marker `peer`)."""
+"""The optimisers against hand-computed schedules, a NumPy re-implementation, and torch.optim (marker `peer`)."""
 
 import math
 
@@ -34,7 +34,9 @@ PARAMS = {
 
 def config(**overrides):
     base = {
+        "name": "adamw",
         "schedule": "step",
+        "power": 0.9,
         "lr": 1e-2,
         "lr_batch": 0,
         "warmup_lr": 1e-4,
@@ -43,6 +45,8 @@ def config(**overrides):
         "beta1": 0.9,
         "beta2": 0.99,
         "eps": 1e-8,
+        "momentum": 0.9,
+        "nesterov": False,
         "clip_norm": 0.0,
         "lr_mults": (),
         "wd_mults": (),
@@ -100,6 +104,16 @@ def test_schedule_gives_deits_published_rates(kind, epochs):
     assert ([f"{value:.3e}" for value in last] == published) == (kind != "step")  # constant within an epoch
     if kind == "epoch_lag":
         assert rate(0) == rate(1250) == rate(1251)  # epochs 0 and 1 both have the first rate
+
+
+def test_segmenters_polynomial_by_hand():
+    lr = optim.schedule(config(schedule="poly", lr=1e-3, min_lr=1e-4), 160_000, 0)
+    for step, expected in ((0, 1e-3), (40_000, 1e-4 + 9e-4 * 0.75**0.9), (120_000, 1e-4 + 9e-4 * 0.25**0.9)):
+        np.testing.assert_allclose(lr(step), expected, rtol=1e-6)
+    assert lr(160_000) == np.float32(1e-4)
+    assert optim.describe(config(name="sgd", schedule="poly", lr=1e-3), shapes(), 8)[0] == (
+        "sgd, learning rate 0.001, falls with power 0.9"
+    )
 
 
 def test_cooldown_follows_the_whole_cosine():
@@ -189,7 +203,7 @@ def test_bad_rules_are_user_errors(rules, message):
 def test_describe_counts_each_group():
     lines = optim.describe(config(lr_mults=(("head/.*", 0.0), (".*", 0.5))), shapes(), batch_size=1024)
     assert lines == [
-        "learning rate 0.01, changes every step",
+        "adamw, learning rate 0.01, changes every step",
         "lr x 0.5, weight decay x 1: 4 tensors, 218 parameters",
         "lr x 0.5, weight decay x 0: 10 tensors, 115 parameters",
         "frozen: 2 tensors, 25 parameters",
@@ -199,7 +213,7 @@ def test_describe_counts_each_group():
 def test_the_peak_follows_the_batch_and_is_printed():
     cfg = config(lr=5e-4, lr_batch=512, schedule="epoch_lag", min_lr=0.0)
     assert optim.describe(cfg, shapes(), 1024)[0] == (
-        "learning rate 0.001 = 0.0005 x batch 1024 / 512, changes every epoch, one late"
+        "adamw, learning rate 0.001 = 0.0005 x batch 1024 / 512, changes every epoch, one late"
     )
     assert optim.schedule(cfg, 10, 0, batch_size=256)(0) == np.float32(2.5e-4)
     with pytest.raises(UserError, match=r"min_lr 0\.001 is above the peak of the learning rate, 0\.0005"):
@@ -207,7 +221,7 @@ def test_the_peak_follows_the_batch_and_is_printed():
 
 
 def reference_run(cfg, wd_mults, lr_mults, steps, total, warmup):
-    """AdamW after the formulas, in float64 NumPy, on flat lists."""
+    """AdamW or SGD after the formulas, in float64 NumPy, on flat lists."""
     params = [np.array(p) for p in jax.tree.leaves(random_tree(0))]
     first, second = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params]
     wd_mults, lr_mults = jax.tree.leaves(wd_mults), jax.tree.leaves(lr_mults)
@@ -219,8 +233,15 @@ def reference_run(cfg, wd_mults, lr_mults, steps, total, warmup):
         if t < warmup:
             lr = cfg.warmup_lr + t * (cfg.lr - cfg.warmup_lr) / warmup
         else:
-            lr = cfg.min_lr + (cfg.lr - cfg.min_lr) * (1 + math.cos(math.pi * t / total)) / 2
+            cosine, polynomial = (1 + math.cos(math.pi * t / total)) / 2, (1 - t / total) ** cfg.power
+            lr = cfg.min_lr + (cfg.lr - cfg.min_lr) * (polynomial if cfg.schedule == "poly" else cosine)
         for i, g in enumerate(grads):
+            if cfg.name == "sgd":
+                g = g + cfg.weight_decay * wd_mults[i] * params[i]
+                first[i] = cfg.momentum * first[i] + g
+                step = g + cfg.momentum * first[i] if cfg.nesterov else first[i]
+                params[i] = params[i] - lr * lr_mults[i] * step
+                continue
             first[i] = cfg.beta1 * first[i] + (1 - cfg.beta1) * g
             second[i] = cfg.beta2 * second[i] + (1 - cfg.beta2) * g**2
             mean, var = first[i] / (1 - cfg.beta1 ** (t + 1)), second[i] / (1 - cfg.beta2 ** (t + 1))
@@ -244,8 +265,16 @@ def our_run(cfg, steps, total, warmup):
     return params
 
 
-def test_ten_updates_agree_with_numpy():
-    cfg = config(clip_norm=2.0, lr_mults=(("head/.*", 3.0), ("blocks/.*/qkv/.*", 0.0), (".*", 1.0)))
+OPTIMISERS = (
+    {"name": "adamw"},
+    {"name": "sgd", "schedule": "poly"},
+    {"name": "sgd", "schedule": "poly", "nesterov": True, "power": 2.0},
+)
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_ten_updates_agree_with_numpy(kind):
+    cfg = config(**kind, clip_norm=2.0, lr_mults=(("head/.*", 3.0), ("blocks/.*/qkv/.*", 0.0), (".*", 1.0)))
     with jax.enable_x64():
         ours = our_run(cfg, 10, total=20, warmup=3)
         lr, wd = optim.multipliers(cfg, shapes())
@@ -255,9 +284,10 @@ def test_ten_updates_agree_with_numpy():
 
 
 @pytest.mark.peer
-def test_ten_updates_agree_with_torch_adamw():
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_ten_updates_agree_with_torch(kind):
     torch = pytest.importorskip("torch")
-    cfg = config(clip_norm=1.0)
+    cfg = config(**kind, clip_norm=1.0)
     with jax.enable_x64():
         ours = jax.tree.leaves(our_run(cfg, 10, total=20, warmup=3))
         rate = optim.schedule(cfg, 20, 3)
@@ -267,7 +297,10 @@ def test_ten_updates_agree_with_torch_adamw():
     decayed = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if mult]
     others = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if not mult]
     groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    peer = torch.optim.AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
+    if cfg.name == "sgd":
+        peer = torch.optim.SGD(groups, lr=1.0, momentum=cfg.momentum, nesterov=cfg.nesterov)
+    else:
+        peer = torch.optim.AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
     for t in range(10):
         grads = [torch.tensor(g) for g in jax.tree.leaves(random_tree(t + 1))]
         norm = torch.sqrt(sum((g**2).sum() for g in grads))

@@ -46,7 +46,7 @@ def test_a_record_is_sealed():
 
 
 def test_a_score_is_a_finite_number_or_none():
-    assert record.score({"metrics": {"val/top1": 0.25}}, "val/top1") == 0.25
-    assert record.score({"metrics": {"val/top1": float("nan")}}, "val/top1") is None
-    assert record.score({"metrics": {}}, "val/top1") is None
-    assert record.score(None, "val/top1") is None
+    assert record.score({"metrics": {"val/top1": 0.25}}) == 0.25
+    assert record.score({"metrics": {"val/top1": float("nan")}}) is None
+    assert record.score({"metrics": {}}) is None
+    assert record.score(None) is None
