@@ -14,7 +14,7 @@ from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 
 # (classes, training images) of the data sets that configs name; 1000 classes of ImageNet's size for all others.
-DATASETS = {"cifar10": (10, 50_000), "cifar100": (100, 50_000), "scene_parse150": (150, 20_210)}
+DATASETS = {"cifar10": (10, 50_000), "cifar100": (100, 50_000), "ade20k": (150, 20_210)}
 IMAGENET = (1000, 1_281_167)
 
 

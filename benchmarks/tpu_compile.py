@@ -24,7 +24,16 @@ ROOT = Path(__file__).parents[1]
 BATCHES = {"v5e:1x1": 256, "v5e:2x4": 1024, "v5e:16x16": 4096}  # over all chips of the slice
 SCENES = (("v5e:1x1", 8), ("v5e:2x4", 8), ("v5e:2x4", 64))  # for configs that segment
 CHIPS = {"v5e:1x1": 1, "v5e:2x4": 8, "v5e:16x16": 256}
-FAMILIES = ("deit_", "vit_lite_", "cvt_", "cct_", "t2t_", "swin_", "ceit_", "segmenter_")  # configs whose names begin so
+FAMILIES = (
+    "deit_",
+    "vit_lite_",
+    "cvt_",
+    "cct_",
+    "t2t_",
+    "swin_",
+    "ceit_",
+    "segmenter_",
+)  # configs whose names begin so
 POLICIES = ("none", "dots", "dots_without_batch", "attention", "full")
 POLICY_CASES = (("deit_ti", 256), ("deit_s", 128), ("deit_b", 128))  # on one chip
 GIB, HBM, FLOPS, BANDWIDTH, CLOCK = 2**30, 15.75, 197e12, 819e9, 1.5e9  # of one v5e chip

@@ -7,7 +7,8 @@ r"""Seg-T-Linear/16 (5.7 million parameters) on ADE20K, with MMSegmentation's re
     python -m lape_jax.main --config=configs/segmenter_ti_linear_ade20k.py:path=DATA_DIR,source=tfds,init=WEIGHTS \
         --workdir=runs/seg_ti_linear
 
-DIR is ADEChallengeData2016 as its authors publish it; DATA_DIR holds scene_parse150 as TFDS prepares it (array_record).
+DIR is ADEChallengeData2016 as its authors publish it; DATA_DIR holds it as array_record, as written by
+`python -m lape_jax.prepare scenes --path=DIR --layout=ade20k --out=DATA_DIR --as=ade20k`.
 WEIGHTS are those of DeiT-Ti with the same joining: a file, or the workdir of its run; without `init` training starts
 from nothing. 160,000 steps of 8 crops of 512 pixels, on a GPU or TPU chip or several; the published runs had 4 GPUs.
 LaPE's paper has no linear decoder. Not yet trained to the end with this code.

@@ -97,7 +97,11 @@ def quiet_logs() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
     logging.addLevelName(logging.ERROR, "error")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    line = "%(levelname)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=line, stream=sys.stderr)
+    for handler in logging.root.handlers:
+        if type(handler) is logging.StreamHandler:  # of a library that logged while it was imported, as Orbax does
+            handler.setFormatter(logging.Formatter(line))
 
 
 def parse(

@@ -5,7 +5,8 @@
     python -m lape_jax.export --weights=FILE --config=FILE.py --out=FILE ...
 
 stablehlo    one function, images -> logits, with its weights inside: images of any number, as uint8 (b, height, width,
-             channels); logits (b, classes). Runs wherever JAX does, without lape_jax:
+             channels); logits (b, classes), or of a model that segments (b, height, width, classes), for windows of
+             one size. Runs wherever JAX does, without lape_jax:
              `jax.export.deserialize(open(FILE, "rb").read()).call(images)`
 safetensors, npz   the weights under the names of PyTorch; safetensors with the metadata model, join, pe, image_size,
              mean, std, num_classes, classes and settings (all attributes of the model)

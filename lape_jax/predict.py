@@ -43,6 +43,7 @@ from lape_jax.analysis import overlays, plots
 from lape_jax.augment.photometric import normalise
 from lape_jax.data import decode, listing, sources
 from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data.scene_transforms import canvas_size
 from lape_jax.errors import UserError
 from lape_jax.train import sharding
 from lape_jax.train.feed import place
@@ -213,9 +214,17 @@ def segment(
     covered = np.zeros(len(classes))
     waiting: deque = deque()  # read, but not yet predicted
 
+    def whole(image: Path) -> np.ndarray:
+        found = pixels(image, config.data.channels)
+        try:
+            for scale in config.segment.scales:
+                canvas_size(*found.shape[:2], config.segment.scale, scale, config.data.image_size)
+        except UserError as error:
+            raise CorruptImage(str(image), str(error)) from error
+        return found
+
     def read() -> Iterator[np.ndarray]:
-        channels = config.data.channels
-        for image, found in readable(list(images), lambda path: pixels(path, channels), ahead=1):
+        for image, found in readable(list(images), whole, ahead=1):
             waiting.append((image, found))
             yield found
 

@@ -2,12 +2,16 @@
 
     python -m lape_jax.prepare check  --path=DIR | --source=arrays --path=DIR | --name=NAME --path=DATA_DIR  [--all]
     python -m lape_jax.prepare resize --path=DIR | --name=NAME --path=DATA_DIR  --short=N --out=OUT
+    python -m lape_jax.prepare scenes --path=DIR --layout=ade20k|folder --out=OUT [--as=NAME] [--short=N]
     python -m lape_jax.prepare tfds NAME --path=DATA_DIR [--manual=DIR]
     python -m lape_jax.prepare cifar --path=OFFICIAL_FILES --out=OUT
 
 check   says what is there and which images cannot be read; exit code 2 if something cannot be used.
 resize  writes a copy with the shorter side of every image reduced to N pixels, as OUT/NAME_N/1.0.0, a TFDS data set in
         array_record. The same command goes on with a copy that was interrupted.
+scenes  writes images and maps of classes (ADEChallengeData2016, or images/, masks/ and classes.txt) as OUT/NAME/1.0.0,
+        such a TFDS data set too, once it has looked at all of them; classes count from 0 and 255 is none. With --short
+        images and maps of a longer shorter side are reduced to it, also those that an evaluation counts.
 tfds    downloads a TFDS data set into array_record, for which TFDS needs TensorFlow (pip install "lape_jax[prepare]");
         or converts one that is there as tfrecord, without.
 cifar   turns the official files of CIFAR-10 or CIFAR-100 into train.npz and val.npz for data.source=arrays.
@@ -27,6 +31,8 @@ from lape_jax import cli
 from lape_jax.data.offline import check, cifar, splits
 from lape_jax.errors import UserError
 
+COMMANDS = ("check", "resize", "scenes", "tfds", "cifar")
+
 
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
@@ -39,6 +45,13 @@ def main(argv: Sequence[str]) -> None:
             resize.copy(
                 args.set, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
                 threads=args.threads, max_corrupt=args.max_corrupt, say=say,
+            )  # fmt: skip
+        case "scenes":
+            from lape_jax.data.offline import scenes
+
+            scenes.copy(
+                args.path, args.layout, args.splits, args.out, args.new_name, short=args.short or 0,
+                quality=args.quality, threads=args.threads, say=say,
             )  # fmt: skip
         case "tfds":
             from lape_jax.data.offline import download
@@ -62,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m lape_jax.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add = {name: commands.add_parser(name).add_argument for name in ("check", "resize", "tfds", "cifar")}
+    add = {name: commands.add_parser(name).add_argument for name in COMMANDS}
     place = {"type": os.path.expanduser, "default": "", "metavar": "DIR"}
     for option in add.values():
         option("--path", help="where the data set is", **place)
@@ -70,21 +83,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         option("--source", default="", help=f"kind of data set: {', '.join(splits.KINDS)}")
         option("--name", default="", help="of a TFDS data set: NAME[/CONFIG][:VERSION]")
         option("--train", default="train", help="the split that defines the classes (default %(default)s)")
+    for option in (add["check"], add["resize"], add["scenes"]):
         option("--splits", default="", metavar="A,B", help="only these")
         option("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
+    for name in ("resize", "scenes"):
+        shorter = "pixels of the shorter side, at most"
+        add[name]("--short", type=int, required=name == "resize", metavar="N", help=shorter)
+        add[name]("--quality", type=int, default=90, help="of JPEG (default %(default)s)")
     add["check"]("--all", action="store_true", help="read all images, not only some of each split")
-    add["resize"]("--short", type=int, required=True, metavar="N", help="pixels of the shorter side, at most")
-    add["resize"]("--quality", type=int, default=90, help="of JPEG (default %(default)s)")
     add["resize"]("--max-corrupt", type=int, default=10, help="how many unreadable images are left out at most")
     add["resize"]("--as", dest="new_name", default="", metavar="NAME", help="of the copy, instead of NAME_N")
+    add["scenes"]("--layout", required=True, metavar="LAYOUT", help="how DIR is laid out: ade20k | folder")
+    add["scenes"]("--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced")
     add["tfds"]("name", metavar="NAME", help="NAME[/CONFIG][:VERSION]")
     add["tfds"]("--manual", help="where files are that must be downloaded by hand", **place)
-    for name in ("resize", "cifar"):
+    for name in ("resize", "scenes", "cifar"):
         add[name]("--out", required=True, help="where the result goes", **place)
     args = parser.parse_args(argv)
     for name, low, high in (("threads", 1, 1024), ("short", 8, 8192), ("quality", 1, 95), ("max_corrupt", 0, 10**9)):
-        if not low <= getattr(args, name, low) <= high:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be {low} to {high}")
+        value = getattr(args, name, None)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be {low} to {high}")
     if args.command in ("check", "resize"):
         args.set = splits.DataSet(args.source or ("tfds" if args.name else "folder"), args.path, args.name, args.train)
     return args

@@ -190,6 +190,7 @@ def test_logs_in_a_process_of_its_own(file):
 import logging, sys
 from absl import logging as absl_logging
 from lape_jax import cli
+logging.basicConfig()  # as a library does that logs while it is imported
 def main(config, args):
     logging.getLogger("lape_jax.data").warning("skipped %s", "a.png")
     logging.getLogger("jax._src.xla_bridge").info("spam")

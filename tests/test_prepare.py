@@ -9,7 +9,9 @@ from PIL import Image
 
 from lape_jax import cli, prepare
 from lape_jax.data.records import tfds_records
+from lape_jax.data.scenes import open_scenes
 from lape_jax.errors import UserError
+from lape_jax.train import recipes
 
 
 @pytest.fixture
@@ -44,6 +46,23 @@ def test_resize_and_check(run, photos, tmp_path):
     code, lines, _ = run("check", "--name=small", f"--path={out}", "--all")
     assert (code, lines[0][:35]) == (0, "train: 1 examples of 1 classes, 0.1")
     assert run("check", "--source=tfds", "--path", out)[1][0] == "small:1.0.0: train 1, val 1; array_record"
+
+
+def test_scenes_for_the_recipe(run, tmp_path):
+    path, out = tmp_path / "ADEChallengeData2016", str(tmp_path / "my out")
+    for split in ("training", "validation"):
+        for kind, suffix, shape in (("images", "jpg", (3, 3, 3)), ("annotations", "png", (3, 3))):
+            (path / kind / split).mkdir(parents=True)
+            Image.fromarray(np.full(shape, 2, np.uint8)).save(path / kind / split / f"1.{suffix}")
+    (path / "objectInfo150.txt").write_text("Idx Ratio Train Val Name\n1 0.1 9 1 wall\n2 0.1 9 1 floor, flooring\n")
+    code, lines, _ = run("scenes", f"--path={path}", "--layout=ade20k", f"--out={out}", "--as=ade20k", "--threads=1")
+    config = f"configs/segmenter_ti_mask_ade20k.py:path={out},source=tfds"
+    assert (code, lines[-1]) == (0, f"train on it: python -m lape_jax.main --config='{config}' --workdir=DIR")
+    data = recipes.segmenter(f"path={out},source=tfds", "segmenter_ti_mask").data
+    for split in ("train", "val"):
+        source = open_scenes(data, split)
+        assert (len(source), source.classes, source[0].first) == (1, ("wall", "floor"), 0)
+        assert np.asarray(Image.open(io.BytesIO(source[0].mask))).tolist() == [[1] * 3] * 3
 
 
 def test_a_name_that_is_no_text_is_printed_all_the_same(photos, monkeypatch):
@@ -83,6 +102,10 @@ def test_a_home_directory_is_expanded(run, photos, monkeypatch):
         (["resize", "--path=/", "--out=/x"], "the following arguments are required: --short"),
         (["resize", "--path=/", "--out=/x", "--short=0"], "--short is 0: it must be 8 to 8192"),
         (["resize", "--path=/", "--out=/x", "--short=9", "--quality=100"], "--quality is 100: it must be 1 to 95"),
+        (["scenes", "--path=/", "--out=/x"], "the following arguments are required: --layout"),
+        (["scenes", "--path=/", "--layout=folder"], "the following arguments are required: --out"),
+        (["scenes", "--path=/", "--layout=folder", "--out=/x", "--short=0"], "--short is 0: it must be 8 to 8192"),
+        (["scenes", "--layout=folder", "--out=/x"], "--path=DIR is missing"),
         (["tfds"], "the following arguments are required: NAME"),
         (["tfds", "unknown_set", "--path=/nowhere"], "'unknown_set' "),
         (["cifar", "--path=/nowhere", "--out=/x"], "--path: '/nowhere' cannot be read: No such file or directory"),

@@ -2,13 +2,15 @@
 
 Figures are matplotlib's, made without its global state (no pyplot) and drawn by Agg; `render` gives the same bytes for
 the same arrays, whenever it is called. Colours can be told apart by the colour-blind: viridis for maps, Okabe and Ito's
-for lines. matplotlib takes long to import and is imported by the functions that draw.
+for lines, which differ in their dashes, too, so that one is seen under another that lies on it. matplotlib takes long
+to import and is imported by the functions that draw.
 """
 
 import io
 import math
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     import matplotlib.image
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-DASHES = ("-", "--", ":", "-.")  # for more lines than colours
+DASHES = ("-", "--", ":", "-.")
 FORMATS = {
     "png": {"Software": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -46,11 +48,11 @@ def maps(
 ) -> "matplotlib.figure.Figure":
     """Maps side by side: a row for each name, or, if there is one name alone, as many rows as its maps need.
 
-    Neighbouring panels with the same fixed limits share a colour bar: all of the figure, or all of a row; any other
-    panel has its own.
+    Panels with the same fixed limits share a colour bar: all of the figure, or neighbours in a row; any other panel has
+    its own. A bar has a tip at an end where values go on: they have its last colour.
 
     Args:
-        rows: maps by what is written to the left of their row ("" for nothing).
+        rows: maps by what is written to the left of their row ("" for nothing), in lines no longer than a map is high.
         title: above all.
         side: of a map, in inches.
         columns: maps in a row, where there is one name alone.
@@ -68,12 +70,14 @@ def maps(
     axes = figure.subplots(len(lines), wide, squeeze=False)
     drawn = []
     for line, label, panels in zip(axes, labels, lines, strict=True):
-        drawn.append([(ax, _draw(ax, panel), panel.limits) for ax, panel in zip(line, panels, strict=False)])
-        line[0].set_ylabel(label, fontsize=8)
+        drawn.append([(ax, _draw(ax, panel), panel) for ax, panel in zip(line, panels, strict=False)])
+        line[0].set_ylabel(_wrapped(label, 72 * side, 7.0), fontsize=7)
         for ax in line[len(panels) :]:
             ax.set_axis_off()
     for group in _sharing(drawn):
-        bar = figure.colorbar(group[0][1], ax=[ax for ax, _, _ in group], shrink=0.9, fraction=0.04, pad=0.01)
+        extend = _beyond([panel for _, _, panel in group])
+        over = [ax for ax, _, _ in group]
+        bar = figure.colorbar(group[0][1], ax=over, shrink=0.9, fraction=0.04, pad=0.01, extend=extend)
         bar.ax.tick_params(labelsize=6)
     figure.suptitle(title, fontsize=9)
     return figure
@@ -91,14 +95,15 @@ def curves(
 
     Args:
         panels: by title, and in each by name of a line, its x and y of the same length; NaN leaves a gap. A name has
-            the same colour in all panels.
+            the same colour in all panels. x are whole numbers.
         xlabel: what x is.
         title: above all.
-        log: titles of the panels with a logarithmic y axis.
+        log: titles of the panels with a logarithmic y axis, if their values are a decade apart or more.
         limits: of the y axis, by title of a panel; others take those of their lines.
         columns: panels in a row.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -109,21 +114,21 @@ def curves(
     for ax, (above, lines) in zip(axes, panels.items(), strict=False):
         for name, (x, y) in lines.items():
             number = names.index(name)
-            style = {"color": OKABE_ITO[number % len(OKABE_ITO)], "linestyle": DASHES[number // len(OKABE_ITO) % 4]}
+            again = number // len(OKABE_ITO)  # each time that the colours begin anew, dashes begin one further
+            style = {"color": OKABE_ITO[number % len(OKABE_ITO)], "linestyle": DASHES[(number + again) % len(DASHES)]}
             marker = "o" if len(np.atleast_1d(x)) <= FEW else None
             (handles[name],) = ax.plot(x, y, linewidth=1.3, marker=marker, markersize=2.5, **style)
         ax.set_title(above, fontsize=8)
         ax.set_xlabel(xlabel, fontsize=7)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.tick_params(labelsize=6)
         ax.grid(alpha=0.3, linewidth=0.5)
-        ax.set_yscale("log" if above in log else "linear")
+        ax.set_yscale("log" if above in log and _decades(lines) >= 1 else "linear")
         ax.set_ylim((limits or {}).get(above))
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     if len(names) > 1:
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(names), 3), fontsize=7
-        )
+        _legend(figure, handles, most=3)
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -162,7 +167,7 @@ def spread(
     ax.grid(axis="y", alpha=0.3, linewidth=0.5)
     if len(handles) > 1:
         handles = {name: handles[name] for name in names if name in handles}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=7)
+        _legend(figure, handles, most=5)
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -231,10 +236,49 @@ def _draw(ax: "matplotlib.axes.Axes", panel: Panel) -> "matplotlib.image.AxesIma
 
 def _sharing(drawn: list[list[tuple]]) -> list[list[tuple]]:
     """The panels in groups that have one colour bar each."""
-    if len({limits for line in drawn for _, _, limits in line}) == 1 and drawn[0][0][2]:
-        return [[panel for line in drawn for panel in line]]
-    groups = []
+    everything = [panel for line in drawn for panel in line]
+    if len({panel.limits for _, _, panel in everything}) == 1 and everything[0][2].limits:
+        return [everything]
+    groups: list[list[tuple]] = []
     for line in drawn:
-        shared = len({limits for _, _, limits in line}) == 1 and line[0][2]
-        groups += [line] if shared else [[panel] for panel in line]
+        before = None
+        for one in line:
+            limits = one[2].limits
+            if limits and limits == before:
+                groups[-1].append(one)
+            else:
+                groups.append([one])
+            before = limits
     return groups
+
+
+def _beyond(panels: Sequence[Panel]) -> str:
+    """The ends of the colours beyond which there are values, as matplotlib calls them."""
+    limits = panels[0].limits
+    if limits is None:
+        return "neither"
+    slack = 1e-6 * (limits[1] - limits[0])  # a cosine of 1 may be above it by rounding
+    below = any(np.nanmin(panel.image) < limits[0] - slack for panel in panels)
+    above = any(np.nanmax(panel.image) > limits[1] + slack for panel in panels)
+    return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
+
+
+def _decades(lines: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> float:
+    """Between the least and the greatest of the values that a logarithmic axis can show."""
+    values = np.concatenate([np.ravel(y) for _, y in lines.values()]).astype(np.float64)
+    values = values[np.isfinite(values) & (values > 0)]
+    return math.log10(values.max() / values.min()) if values.size else 0.0
+
+
+def _wrapped(text: str, points: float, size: float) -> str:
+    """In lines of about that many points, in letters of a size, which are 0.6 of it wide."""
+    return "\n".join(textwrap.wrap(text, max(int(points / (0.6 * size)), 1)))
+
+
+def _legend(figure: "matplotlib.figure.Figure", handles: Mapping[str, Any], most: int, size: float = 7.0) -> None:
+    """Below the figure, in as many columns as it has room for; a handle takes seven letters' space."""
+    letter, width = 0.6 * size, 72 * figure.get_figwidth()
+    columns = int(width / letter / (max(map(len, handles)) + 7))
+    columns = max(1, min(most, len(handles), columns))
+    names = [_wrapped(name, width - 7 * letter, size) for name in handles]
+    figure.legend(handles.values(), names, loc="outside lower center", ncols=columns, fontsize=size)

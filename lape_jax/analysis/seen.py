@@ -10,9 +10,10 @@ LayerNorm without affine, layer l sees the rows of
     shared         the same                                           the residual stream has w l times, x~ + l w
     unshared       g_l LN0(mean of w^(1) .. w^(l)) + b_l              the stream has the tables of all blocks so far
 
-The last three are seen up to a positive factor per token (lambda_2), which no cosine notices. PE norms
-other than LayerNorm take the place of gp LN0 + bp. Of a folded model p_l cannot be had any more: its maps contain b_l,
-as those of the default do; for the maps of LaPE look at the model before it is folded.
+The last three are seen up to a positive factor per token (lambda_2), which no cosine notices, but which any size does
+(`lape_jax.analysis.energy`). PE norms other than LayerNorm take the place of gp LN0 + bp. Of a folded model p_l cannot
+be had any more: its maps contain b_l, as those of the default do; for the maps of LaPE look at the model before it is
+folded.
 
 LN0 has an eps of its own, by default 1e-5, as in `similarity_visualize.py` of the reference code, whatever the model
 has (DeiT 1e-6): figures are then those of that script. `eps=model.ln_eps` gives what the model computes.

@@ -5,7 +5,8 @@
     labels                     names of the models
     eps                        of the LayerNorms in the maps
     R/radius, R/largest_radius, R/background, R/two_dness     by layer, see `lape_jax.analysis.locality`
-    R/rms                      by layer, of what it sees of the position (of a relative bias: of the bias)
+    R/rms                      by layer, of what it sees of the position (of a relative bias: of the bias); NaN if that
+                               comes with lambda_2, the joining being one of `IN_STREAM`, and was not measured
     R/token_pe_ratio           by layer, energy of the tokens by that of the position; NaN if not measured
     R/layerL/grid              rows and columns of patches
     R/layerL/correlation       (n, n), the map
@@ -52,7 +53,7 @@ class Study(NamedTuple):
     maps: list[Map]  # by layer
     table: Map | None  # of the position table, if there is one for all layers
     biases: list[np.ndarray]  # relative, by layer, if there are any
-    rms: list[float]  # by layer
+    rms: list[float]  # by layer, with lambda_2 where there is one; NaN if that was not measured
     measured: list[Measured | None]  # by layer, or nothing
 
     @property
@@ -105,7 +106,6 @@ def study(
     absolute, relative = position.parse_pe(model.pe)
     biases = relative_biases(model, variables) if relative else []
     stored = table_maps(model, variables) if absolute else []
-    sizes = [layer.table for layer in seen(model, variables, eps)] if absolute else biases
     measured = measure(model, variables, images) if absolute and images is not None else []
     return Study(
         label=label,
@@ -113,7 +113,7 @@ def study(
         maps=found,
         table=stored[0] if len(stored) == 1 else None,
         biases=biases,
-        rms=[energy.rms(values.reshape(-1, values.shape[-1])) for values in sizes],
+        rms=_sizes(model, variables, eps, biases, measured),
         measured=measured,
     )
 
@@ -181,7 +181,7 @@ def figures(
         "correlation_token": plots.maps(rows, f"{ALIKE}: the marked token and every other one"),
         "correlation_overall": plots.maps(overall, f"{ALIKE}: every token and every other one"),
         "locality": plots.curves(
-            _lines(studies, {title: name for name, title in MEASURES.items()}),
+            _lines(studies, {title: name for name, title in MEASURES.items() if _known(studies, name)}),
             "layer",
             limits={MEASURES["two_dness"]: (-0.02, 1.02)},
         ),
@@ -218,6 +218,28 @@ def distinct(studies: Sequence[Study], names: Sequence[str]) -> list[Study]:
     if len(set(labels)) < len(labels):
         raise UserError(f"{max(labels, key=labels.count)} is there twice")
     return [one._replace(label=label) for one, label in zip(studies, labels, strict=True)]
+
+
+def _sizes(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    eps: float,
+    biases: Sequence[np.ndarray],
+    measured: Sequence[Measured | None],
+) -> list[float]:
+    """RMS of what each layer sees of the position."""
+    if biases and not position.parse_pe(model.pe)[0]:
+        return [energy.rms(bias.reshape(-1, bias.shape[-1])) for bias in biases]
+    layers = seen(model, variables, eps)
+    if model.joining not in IN_STREAM:
+        return [energy.rms(layer.table) for layer in layers]
+    # `seen` leaves out lambda_2, which no map shows, but which makes the size.
+    return [math.sqrt(layer.pe_energy) if layer else math.nan for layer in measured or [None] * len(layers)]
+
+
+def _known(studies: Sequence[Study], name: str) -> bool:
+    """Whether there is a number of some layer of some model."""
+    return not all(math.isnan(value) for one in studies for value in getattr(one, name))
 
 
 def _chosen(one: Study, layers: Sequence[int] | None) -> list[tuple[str, Map]]:

@@ -183,7 +183,10 @@ def check_split(builder: tfds.core.DatasetBuilder, split: str) -> None:
 
 
 def _how_to_prepare(name: str, data_dir: str) -> str:
-    return f"prepare it once with: python -m lape_jax.prepare tfds {name} --path={data_dir}"
+    command = f"tfds {name} --path={data_dir}"
+    if name == "ade20k":  # which TFDS has not
+        command = f"scenes --path=ADEChallengeData2016 --layout=ade20k --out={data_dir}"
+    return f"prepare it once with: python -m lape_jax.prepare {command}"
 
 
 def first_line(error: Exception) -> str:

@@ -49,7 +49,7 @@ def tfds_scenes(name: str, data_dir: str, split: str) -> SceneRecords:
 
     The image is the feature `image`; the map is the data set's one other image, or the one of several that is labelled
     (tfds.features.LabeledImage), or called as in MASK_KEYS. A labelled image has the classes' names and counts them
-    from 0; other data sets must be among KNOWN.
+    from 0, as in what `python -m lape_jax.prepare scenes` writes; other data sets must be among KNOWN.
 
     TFDS prepares scene_parse150 from the benchmark's *instance* maps: red is one of 100 object classes, green counts
     objects (CSAILVision/placeschallenge, instancesegmentation/README). That is not ADE20K's 150 classes, so only a copy
@@ -116,5 +116,6 @@ def _check_first(source: SceneRecords, builder: tfds.core.DatasetBuilder) -> Non
             raise
         raise UserError(
             f"{builder.info.full_name} holds the instance maps that TFDS prepares it from (100 object classes in red, "
-            f"objects in green), not ADE20K's 150 classes: use data.source=ade20k with ADEChallengeData2016"
+            f"objects in green), not ADE20K's 150 classes: use data.source=ade20k with ADEChallengeData2016, or "
+            f"what `python -m lape_jax.prepare scenes` makes of it"
         ) from error

@@ -44,7 +44,7 @@ def train_scene(
     """
     factor = scale_range[0] + rng.random() * (scale_range[1] - scale_range[0])
     height, width = fit(*labels.shape, scale, factor)
-    pixels, labels = resize(pixels, height, width), _resize_labels(labels, height, width)
+    pixels, labels = resize(pixels, height, width), resize_labels(labels, height, width)
     top, left = _crop_corner(labels, size, max_class, rng)
     pixels, labels = (array[top : top + size, left : left + size] for array in (pixels, labels))
     if flip and rng.random() < 0.5:
@@ -110,7 +110,7 @@ def resize(pixels: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8
     return resized.reshape(height, width, pixels.shape[-1])
 
 
-def _resize_labels(labels: Int32[np.ndarray, "h w"], height: int, width: int) -> Int32[np.ndarray, "{height} {width}"]:
+def resize_labels(labels: Int32[np.ndarray, "h w"], height: int, width: int) -> Int32[np.ndarray, "{height} {width}"]:
     """Row i is row floor(i h / height) of `labels`, and so for columns, by OpenCV."""
     return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
 

@@ -57,17 +57,21 @@ class SceneFiles:
       pairs: (image, map), paths relative to these directories.
       classes: the names.
       first: the index that stands for class 0, as in `Scene`.
+
+    Attributes:
+      root, files: the directory of the images, and their paths relative to it.
     """
 
     def __init__(self, images: str, masks: str, pairs: list[tuple[str, str]], classes: tuple[str, ...], first: int):
-        self.images, self.masks, self.pairs, self.classes, self.first = images, masks, pairs, classes, first
+        self.root, self.masks, self.pairs, self.classes, self.first = images, masks, pairs, classes, first
+        self.files = [image for image, _ in pairs]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Scene:
         image, mask = self.pairs[index]
-        name = os.path.join(self.images, image)
+        name = os.path.join(self.root, image)
         return Scene(listing.read(name), listing.read(os.path.join(self.masks, mask)), name, self.first)
 
 

@@ -193,11 +193,12 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
 def segmenter(arg: str, model: str) -> ConfigDict:
     """ADE20K as Segmenter and LaPE train on it: SGD, polynomial decay, crops of 512 pixels, from ImageNet's weights.
 
-    Source: `code=mmseg`, open-mmlab/mmsegmentation, `configs/segmenter/`, which LaPE used; `code=rstrudel`, the authors'
-    rstrudel/segmenter, `config.yml` and `train.py`. DeiT's normalisation in both. `arg`: "name=value,..." of
+    Source: `code=mmseg`, open-mmlab/mmsegmentation, `configs/segmenter/`, which LaPE used; `code=rstrudel`, the
+    authors' rstrudel/segmenter, `config.yml` and `train.py`. DeiT's normalisation in both. `arg`: "name=value,..." of
 
-        path      of source=ade20k: the directory of images/ and annotations/ (ADEChallengeData2016); tfds: the data_dir
-        source    ade20k | tfds (scene_parse150) | folder
+        path      of source=ade20k: the directory of images/ and annotations/ (ADEChallengeData2016); of tfds: what
+                  `python -m lape_jax.prepare scenes --as=ade20k` made of it
+        source    ade20k | tfds (ade20k) | folder
         init      weights to start from: of a DeiT, a file or the workdir of a run
         join, pe  joining method and position embedding
         seed, steps, batch
@@ -219,10 +220,8 @@ def segmenter(arg: str, model: str) -> ConfigDict:
     config.dtype = "bfloat16"
     config.model.update(CODE_BASES[arg.code], remat="attention")
     config.init.weights = arg.init
-    config.data.name = "scene_parse150" if arg.source == "tfds" else ""
-    if arg.source == "tfds":
-        config.data.train_split, config.data.val_split = "train", "test"
-    elif arg.source == "ade20k":
+    config.data.name = "ade20k" if arg.source == "tfds" else ""
+    if arg.source in ("ade20k", "tfds"):
         config.data.train_split, config.data.val_split = "training", "validation"
     config.data.image_size = 512
     config.data.threads = 16

@@ -37,9 +37,10 @@ PANELS = {  # of curves.png: by title, the metrics and what they are called
     "images/s": {"img_per_sec": "training"},
 }
 CAPTIONS = {
-    "curves": "By step. Training metrics are of the augmented images, under dropout and with the labels before mixing.",
+    "curves": "By step. Training metrics are of the augmented images, under dropout: the loss of their mixed and "
+    "smoothed labels, accuracies of those before mixing.",
     "images": f"Up to {SHEET} images of the first epoch as the model sees them, drawn as if they were one batch.",
-    "correlation_token": "How alike the position of the marked token is to that of every other, by layer.",
+    "correlation_token": "How alike the position of the marked token is to that of every other, by layer, at the end.",
     "correlation_overall": "The same for all tokens: row i, column j is the cosine of positions i and j.",
 }
 
@@ -83,7 +84,7 @@ def write(
     else:
         drawn = studies.figures([found])
         figures |= {name: drawn[name] for name in ("correlation_token", "correlation_overall")}
-        positions = f"```\n{studies.text(found)}\n```"
+        positions = f"In numbers (`lape_jax.analysis` says what they are):\n\n```\n{studies.text(found)}\n```"
     text = markdown(workdir.name, config, model, lines, best_step, list(figures), positions, len(source.classes))
     try:
         (workdir / "figures").mkdir(exist_ok=True)

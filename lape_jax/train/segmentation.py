@@ -24,7 +24,7 @@ from jaxtyping import Int32, Int64, UInt8
 from lape_jax.data import sliding
 from lape_jax.data.example import PADDING, SceneSource
 from lape_jax.data.scene_pipeline import scenes
-from lape_jax.data.scene_transforms import canvas_size, resize
+from lape_jax.data.scene_transforms import canvas_size, fit, resize
 from lape_jax.errors import UserError
 from lape_jax.tasks import segment
 from lape_jax.train import hosts, sharding
@@ -160,7 +160,7 @@ class SceneEvaluator:
 
 
 class _Views:
-    """What an image is looked at as: at each scale, and perhaps mirrored.
+    """What an image is looked at as: at each scale, and perhaps mirrored. Source: rstrudel/segmenter.
 
     Args:
         config: the run's.
@@ -175,8 +175,11 @@ class _Views:
         """Each view and its windows, row by row."""
         window, stride = self._window, self._segment.stride
         for scale in self._segment.scales:
-            size = canvas_size(*pixels.shape[:2], tuple(self._segment.scale), scale, window)
-            canvas = resize(pixels, *size)
+            limits = tuple(self._segment.scale)
+            size = canvas_size(*pixels.shape[:2], limits, scale, window)
+            # At a scale that is too small for a window it is the small image that is enlarged, or it would be no other
+            # view of the image than scale 1 gives. (MMSegmentation shows its model the small image.)
+            canvas = resize(resize(pixels, *fit(*pixels.shape[:2], limits, scale)), *size)
             rows, columns = (
                 sliding.weights(length, side, window, stride, patches)
                 for length, side, patches in zip(pixels.shape, size, self._grid, strict=False)

@@ -33,7 +33,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
     """The model of `config.model`; the rest of the config and the data imply image size, channels, type and classes.
 
     Raises:
-        UserError: `config.model` contradicts the data or cannot be built.
+        UserError: `config.model` contradicts the data or the task, or cannot be built.
     """
     implied = {
         "num_classes": num_classes,
@@ -48,7 +48,13 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
                 f"config.model.{key} is {given[key]!r}, but the data and the rest of the config make it {value!r}: "
                 f"leave it out"
             )
-    return models.create(**{**implied, **given})
+    model = models.create(**{**implied, **given})
+    if (config.task == "segment") != isinstance(model, Segmenter):
+        raise UserError(
+            f"config.task is {config.task!r}, but {config.model.name} gives a class to each "
+            f"{'pixel' if isinstance(model, Segmenter) else 'image'}"
+        )
+    return model
 
 
 def task(config: ConfigDict) -> ModuleType:
@@ -115,11 +121,6 @@ def check_training(config: ConfigDict, model: Any) -> None:
     """
     if isinstance(model, RegNet):
         raise UserError(f"{config.model.name} is here to teach (config.distill.model) and to be evaluated, not trained")
-    if (config.task == "segment") != isinstance(model, Segmenter):
-        raise UserError(
-            f"config.task is {config.task!r}, but {config.model.name} gives a class to each "
-            f"{'pixel' if isinstance(model, Segmenter) else 'image'}"
-        )
     if getattr(model, "pool", None) == "none":
         raise UserError("config.model.pool='none' gives each patch logits of its own, and images have one label each")
     flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows
@@ -250,7 +251,7 @@ def compare_with_workdir(config: ConfigDict, model: Any, workdir: Path) -> list[
 def _identity(model: Any) -> dict[str, Any]:
     """What makes a model the one it is: its class and fields, without those that change only how it runs."""
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    rates = ("dropout", "attn_dropout", "token_dropout", "drop_path")
+    rates = ("dropout", "attn_dropout", "token_dropout", "drop_path", "decoder_dropout", "decoder_drop_path")
     how = ("unroll", "remat", "attention", "dtype", *rates, "parent", "name")
     return {"family": type(model).__name__, **{k: v for k, v in fields.items() if k not in how}, "join": model.joining}
 

@@ -112,7 +112,7 @@ def _regex(text: str) -> bool:
 
 TASKS = {"classify": ("digits", "folder", "arrays", "tfds"), "segment": ("digits", "ade20k", "folder", "tfds")}
 _CLASSIFY_ONLY = (
-    *("data.resident", "data.pad", "data.repeats"),
+    *("data.resident", "data.scale", "data.ratio", "data.interpolation", "data.pad", "data.crop_ratio", "data.repeats"),
     *("augment.policy", "augment.color_jitter", "augment.erase_prob", "augment.mixup", "augment.cutmix"),
     *("loss.label_smoothing", "distill.teacher"),
 )

@@ -112,6 +112,15 @@ def test_columns_and_chance_are_not_two_dimensional():
     assert locality.two_dness(cosine(np.random.default_rng(0).normal(size=(196, 64))), (14, 14)) < 0.15
 
 
+@pytest.mark.parametrize(("side", "width", "level"), [(4, 32, 0.59), (8, 32, 0.32), (14, 192, 0.2)])
+def test_what_chance_does_on_small_grids(side, width, level):
+    """The levels that the module tells: above them is one random table in twenty."""
+    rng = np.random.default_rng(0)
+    tables = (rng.normal(size=(side**2, width)) for _ in range(200))
+    found = [locality.two_dness(cosine(table), (side, side)) for table in tables]
+    assert 0.02 < np.mean(np.array(found) > level) < 0.1
+
+
 def test_a_line_that_recurs_in_every_row_is():
     """cos(2 pi k / W) + cos(2 pi k / W^2): falls in the same way along a row and from row to row."""
     k = order((14, 14))

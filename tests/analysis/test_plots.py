@@ -1,6 +1,7 @@
 """Figures of arrays: what is drawn where, and that files can be made again byte by byte."""
 
 import io
+import itertools
 import subprocess
 import sys
 
@@ -47,13 +48,52 @@ def test_one_name_takes_as_many_rows_as_it_needs(count, lines):
 
 
 def test_colour_bars():
-    """One for a figure or a row of fixed limits, and one for each map that has its own."""
+    """One for a figure or neighbours in a row with fixed limits, and one for each map that has its own."""
     assert len(drawn(plots.maps({"a": panels(2), "b": panels(2)}))[1]) == 1
     assert len(drawn(plots.maps({"a": panels(2), "b": panels(3, OWN)}))[1]) == 4
-    assert len(drawn(plots.maps({"a": panels(1, OWN) + panels(2), "b": panels(2)}))[1]) == 4
+    assert len(drawn(plots.maps({"a": panels(1, OWN) + panels(2), "b": panels(2)}))[1]) == 3
+    assert len(drawn(plots.maps({"a": panels(1) + panels(1, OWN) + panels(2)}))[1]) == 3
     shown, _ = drawn(plots.maps({"a": panels(2, OWN)}))
     images = [ax.get_images()[0] for ax in shown]
     assert [image.get_clim() for image in images] == [(x.image.min(), x.image.max()) for x in panels(2)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "limits", "tips"),
+    [
+        (0, 1, FIXED, "neither"),
+        (-0.1, 1 + 1e-9, FIXED, "min"),
+        (0, 2, FIXED, "max"),
+        (-1, 2, FIXED, "both"),
+        (-1, 2, OWN, "neither"),
+    ],
+)
+def test_tips_of_colour_bars_say_that_values_go_on(low, high, limits, tips):
+    panels = [plots.Panel(np.array([[0.5, value]]), limits=limits) for value in (low, high)]
+    figure = plots.maps({"": panels})
+    assert {panel.colorbar.extend for ax in drawn(figure)[0] for panel in ax.get_images() if panel.colorbar} == {tips}
+
+
+LONG = "lape_sharing, learnable+relative (/somewhere/or/other/with_a_long_name_{})"
+
+
+def test_long_names_stay_in_the_figure():
+    """Those of rows do not meet either."""
+    names = [LONG.format(i) for i in range(4)]
+    figure = plots.maps({name: panels(3) for name in names})
+    figure.draw_without_rendering()
+    boxes = [ax.yaxis.label.get_window_extent() for ax in figure.axes if ax.get_ylabel()]
+    assert len(boxes) == 4
+    assert min(box.x0 for box in boxes) >= 0
+    assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))
+    assert 0 <= min(box.y0 for box in boxes) < max(box.y1 for box in boxes) <= figure.bbox.height
+    for drawing in (
+        plots.curves({"": {name: ([0], [0]) for name in names}}),
+        plots.spread({"": {name: [1.0] for name in names}}),
+    ):
+        drawing.draw_without_rendering()
+        box = drawing.legends[0].get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= drawing.bbox.width
 
 
 def test_curves():
@@ -75,6 +115,24 @@ def test_one_curve_has_no_legend_and_many_have_no_marks():
     (ax,) = figure.axes
     assert figure.legends == []
     assert ax.get_lines()[0].get_marker() == "None"
+
+
+@pytest.mark.parametrize(
+    ("greatest", "scale"), [(9.9, "linear"), (10.1, "log"), (np.inf, "linear"), (np.nan, "linear")]
+)
+def test_less_than_a_decade_needs_no_logarithm(greatest, scale):
+    figure = plots.curves({"a": {"x": (range(3), [1, 5, greatest]), "y": ([0], [0])}}, log=("a",))
+    assert figure.axes[0].get_yscale() == scale
+
+
+def test_lines_on_each_other_are_all_seen():
+    (ax,) = plots.curves({"": {name: (range(3), [1, 1, 1]) for name in "abcd"}}).axes
+    assert len({line.get_linestyle() for line in ax.get_lines()}) == 4
+
+
+def test_layers_are_whole_numbers():
+    (ax,) = plots.curves({"": {"": ([1, 2], [0, 1])}}).axes
+    assert all(tick == round(tick) for tick in ax.get_xticks())
 
 
 def test_more_lines_than_colours_differ_in_dashes():

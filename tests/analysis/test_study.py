@@ -10,7 +10,7 @@ import pytest
 from lape_jax import models
 from lape_jax.analysis import correlation, locality, study
 from lape_jax.errors import UserError
-from tests.analysis.models import create, tiny, variables_of
+from tests.analysis.models import create, norm, tiny, variables_of
 from tests.port.tiny import TINY
 
 WIDE = {**TINY, "image_size": (24, 32)}  # 3 x 4 patches
@@ -68,6 +68,25 @@ def test_a_segmenter_is_studied_as_the_classifier_with_its_encoder(join):
         np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_allclose(found.lambdas, expected.lambdas, rtol=1e-5)
     np.testing.assert_allclose(found.ratio, expected.ratio, rtol=1e-5)
+
+
+def test_the_size_of_what_is_seen_has_lambda_2_in_it():
+    """It is that of lambda_2 LN(w), of which w alone tells nothing."""
+    model = tiny(join="default")
+    variables = variables_of(model)
+    images = [jnp.asarray(np.random.default_rng(0).normal(size=(2, *model.input_shape)), jnp.float32)]
+    stream = np.asarray(model.apply(variables, images[0])[1]["stem"], np.float64)[:, 1:]
+    w, norm1 = variables["params"]["pos_embed"][1:], variables["params"]["blocks"]["norm1"]
+    normed = norm(w, norm1["scale"][0], norm1["bias"][0], 1e-6)
+    expected = np.sqrt(np.mean((w.std(-1) / stream.std(-1))[..., None] ** 2 * normed**2))
+    one, blind = study.study("it", model, variables, images), study.study("it", model, variables)
+    assert one.rms[0] == pytest.approx(expected, rel=1e-4)
+    assert abs(expected / np.sqrt((normed**2).mean()) - 1) > 0.1
+    assert np.isnan(blind.rms).all()
+    known, unknown = (
+        [ax.get_title() for ax in study.figures([found])["locality"].axes if ax.lines] for found in (one, blind)
+    )
+    assert set(known) - set(unknown) == {study.MEASURES["rms"]}
 
 
 def test_the_eps_of_the_maps(lape):

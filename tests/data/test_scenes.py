@@ -311,8 +311,10 @@ def test_tfds_data_sets_that_cannot_be_used_are_named(records, features, message
 
 
 def test_tfds_splits_that_are_missing_are_named(records):
-    with pytest.raises(UserError, match="holds no TFDS data set"):
+    with pytest.raises(UserError, match=r"holds no TFDS data set; .*prepare tfds rooms --path="):
         tfds_scenes("rooms", str(records.root), "train")
+    with pytest.raises(UserError, match=r"prepare scenes --path=ADEChallengeData2016 --layout=ade20k --out="):
+        tfds_scenes("ade20k", str(records.root), "train")
     records.write("rooms", {"image": None, "where": "a"}, [{"image": records.grey(0), "where": records.grey(0)}])
     with pytest.raises(UserError, match="split 'val' is not one of train of rooms"):
         tfds_scenes("rooms", str(records.root), "val")

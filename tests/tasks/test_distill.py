@@ -172,6 +172,7 @@ def test_a_distillation_token_and_a_teacher_need_each_other():
         distill.check(config(teacher="t.pth"), student(distilled=False))
     with pytest.raises(UserError, match="has no distillation token"):
         distill.check(config(teacher="t.pth"), models.create("regnety_160"))
+    distill.check(config(), models.create("segmenter_ti_linear", distilled=True))  # a token without a head
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,7 @@ def test_a_distillation_token_and_a_teacher_need_each_other():
             r".*teacher.npz: .* shapes differ: .*head.weight is \(3, 64\) and should be \(10, 64\)",
         ),
         ({}, {"image_size": 16}, r"16 x 16 pixels .*: pos_embed is \(1, 5, 64\) and should be \(1, 17, 64\)$"),
+        ({"model": "segmenter_ti_linear"}, {"image_size": 16}, "is segmenter_ti_linear, which gives a class to each pixel"),
         ({}, {"in_channels": 3}, r"with 3 channels: .*: patch_embed.proj.weight is \(64, 1, 4, 4\) and"),
     ],
 )

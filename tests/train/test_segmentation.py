@@ -30,7 +30,7 @@ class Scenes(list):
 
 @functools.cache
 def scenes():
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(4)
     found = Scenes()
     for index, size in enumerate(SIZES):
         small = rng.integers(0, 256, (5, 6, 3), np.uint8)
@@ -109,10 +109,11 @@ def in_numpy(views):
             limits = [int(side * scale) for side in SCALE]
             factor = min(limits[0] / max(size), limits[1] / min(size))
             height, width = (int(side * factor + 0.5) for side in size)
-            if min(height, width) < WINDOW:
+            canvas = cv2.resize(scene.image, (width, height), interpolation=cv2.INTER_LINEAR)
+            if min(height, width) < WINDOW:  # the small image is enlarged, or it would be what scale 1 gives
                 factor = WINDOW / min(size)
                 height, width = (max(int(side * factor + 0.5), WINDOW) for side in size)
-            canvas = cv2.resize(scene.image, (width, height), interpolation=cv2.INTER_LINEAR)
+                canvas = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR)
             for step in (1, -1) if flip else (1,):
                 logits = bilinear(slide(canvas[:, ::step]), size)[:, ::step]
                 odds = np.exp(logits - logits.max(-1, keepdims=True))

@@ -128,6 +128,15 @@ def test_other_images_are_user_errors(workdir, tmp_path, data, message):
         load(config_of(distilled=True, path=copy(workdir, tmp_path, **data)))
 
 
+def test_a_run_that_segments_is_a_user_error(workdir, tmp_path):
+    path = copy(workdir, tmp_path)
+    config = from_json(path / "config.json")
+    config.task = "segment"
+    (path / "config.json").write_text(to_json(config))
+    with pytest.raises(UserError, match=r"the teacher in '.*copy' gives a class to each pixel"):
+        load(config_of(distilled=True, path=path))
+
+
 def test_other_classes_are_user_errors(workdir, tmp_path):
     config = config_of(distilled=True, path=workdir)
     with pytest.raises(UserError, match=r"the teacher in '.*' knows 10 classes, and the data have 3$"):

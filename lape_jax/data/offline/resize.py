@@ -13,7 +13,6 @@ JPEG of quality 90 with 4:2:0 chroma is a compromise. 200 photographs of 500x375
 
 import io
 import os
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,8 @@ from PIL import Image
 
 from lape_jax.data import decode
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.offline import rewrite
+from lape_jax.data.example import Example
+from lape_jax.data.offline import rewrite, tfds_files
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 
@@ -42,12 +42,16 @@ def shrink(data: bytes, short: int, quality: int, name: str) -> bytes:
     if min(height, width) <= short:
         return data
     size = (short, short * height // width) if width <= height else (short * width // height, short)
-    smaller = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    return encode(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), data, quality)
+
+
+def encode(picture: Image.Image, original: bytes, quality: int) -> bytes:
+    """The picture in the format of its original: PNG, or else JPEG of this quality with 4:2:0 chroma."""
     file = io.BytesIO()
-    if data.startswith(b"\x89PNG"):
-        smaller.save(file, "PNG")
+    if original.startswith(b"\x89PNG"):
+        picture.save(file, "PNG")
     else:
-        smaller.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+        picture.save(file, "JPEG", quality=quality, subsampling="4:2:0")
     return file.getvalue()
 
 
@@ -84,12 +88,10 @@ def copy(
             raise UserError(f"{error}; name the splits to copy without {split}: --splits=A,B") from None
     if not name:
         base = data.name.partition(":")[0] or os.path.basename(os.path.abspath(data.path))
-        name = f"{re.sub(r'[^a-z0-9]+', '_', base.lower()).strip('_') or 'images'}_{short}"
-        name = name if name[0].isalpha() else f"images_{name}"
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"--as={name}: the name must consist of a-z, 0-9 and _, beginning with a letter")
-    if data.kind == "folder" and Path(out).resolve().is_relative_to(Path(data.path).resolve()):
-        raise UserError(f"--out={out} lies in the data set itself: choose another directory")
+        name = f"{tfds_files.make_name(base)}_{short}"
+    tfds_files.check_name(name)
+    if data.kind == "folder":
+        rewrite.check_outside(out, data.path)
     about = (
         f"{data.title()}, images reduced to a shorter side of at most {short} pixels (Pillow's bicubic filter; JPEG of "
         f"quality {quality}, 4:2:0)"
@@ -98,7 +100,7 @@ def copy(
         splits,
         Path(out),
         name,
-        lambda image, image_name: shrink(image, short, quality, image_name),
+        lambda example: Example(shrink(example.image, short, quality, example.name), example.label, example.name),
         options={"origin": data.title(), "short": short, "quality": quality},
         about=about,
         threads=threads,

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
-from lape_jax.data.example import Source
+from lape_jax.data.example import Example, Scene, SceneSource, Source
 from lape_jax.data.offline import tfds_files
 from lape_jax.errors import UserError
 
@@ -29,15 +29,17 @@ SHARD = 4096
 VERSION = "1.0.0"
 OPTIONS = "options.json"
 PAUSE = 10.0  # seconds between two lines about progress
-Transform = Callable[[bytes, str], bytes]
+Item = TypeVar("Item", Example, Scene)
+Transform = Callable[[Item], Item]
 
 
 def write(
-    splits: Mapping[str, Source],
+    splits: Mapping[str, Source | SceneSource],
     out: Path,
     name: str,
     transform: Transform,
     *,
+    target: str = tfds_files.LABEL,
     options: dict[str, Any],
     about: str,
     threads: int,
@@ -48,8 +50,10 @@ def write(
     """Writes (or goes on writing) out/name/1.0.0, and returns that directory.
 
     Args:
-      splits: name -> source of encoded images, all with the same classes.
-      transform: (image file, its name) -> the image file to write; runs in threads. CorruptImage: leave it out.
+      splits: name -> source of encoded images, and maps if these are learned, all with the same classes.
+      transform: what is read -> what is written, under the name of the former; runs in threads. CorruptImage: leave it
+        out.
+      target: what is learned, `tfds_files.LABEL` of Examples or `tfds_files.MAP` of Scenes.
       options: all that the result depends on, beside the images; a copy that was begun with others is not gone on with.
       about: the description of the data set, a sentence without its full stop.
       threads: how many images are read at a time.
@@ -65,7 +69,7 @@ def write(
     }
     classes = next(iter(splits.values())).classes
     tfds_files.check_classes(classes)
-    done, work = out / name / VERSION, out / name / f"{VERSION}.incomplete"
+    done, work = _places(out, name)
     try:
         with _claim(out / name):
             if done.exists():
@@ -82,7 +86,7 @@ def write(
                 shards = {split: [tfds_files.Shard(n["records"], n["bytes"]) for n in notes[split]] for split in splits}
                 about += f"; {len(log.reasons)} that cannot be read are left out." if log.reasons else "."
                 tfds_files.write_text(work / "set" / OPTIONS, json.dumps(options | {"left_out": log.reasons}, indent=2))
-                tfds_files.write_description(work / "set", name, VERSION, shards, classes, about)
+                tfds_files.write_description(work / "set", name, VERSION, shards, classes, about, target)
                 os.rename(work / "set", done)
             shutil.rmtree(work, ignore_errors=True)  # also what is left of a process that was killed right here
     except OSError as error:
@@ -90,8 +94,25 @@ def write(
     return done
 
 
+def begun(out: Path, name: str) -> bool:
+    """Whether `write` has begun this copy, and perhaps finished it."""
+    done, work = _places(out, name)
+    return done.exists() or (work / OPTIONS).exists()
+
+
+def check_outside(out: str, path: str) -> None:
+    """Raises UserError if the copy would lie in the data set at `path`."""
+    if Path(out).resolve().is_relative_to(Path(path).resolve()):
+        raise UserError(f"--out={out} lies in the data set itself: choose another directory")
+
+
+def _places(out: Path, name: str) -> tuple[Path, Path]:
+    """The directory of the whole copy, and of what there is until then."""
+    return out / name / VERSION, out / name / f"{VERSION}.incomplete"
+
+
 def _write_shards(
-    splits: Mapping[str, Source],
+    splits: Mapping[str, Source | SceneSource],
     work: Path,
     name: str,
     transform: Transform,
@@ -102,7 +123,7 @@ def _write_shards(
 ) -> dict[str, list[dict]]:
     """Makes the shards that have no note yet, and returns the notes of all: split -> in order."""
     notes = {split: [] for split in splits}
-    progress = _Progress(sum(len(source) for source in splits.values()), say)
+    progress = Progress(sum(len(source) for source in splits.values()), say)
     pool = ThreadPoolExecutor(threads)
     try:
         for split, source in splits.items():
@@ -131,25 +152,25 @@ def _write_shards(
 
 
 def _records(
-    source: Source,
+    source: Source | SceneSource,
     indices: range,
     transform: Transform,
     pool: ThreadPoolExecutor,
     note: dict[str, Any],
     log: CorruptLog,
-    progress: "_Progress",
+    progress: "Progress",
 ) -> Iterator[bytes]:
     """The records of a shard, made in the threads of `pool`; fills in the note on it."""
     root = f"{getattr(source, 'root', '')}/"
 
     def make(index: int) -> tuple[int, int, bytes] | CorruptImage:
         try:
-            example = source[index]
-            small = transform(example.image, example.name)
+            found = source[index]
+            made = transform(found)
         except CorruptImage as error:
             return error
-        name = example.name.removeprefix(root)
-        return len(example.image), len(small), tfds_files.record(small, example.label, name)
+        target = made.mask if isinstance(made, Scene) else made.label
+        return _bytes(found), _bytes(made), tfds_files.record(made.image, target, found.name.removeprefix(root))
 
     for made in pool.map(make, indices):
         progress.step()
@@ -160,6 +181,10 @@ def _records(
             note["before"] += made[0]
             note["after"] += made[1]
             yield made[2]
+
+
+def _bytes(item: Example | Scene) -> int:
+    return len(item.image) + (len(item.mask) if isinstance(item, Scene) else 0)
 
 
 def _cut(count: int, size: int) -> list[range]:
@@ -177,7 +202,7 @@ def _read_note(work: Path, file: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() and (work / "set" / file).exists() else None
 
 
-def _fingerprint(source: Source) -> str:
+def _fingerprint(source: Source | SceneSource) -> str:
     """Tells data sets apart by their classes, their number of examples and the names of their files."""
     text = json.dumps([source.classes, len(source), getattr(source, "files", None)])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -224,8 +249,8 @@ def _sizes(notes: list[dict[str, Any]]) -> str:
     return f"{line}, {left_out} left out" if left_out else line
 
 
-class _Progress:
-    """Says from time to time how far the copy is, and how fast."""
+class Progress:
+    """Says from time to time how many of the images are done, and how fast that goes."""
 
     def __init__(self, total: int, say: Callable[[str], None]):
         self.total, self.say = total, say

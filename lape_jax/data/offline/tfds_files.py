@@ -1,4 +1,4 @@
-"""The files of a TFDS data set of images and labels in array_record, written without TensorFlow.
+"""The files of a TFDS data set in array_record, written without TensorFlow: images and labels, or maps of labels.
 
     DATA_DIR/NAME/VERSION/NAME-SPLIT.array_record-00000-of-00313 ..., features.json, label.labels.txt, dataset_info.json
 
@@ -8,9 +8,10 @@ module imports tensorflow_datasets.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
@@ -18,6 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from lape_jax.errors import UserError
 
 FEATURES = "tensorflow_datasets.core.features"
+LABEL, MAP = "label", "segmentation_mask"  # the feature that is learned: a class, or an image of classes
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -36,12 +38,19 @@ def shard_name(name: str, split: str, number: int, count: int) -> str:
     return f"{name}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
-def record(image: bytes, label: int, file_name: str) -> bytes:
-    """A serialised example of the features image, label and file_name. The same arguments give the same bytes."""
+def record(image: bytes, target: int | bytes, file_name: str) -> bytes:
+    """A serialised example of the features image, LABEL or MAP, and file_name. Equal arguments give equal bytes.
+
+    Args:
+      target: the class, or a PNG file of classes.
+    """
     example = tf_example_pb2.Example()
     feature = example.features.feature
     feature["image"].bytes_list.value.append(image)
-    feature["label"].int64_list.value.append(label)
+    if isinstance(target, bytes):
+        feature[MAP].bytes_list.value.append(target)
+    else:
+        feature[LABEL].int64_list.value.append(target)
     feature["file_name"].bytes_list.value.append(os.fsencode(file_name))
     return example.SerializeToString(deterministic=True)
 
@@ -98,21 +107,21 @@ def write_description(
     shards: Mapping[str, Sequence[Shard]],
     classes: Sequence[str],
     about: str,
+    target: str = LABEL,
 ) -> None:
     """Makes a data set of the shards (split -> all of them, in order) that lie in `directory`.
+
+    Args:
+      target: LABEL or MAP.
 
     Raises:
       UserError: a class has a name that label.labels.txt cannot hold.
       OSError: it cannot be written.
     """
     check_classes(classes)
-    image = {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "3"]}}
     features = {
-        "image": {"pythonClassName": f"{FEATURES}.image_feature.Image", "image": image},
-        "label": {
-            "pythonClassName": f"{FEATURES}.class_label_feature.ClassLabel",
-            "classLabel": {"numClasses": str(len(classes))},
-        },
+        "image": {"pythonClassName": f"{FEATURES}.image_feature.Image", "image": _image(3)},
+        target: _map(len(classes)) if target == MAP else _label(len(classes)),
         "file_name": {"pythonClassName": f"{FEATURES}.text_feature.Text", "text": {}},
     }
     whole = {"pythonClassName": f"{FEATURES}.features_dict.FeaturesDict", "featuresDict": {"features": features}}
@@ -121,7 +130,7 @@ def write_description(
         "version": version,
         "description": about,
         "fileFormat": "array_record",
-        "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},
+        "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": target}]}},
         "splits": [
             {
                 "name": split,
@@ -132,9 +141,27 @@ def write_description(
             for split, parts in shards.items()
         ],
     }
-    write_text(directory / "label.labels.txt", "".join(f"{name}\n" for name in classes))
+    write_text(directory / f"{target}.labels.txt", "".join(f"{name}\n" for name in classes))
     write_text(directory / "features.json", json.dumps(whole, indent=2))
     write_text(directory / "dataset_info.json", json.dumps(info, indent=2))
+
+
+def _image(channels: int) -> dict[str, Any]:
+    return {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", str(channels)]}}
+
+
+def _label(classes: int) -> dict[str, Any]:
+    return {
+        "pythonClassName": f"{FEATURES}.class_label_feature.ClassLabel",
+        "classLabel": {"numClasses": str(classes)},
+    }
+
+
+def _map(classes: int) -> dict[str, Any]:
+    return {
+        "pythonClassName": f"{FEATURES}.labeled_image.LabeledImage",
+        "image": _image(1) | {"encodingFormat": "png", "label": {"numClasses": str(classes)}},
+    }
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -142,3 +169,19 @@ def check_classes(classes: Sequence[str]) -> None:
     for name in classes:
         if name != name.strip() or not name or "\n" in name or name.encode(errors="replace").decode() != name:
             raise UserError(f"the class name {name!r} cannot be stored: it has blanks at an end, or is not plain text")
+
+
+def make_name(text: str) -> str:
+    """A name for a data set that is as much like `text` as TFDS allows.
+
+    >>> make_name("My Photos (2)"), make_name("2024")
+    ('my_photos_2', 'images_2024')
+    """
+    name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "images"
+    return name if name[0].isalpha() else f"images_{name}"
+
+
+def check_name(name: str) -> None:
+    """Raises UserError unless a data set can be called this (--as)."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"--as={name}: the name must consist of a-z, 0-9 and _, beginning with a letter")

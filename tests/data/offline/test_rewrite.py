@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -26,7 +27,7 @@ def write(path, out, *, transform=lambda data, name: data, max_corrupt=0, say=la
         splits,
         Path(out),
         "copy",
-        transform,
+        lambda example: dataclasses.replace(example, image=transform(example.image, example.name)),
         options=options,
         about="a copy",
         threads=2,
@@ -116,11 +117,11 @@ from pathlib import Path
 from lape_jax.data.offline import rewrite
 from lape_jax.data.sources import folder
 
-def transform(data, name):
-    if name.endswith(sys.argv[3]):
+def transform(example):
+    if example.name.endswith(sys.argv[3]):
         assert "tensorflow" not in sys.modules
         os.kill(os.getpid(), signal.SIGKILL)
-    return data
+    return example
 
 splits = {split: folder(sys.argv[1], split) for split in ("train", "val")}
 options = {"options": {}, "about": "a copy", "threads": 2, "max_corrupt": 0, "shard_size": 2}
