@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -144,10 +145,12 @@ def photos(tmp_path):
 def test_maps_and_overlays(scenes, photos, tmp_path, capsys, caplog):
     _, config, model, variables = scenes
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"^1 of 3 images cannot be read"):
+    Image.new("RGB", (100_000, 1)).save(photos / "narrow.png")  # as high as a window it would be 10^8 pixels
+    with pytest.raises(UserError, match=r"^2 of 4 images cannot be read"):
         run(scenes, photos, out=str(out))
     printed = capsys.readouterr().out
-    assert [record.getMessage() for record in caplog.records if "broken" in record.getMessage()]
+    for name, reason in {"broken": "not a JPEG or PNG", "narrow": "100000 x 1 pixels .* too narrow"}.items():
+        assert re.search(f"{name}.png cannot be read: .*{reason}", caplog.text)
     written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     maps = {"a.png": "a.jpg", "sub/b.c.png": "sub/b.c.png"}
     shown = {name.replace(".png", "_overlay.png") for name in maps}

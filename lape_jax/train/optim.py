@@ -139,8 +139,8 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
     training step's business: one update per call here.
 
     Args:
-        config: with name, weight_decay, beta1, beta2, eps, momentum, nesterov, clip_norm (0: off), and the ordered (regex, value) lists lr_mults
-            and wd_mults (empty: `LR_MULTS`, `default_wd_mults`).
+        config: with name, weight_decay, beta1, beta2, eps, momentum, nesterov, clip_norm (0: off), and the ordered
+            (regex, value) lists lr_mults and wd_mults (empty: `LR_MULTS`, `default_wd_mults`).
         params: the parameter tree (arrays or jax.ShapeDtypeStruct).
         learning_rate: by update, from `schedule`.
 

@@ -46,7 +46,9 @@ def load(config: ConfigDict, student: nn.Module, classes: tuple[str, ...], mesh:
 def _from_run(path: Path, config: ConfigDict, classes: tuple[str, ...], mesh: jax.sharding.Mesh) -> Teacher:
     theirs = configs.from_json(path / "config.json")
     if theirs.task != "classify":
-        raise UserError(f"the teacher in {str(path)!r} gives a class to each pixel: one that classifies images can teach")
+        raise UserError(
+            f"the teacher in {str(path)!r} gives a class to each pixel: one that classifies images can teach"
+        )
     for key in SHARED:
         if theirs.data[key] != config.data[key]:
             raise UserError(

@@ -151,8 +151,9 @@ def file(tmp_path_factory):
     model = models.create("vit_micro", **SIZES)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float16), model.param_shapes())
-    port.save(tmp_path_factory.mktemp("teacher") / "teacher.npz", {"params": params}, model)
-    return tmp_path_factory.getbasetemp() / "teacher0" / "teacher.npz"
+    path = tmp_path_factory.mktemp("teacher") / "teacher.npz"
+    port.save(path, {"params": params}, model)
+    return path
 
 
 def test_a_teacher_from_a_file(file):
@@ -193,7 +194,11 @@ def test_a_distillation_token_and_a_teacher_need_each_other():
             r".*teacher.npz: .* shapes differ: .*head.weight is \(3, 64\) and should be \(10, 64\)",
         ),
         ({}, {"image_size": 16}, r"16 x 16 pixels .*: pos_embed is \(1, 5, 64\) and should be \(1, 17, 64\)$"),
-        ({"model": "segmenter_ti_linear"}, {"image_size": 16}, "is segmenter_ti_linear, which gives a class to each pixel"),
+        (
+            {"model": "segmenter_ti_linear"},
+            {"image_size": 16},
+            "is segmenter_ti_linear, which gives a class to each pixel",
+        ),
         ({}, {"in_channels": 3}, r"with 3 channels: .*: patch_embed.proj.weight is \(64, 1, 4, 4\) and"),
     ],
 )
