@@ -1,6 +1,6 @@
 """Figures and numbers of what models have made of their position embeddings.
 
-    python -m lape_jax.visualize --workdir DIR [DIR ...] --out=DIR [--step=last|best|N] [--images=N]
+    python -m lape_jax.visualize --workdir DIR [DIR ...] --out=DIR [--step=last|best|N] [--images=N] [--overlays=N]
     python -m lape_jax.visualize --weights=FILE --model=NAME [--model.KEY=VALUE ...] --out=DIR
     both: [--token=ROW|centre] [--layers=2-8] [--eps=1e-5]
 
@@ -9,7 +9,7 @@ Writes to --out, as PNG and as PDF, a row or line for each run (see `lape_jax.an
     correlation_overall   the same for all tokens
     locality              by layer: how far the likeness reaches, how two-dimensional it is, the size of the position
     lambda                by layer: lambda_1 to 3 of equation 7, and tokens by position; of runs, which have images
-    overlays              of runs that segment, if there are images: 8 of them, their true maps and the predicted ones
+    overlays              of runs that segment, if there are images: --overlays=N of them (8), true maps and predicted ones
 and numbers.npz, all of it as arrays, whose keys `lape_jax.analysis.study` lists. Prints a table for each run.
 
 Layers are numbered from 1. --token is a patch's number, row by row from 0; without it the centre. --eps is that of the
@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give either --workdir=DIR (one run or more) or --weights=FILE with --model=NAME")
     if args.workdir and (args.model or settings):
         raise UserError("a run says itself which model it has trained: leave out --model")
-    if args.weights and (args.step or args.images):
-        raise UserError("--step and --images are of a run: leave them out with --weights")
+    if args.weights and (args.step or args.images or args.overlays):
+        raise UserError("--step, --images and --overlays are of a run: leave them out with --weights")
     eps, layers, token = _number("eps", args.eps or SCRIPT_EPS, float), _layers(args.layers), None
     if args.token not in ("", "centre"):
         token = _number("token", args.token, int)
@@ -79,7 +79,8 @@ def main(argv: Sequence[str]) -> None:
         count = _number("images", args.images or "256", int)
         runs = [load(Path(path), args.step) for path in args.workdir]
         studies = distinct([of_run(run, count, eps) for run in runs], args.workdir)
-        contents = drawn_overlays({one.label: run for one, run in zip(studies, runs, strict=True)} if count else {})
+        shown = _number("overlays", args.overlays or str(OVERLAYS), int) if count else 0
+        contents = drawn_overlays({one.label: run for one, run in zip(studies, runs, strict=True)}, shown)
     contents = render(studies, eps, token, layers) | contents
     write(Path(args.out), contents)
     print("\n\n".join(map(text, studies)))
@@ -140,14 +141,14 @@ def _windows(config: Any, source: SceneSource, size: int) -> Iterator[np.ndarray
         yield np.stack(batch)
 
 
-def drawn_overlays(runs: Mapping[str, Run]) -> dict[str, bytes]:
-    """Files by name: overlays.png and .pdf, of all the runs that segment, by what they are called.
+def drawn_overlays(runs: Mapping[str, Run], count: int) -> dict[str, bytes]:
+    """Files by name: overlays.png and .pdf, `count` images, of all the runs that segment, by what they are called.
 
     Raises:
         UserError: they are not of the same validation images, or these cannot be read.
     """
     runs = {label: run for label, run in runs.items() if run.config.task == "segment"}
-    if not runs:
+    if not runs or not count:
         return {}
     first, *others = runs.values()
     for other in others:
@@ -162,7 +163,7 @@ def drawn_overlays(runs: Mapping[str, Run]) -> dict[str, bytes]:
         mesh = _mesh()
         evaluator = SceneEvaluator(model, config, mesh, source)
         predicted[label] = evaluator, jax.device_put(variables, sharding.replicated(mesh))
-    figure = compare(first.config, source, OVERLAYS, predicted)
+    figure = compare(first.config, source, count, predicted)
     return {f"overlays.{form}": plots.render(figure, form) for form in plots.FORMATS}
 
 
@@ -236,6 +237,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--token", default="", metavar="ROW", help="patch whose map is drawn (default: centre)")
     parser.add_argument("--layers", default="", help="layers whose maps are drawn, such as 2-8 (default: all)")
     parser.add_argument("--step", default="", help="which checkpoint: last (default), best or a step")
+    parser.add_argument("--overlays", default="", metavar="N", help=f"images in overlays.png (default {OVERLAYS})")
     parser.add_argument("--images", default="", metavar="N", help="validation images to measure on (default 256)")
     parser.add_argument("--eps", default="", help=f"of the LayerNorms in the maps (default {SCRIPT_EPS})")
     return parser.parse_args(rest), settings

@@ -127,7 +127,7 @@ def test_runs_that_segment_other_images():
     other.data.val_split = "other"
     runs_ = {name: visualize.Run(config, "model", {}) for name, config in (("a", one), ("b", other))}
     with pytest.raises(UserError, match=r"data\.val_split is 'val' and 'other' \(--images=0 does without\)"):
-        visualize.drawn_overlays(runs_)
+        visualize.drawn_overlays(runs_, 2)
 
 
 @pytest.mark.parametrize(
