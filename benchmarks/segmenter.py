@@ -4,9 +4,10 @@
     python benchmarks/segmenter.py [--size=512] [--batch=2] [--turns=5] [--dtype=float32] [--remat=none]
 
 A step is forward, backward and SGD on one batch that lies on the device; nothing is decoded or augmented. PyTorch's
-model is written here from Segmenter's formulas with `scaled_dot_product_attention`, the default joining, and no remat;
-on a GPU it is compiled (`torch.compile`) and runs in bfloat16 under autocast where --dtype=bfloat16. Ours is
-the step that `lape_jax.main` makes of the config, default and LaPE. All take turns; the table has medians and quartiles.
+model is written here from Segmenter's formulas with `scaled_dot_product_attention`, the default joining, no remat and
+no stochastic depth; on a GPU it is compiled (`torch.compile`) and runs in bfloat16 under autocast where
+--dtype=bfloat16. Ours is the step that `lape_jax.main` makes of the config, default and LaPE. All take turns; the table
+has medians and quartiles.
 """
 
 import argparse

@@ -212,7 +212,8 @@ def test_a_run_begins_with_the_encoder_of_a_classifier(tmp_path, caplog):
     theirs = classifier_workdir(tmp_path / "classifier")
     settings = {"total_steps": 1, "batch_size": 8, "optimizer.lr": 1e-12, "optimizer.min_lr": 0}
     config = runs.load(LINEAR, **SMALL, **settings, **{"init.weights": tmp_path / "classifier"})
-    with mock.patch.object(setup, "evaluator", lambda *_: lambda _: dict.fromkeys(METRICS, 0.0) | {"val/examples": 0}):
+    nothing = dict.fromkeys([*METRICS, "val/examples"], 0.0)
+    with mock.patch.object(setup, "evaluator", return_value=lambda _: nothing):
         runs.train(tmp_path / "run", config)
     found = saved_state(tmp_path / "run", 1)
     lines = [line.removeprefix(f"from {tmp_path}/classifier, ").partition(": ") for line in caplog.messages]
@@ -314,10 +315,6 @@ def palette_mask(value):
 MUST = "but must hold 0 to 2 for the 3 classes, and 255 for none"
 BAD = {
     "value": (palette_mask(3), f"has the value 3 in row 7, column 9 (1 such pixels), {MUST}"),
-    "deep": (
-        Image.fromarray(np.full((36, 40), 300, np.uint16)),
-        f"has the value 300 in row 0, column 0 (1440 such pixels), {MUST}",
-    ),
     "size": (
         Image.fromarray(np.zeros((40, 36), np.uint8)),
         "has 36 x 40 pixels (width x height), but the image 40 x 36: they must be equal (what an image file notes of "
@@ -331,17 +328,11 @@ BAD = {
 }
 
 
-def contents(root):
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 def test_a_mask_that_is_wrong_ends_training(quiet, tmp_path, capsys):
     mask, message = BAD["value"]
     overrides = write_scenes(tmp_path / "data", train=mask)
-    before = contents(tmp_path / "data")
     code, err = run(capsys, tmp_path / "run", LINEAR, *overrides)
     assert (code, err) == (2, f"error: the mask of {tmp_path}/data/images/train/2.png {message}\n")
-    assert contents(tmp_path / "data") == before
     assert Checkpoints(tmp_path / "run", read_only=True).steps() in ([], [0])
 
 
@@ -349,11 +340,11 @@ def test_a_mask_that_is_wrong_ends_training(quiet, tmp_path, capsys):
 def test_a_mask_that_is_wrong_ends_an_evaluation(quiet, tmp_path, capsys, kind):
     mask, message = BAD[kind]
     overrides = write_scenes(tmp_path / "data", val=mask)
-    before = contents(tmp_path / "data")
+    before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.*")}
     model = setup.build_model(runs.load(LINEAR, **dict(override.split("=") for override in overrides)), 3)
     port.save(tmp_path / "weights.npz", random_variables(model), model)
     argv = [f"--weights={tmp_path}/weights.npz", f"--config={LINEAR}", *(f"--config.{one}" for one in overrides)]
     with runs.on(1):
         code = cli.run(evaluate.main, argv, options={"weights": "", "step": "", "out": "", "overlays": ""})
     assert (code, capsys.readouterr().err) == (2, f"error: the mask of {tmp_path}/data/images/val/2.png {message}\n")
-    assert contents(tmp_path / "data") == before
+    assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.*")} == before

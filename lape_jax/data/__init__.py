@@ -18,6 +18,7 @@ scene_records.py     ... data sets that TFDS prepared as array_record
 digit_scenes.py      ... scenes that need no files
 masks.py             the files of a scene -> pixels and labels
 scene_transforms.py  sizes, crops, mirror images and colours of scenes
+sliding.py           windows over an image, and how their logits become those of its pixels
 scene_pipeline.py    batches of training scenes, and whole scenes for the evaluation, read ahead
 
 offline/     what is done to data sets once, before training

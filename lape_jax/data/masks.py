@@ -8,6 +8,7 @@ from lape_jax.data.example import IGNORE, Scene
 from lape_jax.errors import UserError
 
 NO_CLASS = 255  # in files
+MOST_CLASSES = NO_CLASS
 # Pillow's modes for PNGs of one channel of indices: 1 bit, 8 bits or fewer, a palette, 16 bits (older Pillow: "I").
 _INDEX_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from lape_jax.data import listing
 from lape_jax.data.example import Scene, SceneSource
+from lape_jax.data.masks import MOST_CLASSES
 from lape_jax.data.sources import SUFFIXES
 from lape_jax.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
 SOURCES = ("digits", "ade20k", "folder", "tfds")
-MOST_CLASSES = 255  # 255 itself stands for no class in the files
 ADE20K_CLASSES, FOLDER_CLASSES = "objectInfo150.txt", "classes.txt"
 
 
