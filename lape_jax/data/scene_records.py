@@ -8,8 +8,8 @@ import tensorflow_datasets as tfds
 from lape_jax.data import masks
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Scene
-from lape_jax.data.records import check_split, open_builder
 from lape_jax.data.masks import MOST_CLASSES
+from lape_jax.data.records import check_split, open_builder
 from lape_jax.errors import UserError
 
 IMAGE_KEY, MASK_KEYS = "image", ("segmentation_mask", "annotation")
