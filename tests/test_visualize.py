@@ -139,7 +139,7 @@ def test_runs_that_segment_other_images():
         (["--workdir={run}", "--model=deit_ti", "--out={out}"], "leave out --model"),
         (["--workdir={run}", "--model.join=lape", "--out={out}"], "leave out --model"),
         (["--weights=w.npz", "--out={out}"], "--model=NAME is missing"),
-        (["--weights=w.npz", "--model=deit_ti", "--images=3", "--out={out}"], "--images are of a run"),
+        (["--weights=w.npz", "--model=deit_ti", "--images=3", "--out={out}"], "--overlays are of a run"),
         (["--weights=none.npz", "--model=deit_ti", "--out={out}"], "none.npz"),
         (["--workdir={out}", "--out={out}"], "is it the workdir of a run"),
         (["--workdir={run}", "--step=7", "--out={out}"], "7"),

@@ -8,6 +8,7 @@ of pixels: 157 MB per image of 512 x 512 pixels and 150 classes. So they are mad
 and in evaluation, and never for a batch.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,12 +18,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Integer, UInt8
 
 from lape_jax.augment.photometric import normalise
+from lape_jax.data import sliding
 from lape_jax.data.example import PADDING
 
 SUMS = ("loss", "right", "pixels", "examples")  # of training
 METRICS = ("miou", "mean_accuracy", "pixel_accuracy")  # of evaluation, in percent
 MEANS = ("valid", "all")
-_STRIP = 32  # rows of pixels whose logits exist at a time in training
+_STRIP = 16  # rows of pixels whose logits exist at a time in training
 _EXACT = jax.lax.Precision.HIGHEST  # a TPU would round to bfloat16, a GPU to tf32
 
 
@@ -48,32 +50,41 @@ def describe(results: Mapping[str, float]) -> str:
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
-def cross_entropy(logits: Float[Array, "b h w k"], labels: Int[Array, "b h w"]) -> Float[Array, "b h w"]:
+def cross_entropy(logits: Float[Array, "b k h w"], labels: Int[Array, "b h w"]) -> Float[Array, "b h w"]:
     """-log softmax(logits)_label, in float32 or better; 0 where the label is negative."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    # A comparison and no gather, whose gradient would be a scatter.
-    own = jnp.sum(jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), logits, 0), axis=-1)
-    return jnp.where(labels >= 0, jax.nn.logsumexp(logits, axis=-1) - own, 0)
+    return jnp.where(labels >= 0, jax.nn.logsumexp(logits, axis=1) - _own(logits, labels), 0)
+
+
+def _own(logits: Float[Array, "b k h w"], labels: Int[Array, "b h w"]) -> Float[Array, "b h w"]:
+    """The logit of the label, 0 where that is negative: by comparison, as the gradient of a gather is a scatter."""
+    classes = jnp.arange(logits.shape[1])[:, None, None]
+    return jnp.sum(jnp.where(labels[:, None] == classes, logits, 0), axis=1)
 
 
 def pixel_sums(masks: Float[Array, "b r c k"], labels: Int[Array, "b h w"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """The summed cross entropy of the logits that `masks` are upsampled to, and how many of their maxima are right.
 
     Bilinear, as the model's own upsampling of images of whole patches. It goes through strips of rows; the gradient
-    makes each strip's logits a second time, rather than keep them.
+    makes each strip's logits a second time, rather than keep them. Classes come before rows and columns in them: on a
+    CPU that takes 0.6 of the time that classes last take, and a TPU would fill up 150 classes to 256.
     """
     height, width = labels.shape[1:]
     rows = next(rows for rows in range(min(_STRIP, height), 0, -1) if height % rows == 0)
-    scale = jnp.asarray([height / masks.shape[1], width / masks.shape[2]], masks.dtype)
-    shape = (masks.shape[0], rows, width, masks.shape[-1])
+    down, right = (
+        jnp.asarray(sliding.resized(np.eye(patches), side), masks.dtype)
+        for patches, side in zip(masks.shape[1:3], (height, width), strict=True)
+    )
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)  # a TPU's default is bfloat16
 
     @jax.checkpoint
     def strip(masks, first):
-        shift = jnp.stack([-first, jnp.zeros_like(first)]).astype(masks.dtype)
-        logits = jax.image.scale_and_translate(masks, shape, (1, 2), scale, shift, "linear", antialias=False)
-        own = jax.lax.dynamic_slice_in_dim(labels, first, rows, axis=1)
-        right = (jnp.argmax(logits, axis=-1) == own).sum(dtype=jnp.int32)
-        return cross_entropy(logits, own).sum(), right
+        part = jax.lax.dynamic_slice_in_dim(down, first, rows)
+        logits = product("wc,bkhc->bkhw", right, product("hr,brck->bkhc", part, masks))
+        labelled = jax.lax.dynamic_slice_in_dim(labels, first, rows, axis=1)
+        largest = _own(logits, labelled) >= logits.max(axis=1)  # no argmax, which CPUs are slow at
+        count = (largest & (labelled >= 0)).sum(dtype=jnp.int32)
+        return cross_entropy(logits, labelled).sum(), count
 
     def add(sums, first):
         return jax.tree.map(jnp.add, sums, strip(masks, first)), None

@@ -33,9 +33,9 @@ def values(results: Results) -> list[float]:
 
 
 def score_name(results: Mapping[Cell, Results]) -> str:
-    """What `values` are called."""
+    """What `values` are called; "score" if there are none."""
     names = {name for found in results.values() for metrics in found.values() for name in metrics}
-    return next((shown for name, shown in SCORES.items() if name in names), "")
+    return next((shown for name, shown in SCORES.items() if name in names), "score")
 
 
 def summary(results: Results) -> Summary:

@@ -67,7 +67,7 @@ def test_markdown():
 )
 def test_which_seeds_the_numbers_are_of(results, seeds):
     text = table.markdown(SWEEP._replace(source=""), results)
-    assert f"\n\nModels: top-1 in %, {seeds}.\n" in text
+    assert f"\n\nModels: {'top-1' if results else 'score'} in %, {seeds}.\n" in text
 
 
 def rows(text):
