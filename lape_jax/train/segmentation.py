@@ -136,7 +136,7 @@ class SceneEvaluator:
             batch = np.zeros((self._batch_size, *self._model.input_shape), np.uint8)
             for row, (window, _) in zip(batch, pool, strict=False):
                 row[:] = window
-            masks = self._logits(variables, jax.device_put(batch, self._rows))
+            masks = sharding.in_turn(self._logits(variables, jax.device_put(batch, self._rows)), self._mesh)
             for index, (_, view) in enumerate(pool):
                 view.maps.append((masks, np.int32(index)))
             pool.clear()

@@ -234,3 +234,13 @@ def _check_tensor_axis(name: str, shape: tuple[int, ...], asked: int, axis: int,
             f"sharding tensor({asked}): {mesh.shape['tensor']} devices do not divide axis {asked} of {name!r}, "
             f"whose shape is {shape}"
         )
+
+
+def in_turn(results: Any, mesh: Mesh) -> Any:
+    """`results`, waited for where programs of several CPU devices might otherwise wait for each other for ever.
+
+    Such devices share few threads: of two programs in flight each may hold some, and need more to exchange data.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(results)
+    return results

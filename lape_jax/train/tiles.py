@@ -53,7 +53,7 @@ class Tiling:
     """
 
     def __init__(self, mesh: Mesh, shape: tuple[int, int], num_classes: int):
-        self.shape, self.num_classes = shape, num_classes
+        self.mesh, self.shape, self.num_classes = mesh, shape, num_classes
         self.rows, self.everywhere = sharding.batch_sharding(mesh, shape[0]), sharding.replicated(mesh)
         self.add_window = jax.jit(segment.add_window, donate_argnums=0, out_shardings=self.everywhere)
         results = (self.rows, self.rows, self.everywhere, self.rows)
@@ -116,9 +116,10 @@ class Tiles:
                 first = np.bool_(j == min(across))
                 self._band = self._tiling.add_window(self._band, masks, index, columns, first)
             last = np.bool_(i == max(down))
-            self._votes, self._logits, self._matrix, predicted = self._tiling.add_band(
+            results = self._tiling.add_band(
                 self._votes, self._logits, self._matrix, self._band, rows, labels, last, last & final
             )
+            self._votes, self._logits, self._matrix, predicted = sharding.in_turn(results, self._tiling.mesh)
         return predicted
 
     def matrix(self) -> Int64[np.ndarray, "k k"]:
