@@ -48,16 +48,9 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
         raise UserError(f"--format={nearest(form, FORMATS)}")
     if not path.name.endswith(FORMATS[form]):
         raise UserError(f"--out={args.out} should end in {FORMATS[form][0]}, as --format={form} says")
-    for name in ("fold", "ema"):
-        if getattr(args, name) not in ("", "true", "false"):
-            raise UserError(f"--{name}={getattr(args, name)}: it is true or false")
-    if bool(args.weights) == bool(args.workdir):
-        raise UserError("give either --workdir=DIR (a run) or --weights=FILE with --config=FILE.py")
-    for name in ("step", "ema"):
-        if args.weights and getattr(args, name):
-            raise UserError(f"--{name} is of a run: leave it out with --weights")
-    if args.workdir and args.config:
-        raise UserError("a run is exported with its own config: leave out --config")
+    if args.fold not in ("", "true", "false"):
+        raise UserError(f"--fold={args.fold}: it is true or false")
+    check_origin(args)
     model, variables, classes = weights(config, args)
     if args.fold == "true":
         if form != "stablehlo":
@@ -70,6 +63,19 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
     size = path.stat().st_size / 1e6
     kind = f"{type(model).__name__}{f' with join {model.joining}' if hasattr(model, 'joining') else ''}"
     print(f"{path}: {size:.1f} MB, {kind}, read again and compared")
+
+
+def check_origin(args: argparse.Namespace) -> None:
+    """Raises UserError unless the options name one origin of weights, a run or a file, and fit it."""
+    if args.ema not in ("", "true", "false"):
+        raise UserError(f"--ema={args.ema}: it is true or false")
+    if bool(args.weights) == bool(args.workdir):
+        raise UserError("give either --workdir=DIR (a run) or --weights=FILE with --config=FILE.py")
+    for name in ("step", "ema"):
+        if args.weights and getattr(args, name):
+            raise UserError(f"--{name} is of a run: leave it out with --weights")
+    if args.workdir and args.config:
+        raise UserError("a run is taken with its own config: leave out --config (single keys can be overridden)")
 
 
 def weights(config: ConfigDict, args: argparse.Namespace) -> tuple[nn.Module, dict, tuple[str, ...]]:

@@ -58,15 +58,7 @@ Found = dict[Path, Path]  # images -> what to call them below --out, without suf
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
-    if bool(args.weights) == bool(args.workdir):
-        raise UserError("give either --workdir=DIR (a run) or --weights=FILE with --config=FILE.py")
-    for name in ("step", "ema"):
-        if args.weights and getattr(args, name):
-            raise UserError(f"--{name} is of a run: leave it out with --weights")
-    if args.workdir and args.config:
-        raise UserError("a run predicts with its own config: leave out --config (single keys can be overridden)")
-    if args.ema not in ("", "true", "false"):
-        raise UserError(f"--ema={args.ema}: it is true or false")
+    export.check_origin(args)
     out = Path(args.out).expanduser()
     images = find(args.files, out)
     if config.task == "segment":

@@ -8,7 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lape_jax.data import scenes, sources
 from lape_jax.errors import UserError, nearest
+from lape_jax.tasks import segment
 from lape_jax.train.config import DURATIONS, OPTIONAL, base, resolve
 
 
@@ -110,7 +112,7 @@ def _regex(text: str) -> bool:
     return True
 
 
-TASKS = {"classify": ("digits", "folder", "arrays", "tfds"), "segment": ("digits", "ade20k", "folder", "tfds")}
+TASKS = {"classify": sources.SOURCES, "segment": scenes.SOURCES}
 _CLASSIFY_ONLY = (
     *("data.resident", "data.scale", "data.ratio", "data.interpolation", "data.pad", "data.crop_ratio", "data.repeats"),
     *("augment.policy", "augment.color_jitter", "augment.erase_prob", "augment.mixup", "augment.cutmix"),
@@ -120,7 +122,7 @@ _CHOICES = {
     "task": tuple(TASKS),
     "dtype": ("float32", "bfloat16"),
     "init.pe_norm": ("ones", "norm1"),
-    "segment.mean_over": ("valid", "all"),
+    "segment.mean_over": segment.MEANS,
     "data.interpolation": ("bicubic", "bilinear", "random"),
     "augment.order": ("erase_then_mix", "mix_then_erase"),
     "optimizer.name": ("adamw", "sgd"),
