@@ -20,10 +20,10 @@ from sklearn.datasets import load_sample_images
 
 from lape_jax import models
 from lape_jax.augment import recipe
-from lape_jax.tasks import classify
-from lape_jax.train import sharding
+from lape_jax.parallel import sharding
+from lape_jax.tasks.classify import loss as classify
+from lape_jax.tasks.config import base
 from lape_jax.train import state as states
-from lape_jax.train.config import base
 
 RECIPES = {  # model, image size, default batch, and what of the config differs from `imagenet`
     "imagenet": ("deit_ti", 224, 16, {}),

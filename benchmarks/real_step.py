@@ -8,8 +8,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lape_jax import models
-from lape_jax.tasks import classify, distill, segment
-from lape_jax.train import chrono, optim, setup, sharding
+from lape_jax.parallel import sharding
+from lape_jax.tasks.classify import distill
+from lape_jax.tasks.classify import loss as classify
+from lape_jax.tasks.segment import loss as segment
+from lape_jax.train import chrono, optim, setup
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 

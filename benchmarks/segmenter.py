@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lape_jax import cli
-from lape_jax.train import optim, setup, sharding
+from lape_jax.parallel import sharding
+from lape_jax.train import optim, setup
 from lape_jax.train import state as states
 
 CONFIG = Path(__file__).parents[1] / "configs" / "segmenter_ti_mask_ade20k.py"

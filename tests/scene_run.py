@@ -4,11 +4,12 @@ import functools
 
 import jax
 
+from lape_jax.config.reading import to_json
+from lape_jax.tasks.config import base
 from lape_jax.train import optim, setup
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import base, to_json
 from tests import runs
 from tests.port.tiny import random_variables
 

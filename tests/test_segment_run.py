@@ -11,16 +11,19 @@ from PIL import Image
 
 from lape_jax import cli, evaluate, port
 from lape_jax import main as command
-from lape_jax.data.digit_scenes import DigitScenes
-from lape_jax.data.example import IGNORE, PADDING
+from lape_jax.config.reading import to_json
 from lape_jax.errors import UserError
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
 from lape_jax.port.params import flatten
-from lape_jax.tasks import segment
-from lape_jax.train import finished, optim, rules, setup, sharding
+from lape_jax.tasks.config import base, from_json
+from lape_jax.tasks.segment import loss as segment
+from lape_jax.tasks.segment.digits import DigitScenes
+from lape_jax.tasks.segment.scene import IGNORE, PADDING
+from lape_jax.train import finished, optim, setup
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import base, from_json, to_json
 from tests import runs
 from tests.port.tiny import random_variables
 

@@ -31,7 +31,7 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
     traced) is false, mixup and CutMix rest, and labels are still smoothed.
 
     Args:
-      config: with `data`, `augment` and `loss`, see `lape_jax.train.config.base`. With `data.resident` images are
+      config: with `data`, `augment` and `loss`, see `lape_jax.tasks.config.base`. With `data.resident` images are
         cropped here; otherwise only padded and cropped, and a random-resized crop is the host's.
       num_classes: K.
       mesh: with axes data, fsdp, tensor.

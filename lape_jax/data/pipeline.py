@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import grain
 import numpy as np
@@ -18,9 +18,10 @@ from jaxtyping import Float32, Int32, UInt8
 
 from lape_jax.data import decode, order, resample
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
-from lape_jax.data.example import Source
+from lape_jax.data.example import Example, Source
 from lape_jax.errors import UserError
 
+Item = TypeVar("Item")
 # Examples per task: handing a task to a thread costs as much time as decoding a tiny image.
 _CHUNK = 8
 # Whole batches kept ready, beside those that the threads work on.
@@ -72,23 +73,76 @@ def train_batches(
         too many corrupt images.
     """
     resample.check_interpolation(interpolation)
-    order.steps_per_epoch(len(source), batch_size, repeats, repeat_ranks)  # fails here, not in a thread
     crop = {"size": size, "scale": scale, "ratio": ratio, "interpolation": interpolation}
 
+    def read(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        return decode.train_image(example.image, channels, example.name, rng=rng, **crop), example.label
+
+    return shuffled_batches(
+        source,
+        read,
+        (size, size, channels),
+        seed=seed,
+        batch_size=batch_size,
+        start_step=start_step,
+        total_steps=total_steps,
+        threads=threads,
+        max_corrupt=max_corrupt,
+        repeats=repeats,
+        repeat_ranks=repeat_ranks,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def shuffled_batches(
+    source: Source[Item],
+    read: Callable[[Item, np.random.Generator], tuple[np.ndarray, int | np.ndarray]],
+    shape: tuple[int, int, int],
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    total_steps: int,
+    threads: int,
+    max_corrupt: int,
+    label_shape: tuple[int, ...] = (),
+    chunk: int = _CHUNK,
+    repeats: int = 1,
+    repeat_ranks: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Batches":
+    """The batches of steps start_step .. total_steps-1: shuffled epochs of what `read` makes of the source's items.
+
+    An item for which reading raises CorruptImage is skipped (mask 0), logged once, and listed in `Batches.corrupt`.
+
+    Args:
+      read: (item, the randomness of its place) -> (pixels, label), in threads.
+      shape, label_shape: of these.
+      batch_size: of the global batch; this process makes an equal, contiguous share of it.
+      max_corrupt: how many distinct corrupt items are tolerated, on each process.
+      chunk: how many items are a task for a thread.
+      repeats, repeat_ranks: see `order.batch_indices`.
+
+    Raises:
+      UserError: a batch that does not fit the data set or the processes; while iterating: what `read` raises, or too
+        many corrupt items.
+    """
+    order.steps_per_epoch(len(source), batch_size, repeats, repeat_ranks)  # fails here, not in a thread
     shuffling = threading.Lock()  # or at the start of an epoch every thread would shuffle it, all at the same time
 
-    @functools.lru_cache(maxsize=8)  # as many steps as threads may work on at once
+    @functools.lru_cache(maxsize=max(8, threads + 1))  # as many steps as threads may work on at once
     def indices(step: int) -> np.ndarray:
         with shuffling:
             return order.batch_indices(seed, step, batch_size, len(source), repeats, repeat_ranks)
 
-    def read(step: int, position: int) -> tuple[np.ndarray, int]:
-        example = source[int(indices(step)[position])]
-        rng = order.augment_rng(seed, step, position)
-        return decode.train_image(example.image, channels, example.name, rng=rng, **crop), example.label
+    def read_at(step: int, position: int) -> tuple[np.ndarray, int | np.ndarray]:
+        return read(source[int(indices(step)[position])], order.augment_rng(seed, step, position))
 
     positions = order.host_slice(batch_size, process_index, process_count)
-    return Batches(read, range(start_step, total_steps), positions, (size, size, channels), threads, max_corrupt)
+    steps = range(start_step, total_steps)
+    return Batches(read_at, steps, positions, shape, threads, max_corrupt, label_shape, chunk)
 
 
 def eval_batches(

@@ -27,8 +27,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError
-from lape_jax.train import rules
-from lape_jax.train.config import to_json
+from lape_jax.models import rules
 
 CONNECT = 300  # seconds until all processes must have started
 HEARTBEAT = 100  # seconds without a sign of life after which a process counts as dead
@@ -203,7 +202,7 @@ def _check_same(config: ConfigDict, arguments: dict[str, Any]) -> None:
     expected = arguments.get("num_processes", jax.process_count())
     if jax.process_count() != expected:
         raise UserError(f"there are {jax.process_count()} processes, but this one was told of {expected}")
-    ours = {name: value for name, value in json.loads(to_json(config)).items() if name != "distributed"}
+    ours = {name: value for name, value in config.to_dict().items() if name != "distributed"}
     first, *others = [rules.flat_names(json.loads(text)) for text in gather(json.dumps(ours))]
     for index, other in enumerate(others, start=1):
         for name in sorted({*first, *other}):

@@ -17,6 +17,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -25,8 +26,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lape_jax.errors import UserError, nearest
+from lape_jax.models import rules
 from lape_jax.nn.batch_norm import BatchNorm
-from lape_jax.train import rules
 
 AXES = ("data", "fsdp", "tensor")
 FSDP_MIN_SIZE = 2**14
@@ -77,6 +78,11 @@ def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
         in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
         mesh = Mesh(np.array(in_order).reshape(shape), AXES, axis_types=types)
     return mesh
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh whose devices, by default all of this job's, share nothing but the batch."""
+    return make_mesh(SimpleNamespace(data=-1, fsdp=1, tensor=1), devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -147,7 +153,7 @@ def param_shardings(params: Any, mesh: Mesh, strategies: Sequence[Any]) -> Any:
     """The sharding of every parameter.
 
     Args:
-        params: the parameter tree (arrays or jax.ShapeDtypeStruct), named as in `lape_jax.train.rules`.
+        params: the parameter tree (arrays or jax.ShapeDtypeStruct), named as in `lape_jax.models.rules`.
         mesh: from `make_mesh`.
         strategies: ordered (regex, strategy) pairs, see the module docstring; they must cover every parameter.
 

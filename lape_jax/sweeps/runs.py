@@ -15,13 +15,13 @@ import jax
 from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError
+from lape_jax.sweeps import seeds as together
+from lape_jax.sweeps.grid import Cell
 from lape_jax.train import plan as plans
-from lape_jax.train import seeds as together
 from lape_jax.train import setup
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.loop import train_and_evaluate
 from lape_jax.train.signals import StopRequest
-from lape_jax.train.sweeps import Cell
 from lape_jax.train.writers import Console, clock_time
 
 

@@ -20,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax.data import sources
+from lape_jax import tasks
 from lape_jax.errors import UserError
-from lape_jax.train import feed, optim, setup, sharding
+from lape_jax.parallel import sharding
+from lape_jax.train import feed, optim, setup
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.evaluation import Evaluator
 from lape_jax.train.signals import StopRequest
 from lape_jax.train.writers import Console, Writers
 
@@ -153,14 +153,14 @@ class _Runs:
 
     def __init__(self, config: ConfigDict, seeds: Sequence[int]):
         self.config, self.seeds = config, seeds
-        self._sources = sources.open_split(config.data, "train"), sources.open_split(config.data, "val")
-        source, val_source = self._sources
+        self._task = task = tasks.of(config)
+        self._sources = source, val_source = [task.open_split(config, split) for split in ("train", "val")]
         model = setup.build_model(config, len(source.classes))
         setup.check_training(config, model)
         mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
         self.plan = plan = plans.make(config, len(source))
         tx = optim.make(config.optimizer, model.param_shapes(), plan.learning_rate)
-        init = states.initialiser(model, tx, ema=config.ema_decay > 0)
+        init = states.initialiser(model, tx, config.ema_decay > 0, task)
         self._init = jax.vmap(lambda seed: init(jax.random.key(seed)))
         self._numbers = np.asarray(seeds, np.int32)
         here = sharding.replicated(mesh)
@@ -174,7 +174,7 @@ class _Runs:
 
         self.feed = feed.Resident(
             jax.vmap(update),
-            setup.training_set(config, source),
+            task.resident(config, source),
             jax.tree.map(lambda leaf: leaf.sharding, self.abstract),
             mesh,
             indices=_batch_indices(config, len(source), seeds),
@@ -182,7 +182,7 @@ class _Runs:
             max_steps=config.steps_per_dispatch,
             frozen=(jnp.asarray(self._numbers),),
         )
-        self._evaluator = Evaluator(model, config, mesh, setup.evaluation_batches(config, val_source), len(val_source))
+        self._evaluator = task.evaluator(config, model, mesh, val_source)
 
     def create(self) -> states.TrainState:
         """All states at step 0."""
@@ -220,7 +220,9 @@ class _Runs:
         """What each seed's log line says."""
         common = {"lr": float(self.plan.learning_rate(step - 1)), "epoch": step / self.plan.steps_per_epoch}
         sums = jax.device_get(state.sums)
-        return [states.means({name: s[i] for name, s in sums.items()}) | common for i in range(len(self.seeds))]
+        return [
+            states.means({name: s[i] for name, s in sums.items()}, self._task) | common for i in range(len(self.seeds))
+        ]
 
     def evaluate(self, state: states.TrainState) -> list[dict[str, float]]:
         """The metrics of each seed, one after another."""

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lape_jax.tasks import SCORES
-from lape_jax.train.sweeps import Cell, Sweep
+from lape_jax import tasks
+from lape_jax.sweeps.grid import Cell, Sweep
 
 Results = Mapping[int, Mapping]  # of a cell: seed -> metrics, or {"error": why there are none}
 
@@ -29,13 +29,13 @@ class Summary(NamedTuple):
 def values(results: Results) -> list[float]:
     """The score of all seeds that have one."""
     found = [metrics for metrics in results.values() if "error" not in metrics]
-    return [metrics[next(name for name in SCORES if name in metrics)] for metrics in found]
+    return [metrics[next(name for name in tasks.scores() if name in metrics)] for metrics in found]
 
 
 def score_name(results: Mapping[Cell, Results]) -> str:
     """What `values` are called; "score" if there are none."""
     names = {name for found in results.values() for metrics in found.values() for name in metrics}
-    return next((shown for name, shown in SCORES.items() if name in names), "score")
+    return next((shown for name, shown in tasks.scores().items() if name in names), "score")
 
 
 def summary(results: Results) -> Summary:

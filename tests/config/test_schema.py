@@ -1,9 +1,9 @@
 import pytest
 from ml_collections import ConfigDict
 
+from lape_jax.config.reading import parse_arg, to_json
 from lape_jax.errors import UserError
-from lape_jax.train.config import base, from_json, override, parse_arg, resolve, to_json
-from lape_jax.train.validation import validate
+from lape_jax.tasks.config import base, from_json, override, resolve, validate
 
 
 def make(**values):

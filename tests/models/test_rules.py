@@ -5,7 +5,7 @@ import pytest
 from flax import struct
 
 from lape_jax.errors import UserError
-from lape_jax.train import rules
+from lape_jax.models import rules
 
 
 @struct.dataclass

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.train import rules, sharding
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
 from tests import quick
 
 

@@ -8,8 +8,11 @@ import pytest
 from lape_jax import cli
 from lape_jax.errors import UserError
 from lape_jax.nn.join import PE_NORMS
-from lape_jax.train import seeds, setup, sweep_runs, sweeps
-from lape_jax.train.sweeps import Cell, Sweep
+from lape_jax.sweeps import grid as sweeps
+from lape_jax.sweeps import runs as sweep_runs
+from lape_jax.sweeps import seeds
+from lape_jax.sweeps.grid import Cell, Sweep
+from lape_jax.train import setup
 from lape_jax.train.writers import Console
 from tests import quick, runs
 

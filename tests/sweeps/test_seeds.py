@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from lape_jax.errors import UserError
-from lape_jax.train import feed, finished, rules, seeds, setup, sharding
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
+from lape_jax.sweeps import seeds
+from lape_jax.tasks.config import from_json
+from lape_jax.train import feed, finished, setup
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import from_json
 from lape_jax.train.signals import StopRequest
 from lape_jax.train.writers import Console
 from tests import quick, runs

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
-from lape_jax.train import table
-from lape_jax.train.sweeps import Cell, Sweep
+from lape_jax.sweeps import table
+from lape_jax.sweeps.grid import Cell, Sweep
 
 CELLS = [
     Cell("ViT", "default", "a.py:join=default", published=71.5),

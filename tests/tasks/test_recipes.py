@@ -5,8 +5,9 @@ from flax.traverse_util import flatten_dict
 
 from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.train import chrono, optim, recipes
-from lape_jax.train.validation import validate
+from lape_jax.tasks.classify import recipes
+from lape_jax.tasks.config import validate
+from lape_jax.train import chrono, optim
 
 CIFAR = 50_000
 

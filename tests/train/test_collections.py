@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from lape_jax.nn.batch_norm import BatchNorm
-from lape_jax.tasks import classify
-from lape_jax.train import sharding, state
+from lape_jax.parallel import sharding
+from lape_jax.tasks.classify import loss as classify
+from lape_jax.train import state
 from lape_jax.train.checkpoint import Checkpoints
 from tests.quick import jit
 

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lape_jax.config.reading import to_json
 from lape_jax.data.sources import ArraySource
 from lape_jax.errors import UserError
+from lape_jax.tasks.config import base
 from lape_jax.train import setup
-from lape_jax.train.config import base, to_json
 
 
 @pytest.fixture

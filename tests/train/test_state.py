@@ -11,8 +11,9 @@ import pytest
 
 from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.tasks import classify
-from lape_jax.train import sharding, state
+from lape_jax.parallel import sharding
+from lape_jax.tasks.classify import loss as classify
+from lape_jax.train import state
 from tests.quick import jit
 
 # ---- By hand: loss = sum over rows of mask * (w . x - y)^2 / 2, gradient descent at rate 1 ---------------------------

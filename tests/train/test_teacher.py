@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from lape_jax import models, port
+from lape_jax.config.reading import to_json
 from lape_jax.errors import UserError
-from lape_jax.train import optim, setup, sharding, teacher
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import base, from_json
+from lape_jax.train import optim, setup, teacher
 from lape_jax.train import state as states
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import base, from_json, to_json
 from tests.quick import jit
 
 CLASSES = tuple("0123456789")

@@ -16,19 +16,15 @@ from jaxtyping import Array, Float, Int
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
-from lape_jax.models.segmenter import Segmenter
-from lape_jax.tasks import classify
+from lape_jax.tasks.classify import loss
 
 LABELS = "labels"  # for `distill.teacher`: no teacher, the distillation token learns the labels as the class token does
 
 
 def check(config: Any, student: nn.Module) -> None:
-    """Raises UserError unless there is a teacher exactly where there is a distillation token to learn from it.
-
-    The token of a Segmenter has no head, and nothing to learn from a teacher.
-    """
+    """Raises UserError unless there is a teacher exactly where there is a distillation token to learn from it."""
     path = config.distill.teacher
-    distilled = getattr(student, "distilled", False) and not isinstance(student, Segmenter)
+    distilled = getattr(student, "distilled", False)
     if distilled and not path:
         raise UserError(
             f"{config.model.name} has a distillation token, which learns from a teacher, but config.distill.teacher is "
@@ -39,6 +35,19 @@ def check(config: Any, student: nn.Module) -> None:
             f"config.distill.teacher is {path!r}, but {config.model.name} has no distillation token to learn from it: "
             f"use a distilled model, or leave the teacher out"
         )
+
+
+def teacher(config: Any, student: nn.Module) -> Path | tuple[nn.Module, dict] | None:
+    """Who teaches `student`: the workdir of a run, or a file's model and variables; None if it is nobody, or the labels.
+
+    Raises:
+        UserError: as `check` and `load_teacher`.
+    """
+    check(config, student)
+    if config.distill.teacher in ("", LABELS):
+        return None
+    path = Path(config.distill.teacher).expanduser()
+    return path if path.is_dir() else load_teacher(config, student)
 
 
 def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
@@ -72,8 +81,11 @@ def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
         teacher = models.create(name, **implied, dtype=student.dtype)
     except UserError as error:
         raise UserError(f"config.distill.model: {error}") from error
-    if isinstance(teacher, Segmenter):
-        raise UserError(f"config.distill.model is {name}, which gives a class to each pixel, and not to an image")
+    if teacher.answers != student.answers:
+        raise UserError(
+            f"config.distill.model is {name}, which gives a class to each {teacher.answers}, and not to an "
+            f"{student.answers}"
+        )
     try:
         variables = port.load(path, teacher)
     except UserError as error:
@@ -102,23 +114,23 @@ def hard_distillation_loss(
     The targets are soft (mixed, smoothed), the teacher's labels are neither. Source: facebookresearch/deit, losses.py.
     """
     taught = jax.nn.one_hot(teacher_labels, dist_logits.shape[1], dtype=dist_logits.dtype)
-    own, from_teacher = classify.cross_entropy(cls_logits, targets), classify.cross_entropy(dist_logits, taught)
+    own, from_teacher = loss.cross_entropy(cls_logits, targets), loss.cross_entropy(dist_logits, taught)
     return (1 - alpha) * own + alpha * from_teacher
 
 
 def training_loss(model: nn.Module, teacher: nn.Module, alpha: float) -> Callable:
     """The function (params, collections, batch, key, teacher's variables) -> (summed loss, (sums, collections)).
 
-    Batch, sums and collections are those of `lape_jax.tasks.classify.training_loss`; top1 is that of both heads
+    Batch, sums and collections are those of `lape_jax.tasks.classify.loss.training_loss`; top1 is that of both heads
     together, as in evaluation.
     """
 
     def loss(params, collections, batch, key, variables):
-        (cls, dist), collections = classify.training_outputs(model, params, collections, batch["image"], key)
+        (cls, dist), collections = loss.training_outputs(model, params, collections, batch["image"], key)
         labels = hard_labels(teacher, variables, batch["image"])
         mask = batch["mask"]
         total = jnp.sum(mask * hard_distillation_loss(cls, dist, batch["target"], labels, alpha))
-        right = jnp.sum(mask * classify.in_top(cls + dist, batch["label"], 1))
+        right = jnp.sum(mask * loss.in_top(cls + dist, batch["label"], 1))
         return total, ({"loss": total, "top1": right, "examples": mask.sum()}, collections)
 
     return loss

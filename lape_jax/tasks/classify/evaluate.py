@@ -1,15 +1,15 @@
 """Evaluation: every example exactly once, on any number of devices and hosts."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 from lape_jax.errors import UserError
-from lape_jax.tasks import classify
-from lape_jax.train import hosts, sharding
-from lape_jax.train.feed import blank, place
+from lape_jax.parallel import hosts, sharding
+from lape_jax.parallel.arrays import blank, place
+from lape_jax.tasks.classify import loss
 
 
 class Evaluator:
@@ -21,6 +21,7 @@ class Evaluator:
         mesh: of the devices.
         batches: (batch size, i, n) -> the i-th of n equal parts of every batch, the last batch padded with mask 0.
         examples: in the data set.
+        shapes: of an example in a batch.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Evaluator:
         mesh: jax.sharding.Mesh,
         batches: Callable[[int, int, int], Iterable[dict]],
         examples: int,
+        shapes: Mapping[str, jax.ShapeDtypeStruct],
     ):
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self._batch_size = math.ceil(config.eval_batch_size / shards) * shards
@@ -37,8 +39,8 @@ class Evaluator:
         self._part = sharding.host_share(mesh, self._batch_size, setting="eval_batch_size")
         self._batches = batches
         self._count = math.ceil(examples / self._batch_size)
-        self._model = model
-        sums = sharding.pin_batch(classify.evaluation_sums(model, config), mesh)
+        self._shapes = shapes
+        sums = sharding.pin_batch(loss.evaluation_sums(model, config), mesh)
         self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, variables: Any, prefix: str = "val/") -> dict[str, float]:
@@ -77,4 +79,4 @@ class Evaluator:
                 raise
             failures.append(error)
             for _ in range(made, self._count):
-                yield blank(self._batch_size // self._part[1], self._model.input_shape)
+                yield blank(self._batch_size // self._part[1], self._shapes)

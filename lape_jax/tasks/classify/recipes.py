@@ -8,9 +8,9 @@ of it, where DeiT's processes draw and reverse each for its own 256 images.
 
 from ml_collections import ConfigDict
 
+from lape_jax.config.reading import parse_arg
 from lape_jax.errors import UserError, nearest
-from lape_jax.models.segmenter import CODE_BASES
-from lape_jax.train.config import base, parse_arg
+from lape_jax.tasks.recipe import debug, start
 
 # Evaluation: side of the centre crop / resized shorter side.
 CROPS = {"lape": 1.0, "deit": 0.875}
@@ -40,7 +40,7 @@ def deit(arg: str, model: str, *, crop: str = "lape") -> ConfigDict:
     )  # fmt: skip
     if arg.crop not in CROPS:
         raise UserError(f"config argument crop={nearest(arg.crop, CROPS)}")
-    config = _start(arg, model)
+    config = start(arg, model)
     _imagenet(config)
     config.data.crop_ratio = CROPS[arg.crop]
     config.data.repeats = 3
@@ -54,7 +54,7 @@ def deit(arg: str, model: str, *, crop: str = "lape") -> ConfigDict:
     elif arg.teacher:
         size = model.split("_")[1]
         raise UserError(f"config argument teacher: {model} has no distillation token; take deit_{size}_distilled")
-    return _debug(config) if arg.debug else config
+    return debug(config) if arg.debug else config
 
 
 def t2t(arg: str, model: str) -> ConfigDict:
@@ -75,7 +75,7 @@ def t2t(arg: str, model: str) -> ConfigDict:
     arg = parse_arg(
         arg, path="", source="tfds", join="lape", pe="sincos_1d", seed=0, epochs=300.0, batch=512, debug=False
     )
-    config = _start(arg, model)
+    config = start(arg, model)
     share = arg.epochs / 300
     _imagenet(config)
     config.data.crop_ratio = 0.9  # resized to 248
@@ -90,7 +90,7 @@ def t2t(arg: str, model: str) -> ConfigDict:
     config.optimizer.lr = 1e-3
     config.optimizer.weight_decay = 0.05 if model.endswith("14") else 0.03
     config.optimizer.wd_mults = ((r"(.*/)?(bias|scale|gamma)|cls_token", 0.0), (r".*", 1.0))
-    return _debug(config, patch_size=None) if arg.debug else config
+    return debug(config, patch_size=None) if arg.debug else config
 
 
 def ceit(arg: str, model: str) -> ConfigDict:
@@ -119,7 +119,7 @@ def swin(arg: str, model: str) -> ConfigDict:
         arg, path="", source="tfds", join="lape", pe="learnable+relative", seed=0, epochs=300.0, batch=1024,
         debug=False,
     )  # fmt: skip
-    config = _start(arg, model)
+    config = start(arg, model)
     _imagenet(config)
     config.model.drop_path = 0.3 if model == "swin_s" else 0.2
     config.data.crop_ratio = 0.875  # resized to 256
@@ -133,7 +133,7 @@ def swin(arg: str, model: str) -> ConfigDict:
     optimizer.wd_mults = ((rf"(.*/)?(bias|scale)|{tables}", 0.0), (r".*", 1.0))
     config.warmup_epochs = 20 * arg.epochs / 300
     if arg.debug:
-        _debug(config, patch_size=2)
+        debug(config, patch_size=2)
         del config.model.depth, config.model.heads
         config.model.depths, config.model.heads, config.model.window_size = (2, 2), (2, 4), 4
     return config
@@ -160,7 +160,7 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
         arg, path="", source="tfds", join="lape", pe="learnable", seed=0, epochs=300.0, batch=128, erase=erase,
         debug=False,
     )  # fmt: skip
-    config = _start(arg, model)
+    config = start(arg, model)
     share = arg.epochs / 300
 
     config.data.name = dataset if arg.source == "tfds" else ""
@@ -187,78 +187,7 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
         config.mix_epochs = 175 * share
     else:
         config.optimizer.lr, config.optimizer.warmup_lr = 6e-4, 1e-6
-    return _debug(config, patch_size=None if model.startswith("cct") else 8) if arg.debug else config
-
-
-def segmenter(arg: str, model: str) -> ConfigDict:
-    """ADE20K as Segmenter and LaPE train on it: SGD, polynomial decay, crops of 512 pixels, from ImageNet's weights.
-
-    Source: `code=mmseg`, open-mmlab/mmsegmentation, `configs/segmenter/`, which LaPE used; `code=rstrudel`, the
-    authors' rstrudel/segmenter, `config.yml` and `train.py`. DeiT's normalisation in both. `arg`: "name=value,..." of
-
-        path      of source=ade20k: the directory of images/ and annotations/ (ADEChallengeData2016); of tfds: what
-                  `python -m lape_jax.prepare scenes --as=ade20k` made of it
-        source    ade20k | tfds (ade20k) | folder
-        init      weights to start from: of a DeiT, a file or the workdir of a run
-        join, pe  joining method and position embedding
-        seed, steps, batch
-        code      mmseg | rstrudel
-        debug     a run of two steps of a tiny model on scikit-learn's digits
-
-    `steps` = 0 are those of the code base. The learning rate does not follow the batch.
-    """
-    arg = parse_arg(
-        arg, path="", source="ade20k", init="", join="lape", pe="learnable", seed=0, steps=0, batch=8, code="mmseg",
-        debug=False,
-    )  # fmt: skip
-    if arg.code not in CODE_BASES:
-        raise UserError(f"config argument code={nearest(arg.code, CODE_BASES)}")
-    mmseg = arg.code == "mmseg"
-    arg.epochs = None
-    config = _start(arg, model)
-    config.task = "segment"
-    config.dtype = "bfloat16"
-    config.model.update(CODE_BASES[arg.code], remat="attention")
-    config.init.weights = arg.init
-    config.data.name = "ade20k" if arg.source == "tfds" else ""
-    if arg.source in ("ade20k", "tfds"):
-        config.data.train_split, config.data.val_split = "training", "validation"
-    config.data.image_size = 512
-    config.data.threads = 16
-    config.augment.flip = True
-    config.segment.mean_over = "all" if mmseg else "valid"
-    config.eval_batch_size = 8
-
-    optimizer = config.optimizer
-    optimizer.name, optimizer.nesterov = "sgd", not mmseg
-    optimizer.schedule = "poly"
-    optimizer.lr, optimizer.min_lr = 1e-3, 1e-4 if mmseg else 1e-5
-    optimizer.weight_decay = 0.0
-    config.total_steps = arg.steps or (160_000 if mmseg else 161_728)
-    config.warmup_steps = 0
-    config.eval_epochs = config.checkpoint_epochs = None
-    config.eval_percent, config.checkpoint_steps = 10.0, 2000
-    if arg.debug:
-        _debug(config, patch_size=4)
-        config.segment.scale, config.segment.stride = (64, 48), 24
-        config.mix_percent = None
-    return config
-
-
-def _start(arg: ConfigDict, model: str) -> ConfigDict:
-    config = base()
-    config.seed = arg.seed
-    config.model.name = model
-    config.model.join = arg.join
-    config.model.pe = arg.pe
-    config.data.source = arg.source
-    config.data.path = arg.path
-    config.batch_size = arg.batch
-    config.total_epochs = arg.epochs
-    config.log_percent = 0.05
-    config.eval_epochs = 1.0
-    config.checkpoint_epochs = 1.0
-    return config
+    return debug(config, patch_size=None if model.startswith("cct") else 8) if arg.debug else config
 
 
 def _imagenet(config: ConfigDict) -> None:
@@ -278,20 +207,3 @@ def _strong_augmentation(config: ConfigDict) -> None:
     config.augment.erase_prob = 0.25
     config.augment.mixup, config.augment.cutmix = 0.8, 1.0
     config.loss.label_smoothing = 0.1
-
-
-def _debug(config: ConfigDict, patch_size: int | None = 8) -> ConfigDict:
-    """The same recipe with a tiny model on 32 x 32 digits, for two steps; `patch_size` where a model has a choice."""
-    config.model.width, config.model.depth, config.model.heads = 16, 2, 2
-    if patch_size is not None:
-        config.model.patch_size = patch_size
-    config.data.source = "digits"
-    config.data.image_size = 32
-    config.data.threads = 2
-    config.batch_size, config.eval_batch_size, config.steps_per_dispatch = 16, 128, 2
-    for name in ("total", "warmup", "cooldown", "mix"):
-        config[f"{name}_epochs"] = None
-    config.eval_epochs = config.checkpoint_epochs = config.checkpoint_steps = None
-    config.total_steps, config.warmup_steps, config.mix_percent = 2, 0, 50.0
-    config.log_percent = config.eval_percent = config.checkpoint_percent = 50.0
-    return config

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lape_jax.data import sources
-from lape_jax.data.example import Scene
+from lape_jax.tasks.segment.scene import Scene
 
 ROWS, COLUMNS, CELL = 3, 4, 16  # of an image; a digit of 8 x 8 pixels is shown twice as large
 INK = 64  # of 255: a pixel at least as dark belongs to the digit

@@ -2,7 +2,7 @@
 
 1. Windows of several images, in batches, become logits of patches.
 2. An image is worked off in tiles of one size. What a window's patches contribute to a tile is a product with two
-   matrices (`lape_jax.data.sliding`), which upsamples, averages over windows, and resizes to the image at once. The
+   matrices (`lape_jax.tasks.segment.sliding`), which upsamples, averages over windows, and resizes to the image at once. The
    products with the first of them add up to a band, over the windows side by side,
 3. and those with the second to the tile's logits, over the bands. Their softmax is added up over the views of the image
    (scales, mirrored or not). The largest of these sums are the tile's classes, which are counted against its labels.
@@ -21,14 +21,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Int32, Int64, UInt8
 
-from lape_jax.data import sliding
-from lape_jax.data.example import PADDING, SceneSource
-from lape_jax.data.scene_pipeline import scenes
-from lape_jax.data.scene_transforms import canvas_size, fit, resize
+from lape_jax.data.example import Source
 from lape_jax.errors import UserError
-from lape_jax.tasks import segment
-from lape_jax.train import hosts, sharding
-from lape_jax.train.tiles import SIDE, Image, Tiles, Tiling, View
+from lape_jax.parallel import hosts, sharding
+from lape_jax.tasks.segment import loss, sliding
+from lape_jax.tasks.segment.pipeline import scenes
+from lape_jax.tasks.segment.scene import PADDING, Scene
+from lape_jax.tasks.segment.tiles import SIDE, Image, Tiles, Tiling, View
+from lape_jax.tasks.segment.transforms import canvas_size, fit, resize
 
 _AHEAD = 2  # batches of windows that the device has to do while the host makes more
 
@@ -52,7 +52,7 @@ class SceneEvaluator:
         UserError: a stride that leaves gaps between the windows.
     """
 
-    def __init__(self, model: Any, config: Any, mesh: Mesh, source: SceneSource | None = None):
+    def __init__(self, model: Any, config: Any, mesh: Mesh, source: Source[Scene] | None = None):
         self._model, self._config, self._source = model, config, source
         self._grid = model.grid_of((1, *model.input_shape))
         self._views = _Views(config, self._grid)
@@ -60,7 +60,7 @@ class SceneEvaluator:
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         self._batch_size = math.ceil(config.eval_batch_size / shards) * shards
         self._rows = sharding.batch_sharding(self._mesh, self._batch_size, setting="eval_batch_size")
-        logits = sharding.pin_batch(segment.patch_logits(model, config), self._mesh)
+        logits = sharding.pin_batch(loss.patch_logits(model, config), self._mesh)
         self._logits = jax.jit(logits, out_shardings=sharding.replicated(self._mesh))
         side = min(SIDE, config.data.image_size)
         self._tiling = Tiling(self._mesh, (math.ceil(side / shards) * shards, side), model.num_classes)
@@ -94,8 +94,8 @@ class SceneEvaluator:
             raise UserError(
                 f"not a pixel of the {len(self._source)} images has a label: there is nothing to evaluate by"
             )
-        found = segment.scores(self.matrix)
-        return {f"{prefix}{name}": found[name] for name in segment.METRICS} | {f"{prefix}examples": len(self._source)}
+        found = loss.scores(self.matrix)
+        return {f"{prefix}{name}": found[name] for name in loss.METRICS} | {f"{prefix}examples": len(self._source)}
 
     def maps(
         self, variables: Any, images: Iterable[UInt8[np.ndarray, "_h _w c"]]

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Integer, UInt8
 
 from lape_jax.augment.photometric import normalise
-from lape_jax.data import sliding
-from lape_jax.data.example import PADDING
+from lape_jax.tasks.segment import sliding
+from lape_jax.tasks.segment.scene import PADDING
 
 SUMS = ("loss", "right", "pixels", "examples")  # of training
 METRICS = ("miou", "mean_accuracy", "pixel_accuracy")  # of evaluation, in percent
@@ -120,7 +120,7 @@ def training_loss(model: Any, mean_over: str) -> Callable:
     return loss
 
 
-# ---- Evaluation, in windows, bands and tiles: see lape_jax.train.segmentation ----------------------------------------
+# ---- Evaluation, in windows, bands and tiles: see lape_jax.tasks.segment.evaluate ----------------------------------------
 
 
 def patch_logits(model: Any, config: Any) -> Callable:
@@ -143,7 +143,7 @@ def add_window(
     """band + masks[index] columns^T, or without the band if this is the `first` window of it.
 
     A band is a row of windows as far as it reaches into a tile: rows of patches, but columns of pixels. `columns` says
-    how the window's patches contribute to these, see `lape_jax.data.sliding.weights`.
+    how the window's patches contribute to these, see `lape_jax.tasks.segment.sliding.weights`.
     """
     window = masks[index].astype(band.dtype)
     return jnp.where(first, 0, band) + jnp.einsum("rck,wc->rwk", window, columns, precision=_EXACT)

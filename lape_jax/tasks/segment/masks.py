@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 
 from lape_jax.data import decode
-from lape_jax.data.example import IGNORE, Scene
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment.scene import IGNORE, Scene
 
 NO_CLASS = 255  # in files
 MOST_CLASSES = NO_CLASS

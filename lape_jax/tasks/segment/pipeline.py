@@ -1,10 +1,9 @@
 """Batches of training scenes, and the whole scenes of an evaluation, read ahead by threads.
 
-As in `pipeline`, a batch is a function of (seed, step, position in the global batch) alone.
+As in `lape_jax.data.pipeline`, a batch is a function of (seed, step, position in the global batch) alone.
 """
 
 import functools
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,15 +11,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from lape_jax.data import masks, order, scene_transforms
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.example import SceneSource
-from lape_jax.data.pipeline import Batches
+from lape_jax.data.example import Source
+from lape_jax.data.pipeline import Batches, shuffled_batches
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment import masks, transforms
+from lape_jax.tasks.segment.scene import Scene
 
 
 def train_scene_batches(
-    source: SceneSource,
+    source: Source[Scene],
     *,
     seed: int,
     batch_size: int,
@@ -40,7 +40,7 @@ def train_scene_batches(
 ) -> Batches:
     """The batches of steps start_step .. total_steps-1: shuffled epochs of random crops.
 
-    The crops are those of `scene_transforms.train_scene`, and the labels of a batch are int32 (b, size, size). A scene
+    The crops are those of `transforms.train_scene`, and the labels of a batch are int32 (b, size, size). A scene
     whose image or map cannot be read is skipped (mask 0, image and labels 0), logged once, and listed in
     `Batches.corrupt`.
 
@@ -52,9 +52,8 @@ def train_scene_batches(
       UserError: a batch that does not fit the data set or the processes; while iterating: a map that does not fit its
         image or the classes (`masks.decode_scene`), or too many unreadable scenes.
     """
-    order.steps_per_epoch(len(source), batch_size)  # fails here, not in a thread
     transform = functools.partial(
-        scene_transforms.train_scene,
+        transforms.train_scene,
         size=size,
         scale=tuple(scale),
         scale_range=tuple(scale_range),
@@ -62,34 +61,29 @@ def train_scene_batches(
         flip=flip,
         distort=distort,
     )
-    shuffling = threading.Lock()  # or at the start of an epoch every thread would shuffle it, all at the same time
 
-    @functools.lru_cache(maxsize=threads + 1)  # as many steps as threads may work on at once
-    def indices(step: int) -> np.ndarray:
-        with shuffling:
-            return order.batch_indices(seed, step, batch_size, len(source))
+    def read(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return transform(*masks.decode_scene(scene, channels, len(source.classes)), rng=rng)
 
-    def read(step: int, position: int) -> tuple[np.ndarray, np.ndarray]:
-        scene = source[int(indices(step)[position])]
-        pixels, labels = masks.decode_scene(scene, channels, len(source.classes))
-        return transform(pixels, labels, rng=order.augment_rng(seed, step, position))
-
-    positions = order.host_slice(batch_size, process_index, process_count)
     shape = (size, size)
-    # A scene takes a thread long enough to be a task of its own.
-    return Batches(
+    return shuffled_batches(
+        source,
         read,
-        range(start_step, total_steps),
-        positions,
         (*shape, channels),
-        threads,
-        max_corrupt,
+        seed=seed,
+        batch_size=batch_size,
+        start_step=start_step,
+        total_steps=total_steps,
+        threads=threads,
+        max_corrupt=max_corrupt,
         label_shape=shape,
-        chunk=1,
+        chunk=1,  # a scene takes a thread long enough to be a task of its own
+        process_index=process_index,
+        process_count=process_count,
     )
 
 
-def scenes(source: SceneSource, indices: Sequence[int], channels: int, threads: int) -> "Scenes":
+def scenes(source: Source[Scene], indices: Sequence[int], channels: int, threads: int) -> "Scenes":
     """The scenes of these indices, whole and in this order: (pixels uint8 (h, w, c), labels int32 (h, w), name)."""
     return Scenes(source, indices, channels, threads)
 
@@ -101,7 +95,7 @@ class Scenes(Iterator[tuple[np.ndarray, np.ndarray, str]]):
     scene is due, and closes it: UserError for what `masks.decode_scene` refuses and for a file that cannot be read.
     """
 
-    def __init__(self, source: SceneSource, indices: Sequence[int], channels: int, threads: int):
+    def __init__(self, source: Source[Scene], indices: Sequence[int], channels: int, threads: int):
         if threads < 1:
             raise UserError(f"data.threads is {threads}, but at least one thread must read")
         self._source, self._channels, self._left = source, channels, iter(indices)
@@ -144,6 +138,6 @@ class Scenes(Iterator[tuple[np.ndarray, np.ndarray, str]]):
         self.close()
 
 
-def _read(source: SceneSource, index: int, channels: int) -> tuple[np.ndarray, np.ndarray, str]:
+def _read(source: Source[Scene], index: int, channels: int) -> tuple[np.ndarray, np.ndarray, str]:
     scene = source[index]
     return *masks.decode_scene(scene, channels, len(source.classes)), scene.name

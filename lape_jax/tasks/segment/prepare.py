@@ -6,6 +6,7 @@ for no class, and TFDS's description (LabeledImage) has the names: so ADE20K's w
 counts like that, is kept byte by byte, as are all images that are not made smaller.
 """
 
+import argparse
 import os
 import re
 import shlex
@@ -17,17 +18,41 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from lape_jax.data import listing, masks, resample, scene_transforms
+from lape_jax.data import listing, resample
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.example import Scene
 from lape_jax.data.offline import resize, rewrite, tfds_files
-from lape_jax.data.scenes import SceneFiles, ade20k, folder
 from lape_jax.errors import UserError, nearest
+from lape_jax.tasks.segment import masks, transforms
+from lape_jax.tasks.segment.scene import Scene
+from lape_jax.tasks.segment.sources import SceneFiles, ade20k, folder
 
 # How files may be laid out: what opens them, and the directory of their maps.
 LAYOUTS = {"ade20k": (ade20k, "annotations"), "folder": (folder, "masks")}
 NAMED = 100  # pairs that cannot be used, before the rest is not looked at
 CONFIG = "configs/segmenter_ti_mask_ade20k.py"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Those of `python -m lape_jax.prepare scenes`, beside those that all its commands have."""
+    parser.add_argument("--layout", required=True, metavar="LAYOUT", help=f"how DIR is laid out: {' | '.join(LAYOUTS)}")
+    parser.add_argument(
+        "--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced"
+    )
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """That command."""
+    copy(
+        args.path,
+        args.layout,
+        args.splits,
+        args.out,
+        args.new_name,
+        short=args.short or 0,
+        quality=args.quality,
+        threads=args.threads,
+        say=say,
+    )
 
 
 def copy(
@@ -48,7 +73,7 @@ def copy(
     interrupted goes on without that, but still looks at what it writes.
 
     Args:
-      layout: of LAYOUTS, how `path` is laid out: see `lape_jax.data.scenes`.
+      layout: of LAYOUTS, how `path` is laid out: see `lape_jax.tasks.segment.sources`.
       wanted: splits, "a,b"; "" for all.
       name: "" for "ade20k", or that of the directory.
       short, quality: see `convert`; 0 keeps all sizes.
@@ -79,6 +104,7 @@ def copy(
         name,
         lambda scene: convert(scene, classes, short, quality),
         target=tfds_files.MAP,
+        learned=lambda scene: scene.mask,
         options=options,
         about=about,
         threads=threads,
@@ -101,9 +127,9 @@ def convert(scene: Scene, classes: int, short: int, quality: int) -> Scene:
     pixels, labels = masks.decode_scene(scene, 3, classes)
     height, width = labels.shape
     if 0 < short < min(height, width):
-        height, width = scene_transforms.fit(height, width, (height * width, short))
-        smaller = resample.to_pillow(scene_transforms.resize(pixels, height, width))
-        labels = scene_transforms.resize_labels(labels, height, width)
+        height, width = transforms.fit(height, width, (height * width, short))
+        smaller = resample.to_pillow(transforms.resize(pixels, height, width))
+        labels = transforms.resize_labels(labels, height, width)
         return Scene(resize.encode(smaller, scene.image, quality), _encode(labels), scene.name)
     # Bytes 24 and 25 of every PNG are its depth and kind, in its first chunk: 8 bits, grey.
     plain = scene.first == 0 and scene.mask[24:26] == b"\x08\x00"

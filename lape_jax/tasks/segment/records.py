@@ -5,12 +5,12 @@ Importing this module imports tensorflow_datasets (about half a second), so only
 
 import tensorflow_datasets as tfds
 
-from lape_jax.data import masks
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.example import Scene
-from lape_jax.data.masks import MOST_CLASSES
 from lape_jax.data.records import check_split, open_builder
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment import masks
+from lape_jax.tasks.segment.masks import MOST_CLASSES
+from lape_jax.tasks.segment.scene import Scene
 
 IMAGE_KEY, MASK_KEYS = "image", ("segmentation_mask", "annotation")
 # What the maps of data sets mean that say nothing of it in their features: the classes, and the index of the first.

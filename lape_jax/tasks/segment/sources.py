@@ -8,18 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lape_jax.data import listing
-from lape_jax.data.example import Scene, SceneSource
-from lape_jax.data.masks import MOST_CLASSES
-from lape_jax.data.sources import SUFFIXES
-from lape_jax.errors import UserError, nearest
+from lape_jax.data.example import Source
+from lape_jax.data.sources import SUFFIXES, open_by
+from lape_jax.errors import UserError
+from lape_jax.tasks.segment.digits import DigitScenes
+from lape_jax.tasks.segment.masks import MOST_CLASSES
+from lape_jax.tasks.segment.scene import Scene
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("digits", "ade20k", "folder", "tfds")
+# By `data.source`, the key of the config that it cannot do without.
+SOURCES = {"digits": "", "ade20k": "path", "folder": "path", "tfds": "name"}
 ADE20K_CLASSES, FOLDER_CLASSES = "objectInfo150.txt", "classes.txt"
 
 
-def open_scenes(data_config: Any, split: str) -> SceneSource:
+def open_scenes(data_config: Any, split: str) -> Source[Scene]:
     """Opens what `data_config` describes.
 
     Args:
@@ -29,23 +32,19 @@ def open_scenes(data_config: Any, split: str) -> SceneSource:
     Raises:
       UserError: an unknown source, or one that is missing, empty or not laid out as it should be.
     """
-    where = {"train": data_config.train_split, "val": data_config.val_split}[split]
-    match data_config.source:
-        case "digits":
-            from lape_jax.data.digit_scenes import DigitScenes  # imports scikit-learn when it is made
+    openers = {
+        "digits": lambda where: DigitScenes(split),
+        "ade20k": lambda where: ade20k(data_config.path, where),
+        "folder": lambda where: folder(data_config.path, where),
+        "tfds": lambda where: _records(data_config.name, data_config.path, where),
+    }
+    return open_by(openers, data_config, split)
 
-            return DigitScenes(split)
-        case "ade20k":
-            return ade20k(data_config.path, where)
-        case "folder":
-            return folder(data_config.path, where)
-        case "tfds":
-            # Imported here because importing TFDS takes a while.
-            from lape_jax.data.scene_records import tfds_scenes
 
-            return tfds_scenes(data_config.name, data_config.path, where)
-        case unknown:
-            raise UserError(f"data.source: {nearest(unknown, SOURCES)}")
+def _records(name: str, data_dir: str, split: str) -> Source[Scene]:
+    from lape_jax.tasks.segment.records import tfds_scenes  # here, because importing TFDS takes a while
+
+    return tfds_scenes(name, data_dir, split)
 
 
 class SceneFiles:

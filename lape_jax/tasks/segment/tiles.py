@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int32, Int64
 
-from lape_jax.data.example import PADDING
-from lape_jax.tasks import segment
-from lape_jax.train import sharding
+from lape_jax.parallel import sharding
+from lape_jax.tasks.segment import loss
+from lape_jax.tasks.segment.scene import PADDING
 
 SIDE = 256  # most pixels of a tile's side; it has two arrays of SIDE x SIDE x classes floats on the devices
 _FULL = 2**31 - 1  # what a count on the device can hold
@@ -21,7 +21,7 @@ class View:
     """One canvas of an image, or its mirror image.
 
     Attributes:
-        rows, columns: what the patches of each window contribute, see `lape_jax.data.sliding.weights`.
+        rows, columns: what the patches of each window contribute, see `lape_jax.tasks.segment.sliding.weights`.
         maps: of each window, row by row, a batch of logits of patches, and its place in it.
     """
 
@@ -55,9 +55,9 @@ class Tiling:
     def __init__(self, mesh: Mesh, shape: tuple[int, int], num_classes: int):
         self.mesh, self.shape, self.num_classes = mesh, shape, num_classes
         self.rows, self.everywhere = sharding.batch_sharding(mesh, shape[0]), sharding.replicated(mesh)
-        self.add_window = jax.jit(segment.add_window, donate_argnums=0, out_shardings=self.everywhere)
+        self.add_window = jax.jit(loss.add_window, donate_argnums=0, out_shardings=self.everywhere)
         results = (self.rows, self.rows, self.everywhere, self.rows)
-        self.add_band = jax.jit(segment.add_band, donate_argnums=(0, 1, 2), out_shardings=results)
+        self.add_band = jax.jit(loss.add_band, donate_argnums=(0, 1, 2), out_shardings=results)
 
     def cut(self, weights: Float32[np.ndarray, "anchors length patches"], axis: int) -> list[dict[int, jax.Array]]:
         """For each tile along the axis, what the windows that reach into it contribute, by their number."""

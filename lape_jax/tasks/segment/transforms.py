@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from lape_jax.data.decode import MAX_PIXELS
-from lape_jax.data.example import PADDING
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment.scene import PADDING
 
 REDRAWS = 10  # of a crop that one class fills
 BRIGHTNESS = 32.0  # greatest change, in grey levels

@@ -12,7 +12,7 @@ import pytest
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
-from lape_jax.tasks import distill
+from lape_jax.tasks.classify import distill
 from tests.quick import jit
 
 LN2, LN3 = math.log(2), math.log(3)

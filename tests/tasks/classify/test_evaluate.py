@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lape_jax.data import resident
-from lape_jax.train import sharding
-from lape_jax.train.evaluation import Evaluator
+from lape_jax.parallel import sharding
+from lape_jax.tasks.classify.evaluate import Evaluator
 
 EXAMPLES, CLASSES = 13, 7
 rng = np.random.default_rng(1)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lape_jax.tasks import classify
+from lape_jax.tasks.classify import loss as classify
 from tests.quick import jit
 
 LN3, LN4 = math.log(3), math.log(4)

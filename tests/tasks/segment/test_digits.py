@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from lape_jax.data import sources
-from lape_jax.data.digit_scenes import CELL, COLUMNS, INK, ROWS, DigitScenes
 from lape_jax.data.example import SceneSource
-from lape_jax.data.masks import decode_scene
+from lape_jax.tasks.segment.digits import CELL, COLUMNS, INK, ROWS, DigitScenes
+from lape_jax.tasks.segment.masks import decode_scene
 
 
 @pytest.fixture(scope="module")

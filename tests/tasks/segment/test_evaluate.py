@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from lape_jax import models, port
-from lape_jax.data.example import Scene
 from lape_jax.errors import UserError
+from lape_jax.parallel import sharding
 from lape_jax.port import segmenter
-from lape_jax.train import sharding, tiles
-from lape_jax.train.segmentation import SceneEvaluator
+from lape_jax.tasks.segment import tiles
+from lape_jax.tasks.segment.evaluate import SceneEvaluator
+from lape_jax.tasks.segment.scene import Scene
 from tests import quick
 from tests.models import families
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lape_jax.data import sliding
-from lape_jax.data.example import IGNORE, PADDING
 from lape_jax.nn.resize import resize_maps
-from lape_jax.tasks import segment
+from lape_jax.tasks.segment import loss as segment
+from lape_jax.tasks.segment import sliding
+from lape_jax.tasks.segment.scene import IGNORE, PADDING
 from tests.quick import jit
 
 LN3, LN4 = math.log(3), math.log(4)

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.example import Scene
-from lape_jax.data.masks import decode_scene, read_indices
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment.masks import decode_scene, read_indices
+from lape_jax.tasks.segment.scene import Scene
 
 INDICES = np.array([[0, 1, 2], [3, 255, 1]], np.uint8)
 

@@ -6,8 +6,9 @@ import io
 import numpy as np
 import pytest
 
-from lape_jax.analysis import overlays, plots
+from lape_jax.analysis import plots
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment import overlays
 
 CLASSES = ("sky", "sea", "sand, wet", "ship")
 TRUTH = np.array([[0, 0, 1], [0, 1, -1]])

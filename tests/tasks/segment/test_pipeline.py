@@ -6,10 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from lape_jax.data import masks, order, scene_transforms
-from lape_jax.data.example import Scene
-from lape_jax.data.scene_pipeline import scenes, train_scene_batches
+from lape_jax.data import order
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment import masks
+from lape_jax.tasks.segment import transforms as scene_transforms
+from lape_jax.tasks.segment.pipeline import scenes, train_scene_batches
+from lape_jax.tasks.segment.scene import Scene
 
 CROP = {"size": 8, "scale": (20, 12), "scale_range": (0.5, 2.0), "max_class": 0.75, "flip": True, "distort": True}
 

@@ -8,14 +8,17 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lape_jax.data import decode, masks, scene_transforms
-from lape_jax.data.example import IGNORE, Scene
-from lape_jax.data.offline import scenes, tfds_files
+from lape_jax.data import decode
+from lape_jax.data.offline import tfds_files
 from lape_jax.data.records import prepared
-from lape_jax.data.scene_pipeline import train_scene_batches
-from lape_jax.data.scene_records import tfds_scenes
-from lape_jax.data.scenes import ade20k, folder
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment import masks
+from lape_jax.tasks.segment import prepare as scenes
+from lape_jax.tasks.segment import transforms as scene_transforms
+from lape_jax.tasks.segment.pipeline import train_scene_batches
+from lape_jax.tasks.segment.records import tfds_scenes
+from lape_jax.tasks.segment.scene import IGNORE, Scene
+from lape_jax.tasks.segment.sources import ade20k, folder
 
 CLASSES = ("wall", "flower pot", "crib")
 ADE20K = "Idx\tRatio\tTrain\tVal\tName\n1\t0.1\t9\t1\twall\n2\t0.1\t6\t6\tflower pot, pot\n3\t0.02\t9\t1\tcrib\n"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lape_jax.data import sliding
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment import sliding
 
 
 @pytest.mark.parametrize(

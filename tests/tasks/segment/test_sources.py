@@ -10,9 +10,9 @@ import pytest
 
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import SceneSource
-from lape_jax.data.scene_records import tfds_scenes
-from lape_jax.data.scenes import ade20k, folder, open_scenes
 from lape_jax.errors import UserError
+from lape_jax.tasks.segment.records import tfds_scenes
+from lape_jax.tasks.segment.sources import ade20k, folder, open_scenes
 
 HEADING = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
 # As the two editions of the file have them: with and without the column Stuff, blanks here and there.
@@ -321,5 +321,5 @@ def test_tfds_splits_that_are_missing_are_named(records):
 
 
 def test_what_needs_no_tfds_does_not_import_it():
-    program = "import sys, lape_jax.data.scenes; assert 'tensorflow_datasets' not in sys.modules"
+    program = "import sys, lape_jax.tasks.segment.sources; assert 'tensorflow_datasets' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
