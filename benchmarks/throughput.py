@@ -176,6 +176,7 @@ def measure(case: Case, batch: int, args: argparse.Namespace) -> dict:
 
     from lape_jax.data import order
     from lape_jax.parallel import sharding
+    from lape_jax.parallel.arrays import place
     from lape_jax.train import chrono, feed
     from lape_jax.train import state as states
 
@@ -214,7 +215,7 @@ def measure(case: Case, batch: int, args: argparse.Namespace) -> dict:
             dispatches += 1
     else:
         most, rows = 1, sharding.batch_sharding(mesh, batch)
-        data = {name: feed.place(array, rows) for name, array in data.items()}
+        data = {name: place(array, rows) for name, array in data.items()}
         compiled = real_step.compile_step(step)
 
         def advance():

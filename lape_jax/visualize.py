@@ -104,8 +104,8 @@ def validation_images(config: Any, count: int) -> Iterator[jax.Array]:
 def comparisons(runs: Mapping[str, Candidate], count: int) -> dict[str, bytes]:
     """Files by name: what runs, by what they are called, make of `count` validation images of their task."""
     contents = {}
-    for name, task in tasks.TASKS.items():
-        own = {label: run for label, run in runs.items() if run.config.task == name}
+    for task in tasks.TASKS.values():
+        own = {label: run for label, run in runs.items() if tasks.of(run.config) is task}
         if own and count:
             contents |= task.comparison(own, count)
     return contents

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from lape_jax import tasks
 from lape_jax.errors import UserError
 from lape_jax.sweeps import seeds as together
 from lape_jax.sweeps.grid import Cell
 from lape_jax.train import plan as plans
-from lape_jax.train import setup
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.loop import train_and_evaluate
 from lape_jax.train.signals import StopRequest
@@ -150,7 +150,7 @@ def _alone(job: Job, seeds: Sequence[int]) -> dict[int, dict] | None:
     config.seed = seed
     workdir = together.seed_dir(job.directory, seed)
     results = train_and_evaluate(config, workdir)
-    total = plans.make(config, len(setup.open_split(config, "train"))).total
+    total = plans.make(config, len(tasks.of(config).open_split(config, "train"))).total
     with Checkpoints(workdir, read_only=True) as checkpoints:
         return {seed: results} if total in checkpoints.steps() else None
 

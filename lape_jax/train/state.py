@@ -96,8 +96,8 @@ def update_function(
 
     Args:
         loss: (params, collections, batch, key, *frozen) -> (summed loss, (dict of sums with "examples", collections as
-            they are afterwards)), see `lape_jax.tasks.task.Task.loss`; `frozen`, a teacher's variables, reaches it from the
-            update's arguments.
+            they are afterwards)), see `lape_jax.tasks.task.Task.loss`; `frozen`, a teacher's variables, reaches it from
+            the update's arguments.
         tx: the optimiser.
         augment: (batch, key, step) -> batch, applied to the whole batch before it is cut up and differentiated.
         seed: with the step it determines all randomness of the update.

@@ -38,7 +38,7 @@ def check(config: Any, student: nn.Module) -> None:
 
 
 def teacher(config: Any, student: nn.Module) -> Path | tuple[nn.Module, dict] | None:
-    """Who teaches `student`: the workdir of a run, or a file's model and variables; None if it is nobody, or the labels.
+    """Who teaches `student`: a run's workdir, or a file's model and variables; None if nobody, or the labels, do.
 
     Raises:
         UserError: as `check` and `load_teacher`.

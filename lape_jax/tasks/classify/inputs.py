@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lape_jax.data import pipeline, resident
+from lape_jax.data.batches import Batch
 from lape_jax.data.example import Source
 
 
@@ -22,7 +23,7 @@ def host_crop(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def training_set(config: ConfigDict, source: Source) -> pipeline.Batch:
+def training_set(config: ConfigDict, source: Source) -> Batch:
     """All of a resident training set, as whole images: crops are drawn on the device."""
     data = config.data
     return resident.load(
@@ -35,7 +36,7 @@ def training_set(config: ConfigDict, source: Source) -> pipeline.Batch:
     )
 
 
-def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int, int, int], Iterable[pipeline.Batch]]:
+def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int, int, int], Iterable[Batch]]:
     """The function (batch size, i, n) -> the i-th of n equal parts of every batch of an evaluation over `source`.
 
     A resident data set is decoded once, on the first call.

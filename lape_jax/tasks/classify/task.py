@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from lape_jax.augment import recipe
 from lape_jax.config import rules
 from lape_jax.data import pipeline, sources
+from lape_jax.data.batches import Batch, Batches
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.models.regnet import RegNet
@@ -28,11 +29,12 @@ class Classify(Task):
     sources = sources.SOURCES
     sums = loss.SUMS
     score = ("val/top1", "top-1")
-    panels = {
+    panels: ClassVar = {
         "top-1, %": {"train/top1": "training", "val/top1": "validation", "val/ema_top1": "validation (running mean)"}
     }
     rules = (
-        (("data.pad", "augment.mixup", "augment.cutmix"), lambda v: v >= 0, "at least 0 (0 = off)"),
+        (("data.pad",), lambda v: v >= 0, "at least 0"),
+        (("augment.mixup", "augment.cutmix"), lambda v: v >= 0, "at least 0 (0 = off)"),
         (("augment.color_jitter",), lambda v: 0 <= v < 1, "at least 0 (off) and below 1"),
         (("augment.erase_prob", "augment.mix_prob", "augment.mix_switch_prob"), lambda v: 0 <= v <= 1, "from 0 to 1"),
         (("distill.alpha",), lambda v: 0 <= v <= 1, "from 0 to 1"),
@@ -41,7 +43,7 @@ class Classify(Task):
         (("data.scale",), lambda v: rules.interval(v) and v[1] <= 1, "a pair (smallest, largest) in (0, 1]"),
         (("data.ratio",), rules.interval, "a pair (smallest, largest) of numbers above 0"),
     )
-    choices = {"data.interpolation": ("bicubic", "bilinear", "random"), "augment.order": recipe.ORDERS}
+    choices: ClassVar = {"data.interpolation": ("bicubic", "bilinear", "random"), "augment.order": recipe.ORDERS}
 
     def add_keys(self, config: ConfigDict) -> None:
         # data.path: of folder the directory that holds train/ and val/, of arrays that of train.npz and val.npz
@@ -96,7 +98,7 @@ class Classify(Task):
 
     def training_batches(
         self, config: ConfigDict, source: Source, start: int, total: int, part: tuple[int, int] = (0, 1)
-    ) -> pipeline.Batches:
+    ) -> Batches:
         data = config.data
         return pipeline.train_batches(
             source,
@@ -114,7 +116,7 @@ class Classify(Task):
             **inputs.host_crop(config),
         )
 
-    def resident(self, config: ConfigDict, source: Source) -> pipeline.Batch | None:
+    def resident(self, config: ConfigDict, source: Source) -> Batch | None:
         return inputs.training_set(config, source) if config.data.resident else None
 
     def samples(self, config: ConfigDict, source: Source) -> Iterator[np.ndarray]:

@@ -2,8 +2,8 @@
 
 1. Windows of several images, in batches, become logits of patches.
 2. An image is worked off in tiles of one size. What a window's patches contribute to a tile is a product with two
-   matrices (`lape_jax.tasks.segment.sliding`), which upsamples, averages over windows, and resizes to the image at once. The
-   products with the first of them add up to a band, over the windows side by side,
+   matrices (see `sliding`), which upsamples, averages over windows, and resizes to the image at once. The products with
+   the first of them add up to a band, over the windows side by side,
 3. and those with the second to the tile's logits, over the bands. Their softmax is added up over the views of the image
    (scales, mirrored or not). The largest of these sums are the tile's classes, which are counted against its labels.
 

@@ -120,7 +120,7 @@ def training_loss(model: Any, mean_over: str) -> Callable:
     return loss
 
 
-# ---- Evaluation, in windows, bands and tiles: see lape_jax.tasks.segment.evaluate ----------------------------------------
+# ---- Evaluation, in windows, bands and tiles: see lape_jax.tasks.segment.evaluate ------------------------------------
 
 
 def patch_logits(model: Any, config: Any) -> Callable:

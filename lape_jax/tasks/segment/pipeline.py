@@ -1,6 +1,6 @@
 """Batches of training scenes, and the whole scenes of an evaluation, read ahead by threads.
 
-As in `lape_jax.data.pipeline`, a batch is a function of (seed, step, position in the global batch) alone.
+As in `lape_jax.data.batches`, a batch is a function of (seed, step, position in the global batch) alone.
 """
 
 import functools
@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from lape_jax.data.batches import Batches, shuffled_batches
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
-from lape_jax.data.pipeline import Batches, shuffled_batches
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import masks, transforms
 from lape_jax.tasks.segment.scene import Scene

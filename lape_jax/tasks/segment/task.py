@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.config import rules
+from lape_jax.data.batches import Batches
 from lape_jax.data.example import Source
-from lape_jax.data.pipeline import Batches
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import inputs, loss, pipeline, predict, prepare, show, sources
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
@@ -27,7 +27,7 @@ class Segment(Task):
     sources = sources.SOURCES
     sums = loss.SUMS
     score = ("val/miou", "mIoU")
-    panels = {
+    panels: ClassVar = {
         "mIoU, %": {"val/miou": "validation", "val/ema_miou": "validation (running mean)"},
         "pixel accuracy, %": {"train/pixel_accuracy": "training", "val/pixel_accuracy": "validation"},
     }
@@ -42,9 +42,9 @@ class Segment(Task):
         (("segment.max_class",), lambda v: 0 < v <= 1, "above 0 and at most 1 (off)"),
         (("segment.stride",), lambda v: v >= 1, "at least 1"),
     )
-    choices = {"segment.mean_over": loss.MEANS}
+    choices: ClassVar = {"segment.mean_over": loss.MEANS}
     ignores = ("data.resident", "data.repeats")
-    preparations = {"scenes": Preparation(prepare.options, prepare.run)}
+    preparations: ClassVar = {"scenes": Preparation(prepare.options, prepare.run)}
     details = True
 
     def add_keys(self, config: ConfigDict) -> None:
