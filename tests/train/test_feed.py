@@ -11,6 +11,7 @@ import pytest
 from lape_jax.data import order
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
+from lape_jax.tasks import TASKS
 from lape_jax.train import feed
 from lape_jax.train.state import TrainState
 
@@ -77,9 +78,10 @@ def resident(update, mesh, shardings, first=0):
 
 
 def streamed(update, mesh, shardings, first=0):
-    return feed.Streamed(update, Batches(first), shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    return feed.Streamed(update, Batches(first), shardings, mesh, batch_size=BATCH, shapes=SHAPES)
 
 
+SHAPES = TASKS["classify"].shapes((1, 1, 1))
 EXPECTED = np.stack([order.batch_indices(SEED, step, BATCH, SIZE) for step in range(STEPS)])
 
 
@@ -124,7 +126,7 @@ def test_epochs_are_permutations():
 def test_the_stream_is_closed_with_its_feed():
     mesh = mesh_of(1)
     batches = Batches()
-    opened = feed.Streamed(Recorder(), batches, start(mesh)[1], mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    opened = feed.Streamed(Recorder(), batches, start(mesh)[1], mesh, batch_size=BATCH, shapes=SHAPES)
     opened.close()
     assert batches.closed
 
@@ -158,7 +160,7 @@ def test_waiting_is_the_time_in_which_the_device_has_nothing_to_do(reading, comp
     mesh = mesh_of(1)
     state, shardings = start(mesh)
     source = Slow(reading)
-    batches = feed.Streamed(slow_update(computing), source, shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    batches = feed.Streamed(slow_update(computing), source, shardings, mesh, batch_size=BATCH, shapes=SHAPES)
     state = batches.run(state, 0, 1)  # compiles
     before = batches.waited
     state = batches.run(state, 1, STEPS - 1)
@@ -186,7 +188,7 @@ class Failing(Batches):
 def test_what_cannot_be_read_leaves_the_state_of_the_step_before():
     mesh = mesh_of(1)
     state, shardings = start(mesh)
-    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, shapes=SHAPES)
     for step in range(3):
         state = batches.run(state, step, 1)
         batches.check(state, step + 1)
@@ -199,7 +201,7 @@ def test_several_processes_stand_still_instead(monkeypatch):
     mesh = mesh_of(8)
     state, shardings = start(mesh)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, shapes=SHAPES)
     monkeypatch.undo()
     for step in range(5):
         state = batches.run(state, step, 1)

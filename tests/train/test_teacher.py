@@ -136,7 +136,9 @@ def test_a_run_that_segments_is_a_user_error(workdir, tmp_path):
     config = from_json(path / "config.json")
     config.task = "segment"
     (path / "config.json").write_text(to_json(config))
-    with pytest.raises(UserError, match=r"the teacher in '.*copy' gives a class to each pixel"):
+    with pytest.raises(
+        UserError, match=r"the teacher in '.*copy' has learned the task 'segment', and this run learns 'classify'"
+    ):
         load(config_of(distilled=True, path=path))
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
-from lape_jax.tasks.classify import loss
+from lape_jax.tasks.classify.loss import cross_entropy, in_top, training_outputs
 
 LABELS = "labels"  # for `distill.teacher`: no teacher, the distillation token learns the labels as the class token does
 
@@ -114,7 +114,7 @@ def hard_distillation_loss(
     The targets are soft (mixed, smoothed), the teacher's labels are neither. Source: facebookresearch/deit, losses.py.
     """
     taught = jax.nn.one_hot(teacher_labels, dist_logits.shape[1], dtype=dist_logits.dtype)
-    own, from_teacher = loss.cross_entropy(cls_logits, targets), loss.cross_entropy(dist_logits, taught)
+    own, from_teacher = cross_entropy(cls_logits, targets), cross_entropy(dist_logits, taught)
     return (1 - alpha) * own + alpha * from_teacher
 
 
@@ -126,11 +126,11 @@ def training_loss(model: nn.Module, teacher: nn.Module, alpha: float) -> Callabl
     """
 
     def loss(params, collections, batch, key, variables):
-        (cls, dist), collections = loss.training_outputs(model, params, collections, batch["image"], key)
+        (cls, dist), collections = training_outputs(model, params, collections, batch["image"], key)
         labels = hard_labels(teacher, variables, batch["image"])
         mask = batch["mask"]
         total = jnp.sum(mask * hard_distillation_loss(cls, dist, batch["target"], labels, alpha))
-        right = jnp.sum(mask * loss.in_top(cls + dist, batch["label"], 1))
+        right = jnp.sum(mask * in_top(cls + dist, batch["label"], 1))
         return total, ({"loss": total, "top1": right, "examples": mask.sum()}, collections)
 
     return loss

@@ -8,9 +8,11 @@ import pytest
 
 from lape_jax.data import resident
 from lape_jax.parallel import sharding
+from lape_jax.tasks import TASKS
 from lape_jax.tasks.classify.evaluate import Evaluator
 
 EXAMPLES, CLASSES = 13, 7
+SHAPES = TASKS["classify"].shapes((1, 1, 1))  # of blank rows, which one process does not need
 rng = np.random.default_rng(1)
 DATA = {
     "image": rng.integers(0, 256, (EXAMPLES, 2, 2, 1), np.uint8),
@@ -53,7 +55,7 @@ def test_every_example_counts_once(devices, batch_size):
         asked.append(part)
         return resident.batches(DATA, *part)
 
-    evaluator = Evaluator(Linear(), CONFIG, mesh_of(devices), batches, EXAMPLES)
+    evaluator = Evaluator(Linear(), CONFIG, mesh_of(devices), batches, EXAMPLES, SHAPES)
     expected = in_numpy(DATA, KERNEL)
     assert 0 < expected["val/top1"] < expected["val/top5"] < 100  # else the comparison says little
     found = evaluator(VARIABLES)
@@ -64,14 +66,14 @@ def test_every_example_counts_once(devices, batch_size):
 
 def test_fsdp_shares_the_batch_too():
     mesh = sharding.make_mesh(SimpleNamespace(data=2, fsdp=4, tensor=1))
-    evaluator = Evaluator(Linear(), CONFIG, mesh, lambda *part: resident.batches(DATA, *part), EXAMPLES)
+    evaluator = Evaluator(Linear(), CONFIG, mesh, lambda *part: resident.batches(DATA, *part), EXAMPLES, SHAPES)
     assert evaluator(VARIABLES) == pytest.approx(in_numpy(DATA, KERNEL), rel=1e-6)
 
 
 def test_other_parameters_under_another_prefix():
-    evaluator = Evaluator(Linear(), CONFIG, mesh_of(1), lambda *part: resident.batches(DATA, *part), EXAMPLES)
+    evaluator = Evaluator(Linear(), CONFIG, mesh_of(1), lambda *part: resident.batches(DATA, *part), EXAMPLES, SHAPES)
     data = {**DATA, "mask": (np.arange(EXAMPLES) % 3 > 0).astype(np.float32)}
-    some = Evaluator(Linear(), CONFIG, mesh_of(1), lambda *part: resident.batches(data, *part), EXAMPLES)
+    some = Evaluator(Linear(), CONFIG, mesh_of(1), lambda *part: resident.batches(data, *part), EXAMPLES, SHAPES)
     negative = {"params": {"kernel": -KERNEL}}
     expected = {key.replace("val/", "val/ema_"): value for key, value in in_numpy(DATA, -KERNEL).items()}
     assert evaluator(negative, prefix="val/ema_") == pytest.approx(expected, rel=1e-6)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lape_jax.data import sources
-from lape_jax.data.example import SceneSource
+from lape_jax.data.example import Source
 from lape_jax.tasks.segment.digits import CELL, COLUMNS, INK, ROWS, DigitScenes
 from lape_jax.tasks.segment.masks import decode_scene
 
@@ -24,7 +24,7 @@ def cells(array):
 def test_shapes_and_classes(splits):
     assert {split: len(source) for split, source in splits.items()} == {"train": 119, "val": 29}
     for split, source in splits.items():
-        assert isinstance(source, SceneSource)
+        assert isinstance(source, Source)
         assert source.classes == ("paper", *"0123456789")
         for index in (0, len(source) - 1):
             scene = source[index]

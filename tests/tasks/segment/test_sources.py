@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.example import SceneSource
+from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment.records import tfds_scenes
 from lape_jax.tasks.segment.sources import ade20k, folder, open_scenes
@@ -64,7 +64,7 @@ def config(source, path, train, val, name=""):
 def test_a_folder_is_read_in_sorted_order(tree):
     root = tree(FOLDER)
     source = folder(root, "train")
-    assert isinstance(source, SceneSource)
+    assert isinstance(source, Source)
     assert source.classes == ("sky", "old tree")
     scenes = [source[index] for index in range(len(source))]
     read = lambda name: Path(root, name).read_bytes()  # noqa: E731
@@ -209,7 +209,7 @@ def test_unknown_sources_are_named():
 
 def test_digits_need_no_files():
     source = open_scenes(config("digits", "", "", ""), "val")
-    assert isinstance(source, SceneSource)
+    assert isinstance(source, Source)
     assert source[0].mask.max() < len(source.classes) == 11
 
 
@@ -263,7 +263,7 @@ def test_tfds_labelled_images(records):
     scenes = [{"image": records.grey(index), "where": records.grey(10 + index)} for index in range(3)]
     records.write("rooms", {"image": None, "where": "wall floor"}, scenes)
     source = open_scenes(config("tfds", str(records.root), "train[:2]", "train[2:]", "rooms"), "train")
-    assert isinstance(source, SceneSource)
+    assert isinstance(source, Source)
     assert (len(source), source.classes) == (2, ("wall", "floor"))
     assert (source[1].image, source[1].mask) == (scenes[1]["image"], scenes[1]["where"])
     assert (source[1].name, source[1].first) == ("rooms/1.0.0 train[:2][1]", 0)
