@@ -22,14 +22,13 @@ def get_config(arg=""):
     config.optimizer.lr = 1e-2
     return config
 """
-FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in quick.COMPILER_OPTIONS.items())
 
 
 def started(config, workdir):
     command = [sys.executable, "-m", "tests.rotations", f"--config={config}", f"--workdir={workdir}"]
     return subprocess.Popen(
         command, cwd=runs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {FLAGS}"},
+        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {quick.FLAGS}"},
     )  # fmt: skip
 
 

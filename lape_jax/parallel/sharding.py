@@ -243,9 +243,12 @@ def _check_tensor_axis(name: str, shape: tuple[int, ...], asked: int, axis: int,
 
 
 def in_turn(results: Any, mesh: Mesh) -> Any:
-    """`results`, waited for where programs of several CPU devices might otherwise wait for each other for ever.
+    """`results` of a program; waited for on several CPU devices, where too many programs in flight would never end.
 
-    Such devices share few threads: of two programs in flight each may hold some, and need more to exchange data.
+    Such devices share one pool of threads, hardly more than there are devices, and a program with collective operations
+    needs a thread of each device at once. A device takes 32 programs; one more holds a thread until there is room for
+    it (jaxlib 0.10). If that thread is one which the programs in flight need, XLA ends the process after 40 seconds:
+    "Termination timeout for all reduce". benchmarks/in_flight.py shows it.
     """
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(results)

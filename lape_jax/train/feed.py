@@ -51,7 +51,7 @@ class Resident:
         max_steps: int,
         frozen: tuple = (),
     ):
-        self.max_steps, self._frozen = max_steps, frozen
+        self.max_steps, self._frozen, self._mesh = max_steps, frozen, mesh
         self.waited = 0.0
         everywhere = sharding.replicated(mesh)
         rows = sharding.batch_sharding(mesh, batch_size)
@@ -77,7 +77,8 @@ class Resident:
             indices[i] = self._order(step + i)
         indices = self._place(indices)
         self.waited += time.perf_counter() - start
-        return self._steps(state, self._data, indices, np.int32(count), *self._frozen)
+        state = self._steps(state, self._data, indices, np.int32(count), *self._frozen)
+        return sharding.in_turn(state, self._mesh)
 
     def check(self, state: TrainState, step: int) -> None:
         """Nothing can go wrong between the steps."""

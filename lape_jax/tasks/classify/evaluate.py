@@ -39,7 +39,7 @@ class Evaluator:
         self._part = sharding.host_share(mesh, self._batch_size, setting="eval_batch_size")
         self._batches = batches
         self._count = math.ceil(examples / self._batch_size)
-        self._shapes = shapes
+        self._mesh, self._shapes = mesh, shapes
         sums = sharding.pin_batch(loss.evaluation_sums(model, config), mesh)
         self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
@@ -53,9 +53,10 @@ class Evaluator:
         Raises:
             UserError: an example cannot be read; on all processes, whichever it was.
         """
-        pending, failures = [], []  # not read before the end, so that the device never waits for the host
+        pending, failures = [], []  # not read before the end, so that no accelerator waits for the host
         for batch in self._read(failures):
-            pending.append(self._sums(variables, {name: place(array, self._rows) for name, array in batch.items()}))
+            placed = {name: place(array, self._rows) for name, array in batch.items()}
+            pending.append(sharding.in_turn(self._sums(variables, placed), self._mesh))
         hosts.fail_together(failures[0] if failures else None)
         sums = [jax.device_get(sums) for sums in pending]
         total = {name: math.fsum(float(batch[name]) for batch in sums) for name in sums[0]}

@@ -114,7 +114,8 @@ class Tiles:
             for j, columns in across.items():
                 masks, index = view.maps[i * len(view.columns) + j]
                 first = np.bool_(j == min(across))
-                self._band = self._tiling.add_window(self._band, masks, index, columns, first)
+                band = self._tiling.add_window(self._band, masks, index, columns, first)
+                self._band = sharding.in_turn(band, self._tiling.mesh)
             last = np.bool_(i == max(down))
             results = self._tiling.add_band(
                 self._votes, self._logits, self._matrix, self._band, rows, labels, last, last & final
