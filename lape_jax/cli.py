@@ -44,7 +44,8 @@ def run(
             sys.exit(cli.run(main, description=__doc__, required=("config", "workdir")))
 
     `config` is complete and valid: that of --config or, without it, of DIR/config.json, with the overrides put in.
-    `args` holds the text of every option by its name, "" where it was not given.
+    `args` holds the text of every option by its name, "" where it was not given, and in `overrides` {key: text} of the
+    config's keys that were.
 
     Args:
         main: the command.
@@ -57,6 +58,7 @@ def run(
 
     def command() -> None:
         args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {}, files)
+        args.overrides = dict(overrides)
         main(load_config(args.config, args.workdir, overrides), args)
 
     return exit_code(command)

@@ -27,7 +27,7 @@ from lape_jax import cli, models, port
 from lape_jax.config.reading import literal
 from lape_jax.errors import UserError, nearest
 from lape_jax.parallel import sharding
-from lape_jax.port import files
+from lape_jax.port import about, files
 from lape_jax.port.infer import infer
 from lape_jax.port.params import flatten
 from lape_jax.tasks import config as configs
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     if Path(args.src).is_dir():
         if args.model or settings:
             raise UserError("a run says itself which model it has trained: leave out --model")
-        model, variables = from_run(Path(args.src))
+        model, variables, texts = from_run(Path(args.src))
         names = "a run"
     else:
         if not args.model:
@@ -51,17 +51,24 @@ def main(argv: Sequence[str]) -> None:
         weights, place = files.read(args.src)
         names = f"{FORMATS[files.format_of(weights)]}'s names"
         model, variables = from_weights(weights, place, args.model, settings)
-    port.save(args.dst, variables, model, format=args.to)
+        known = about.read(args.src)
+        texts = known and about.write(args.model, model, known.mean, known.std, known.classes)
+    port.save(args.dst, variables, model, format=args.to, metadata=texts if args.dst.endswith(".safetensors") else None)
     table(variables)
     print(f"{args.src} ({names}) -> {args.dst} ({FORMATS[args.to]}'s names): {describe(model)}")
 
 
-def from_run(path: Path) -> tuple[nn.Module, dict]:
-    """Model and variables of the best checkpoint of a run."""
+def from_run(path: Path) -> tuple[nn.Module, dict, dict[str, str]]:
+    """Model and variables of the best checkpoint of a run, and what a file should say of them."""
     config = configs.from_json(path / "config.json")
     mesh = sharding.data_mesh()  # whatever devices the run had
-    model, variables = finished.best(path, config, len(finished.classes(path, "the run")), mesh, "the run")
-    return model, jax.device_get(variables)
+    classes = finished.classes(path, "the run")
+    model, variables = finished.best(path, config, len(classes), mesh, "the run")
+    return (
+        model,
+        jax.device_get(variables),
+        about.write(config.model.name, model, config.data.mean, config.data.std, classes),
+    )
 
 
 def from_weights(

@@ -43,6 +43,7 @@ def _check_duration(config: ConfigDict, name: str) -> None:
 
 
 _CHOICES = {
+    "data.match": ("name", "order"),
     "dtype": ("float32", "bfloat16"),
     "init.pe_norm": ("ones", "norm1"),
     "optimizer.name": ("adamw", "sgd"),

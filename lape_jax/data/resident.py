@@ -35,8 +35,9 @@ def load(source: Source, *, size: int, channels: int, crop_ratio: float, threads
         errors = []
         for index in indices:
             try:
-                data["image"][index], data["label"][index] = read_eval(source, index, size, channels, crop_ratio)
-                data["mask"][index] = 1
+                if (found := read_eval(source[index], size, channels, crop_ratio)) is not None:
+                    data["image"][index], data["label"][index] = found
+                    data["mask"][index] = 1
             except CorruptImage as error:
                 errors.append(error)
         return errors

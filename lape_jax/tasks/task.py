@@ -1,6 +1,8 @@
 """What a task answers. The loop, the commands, the report and the benchmarks ask it, and know no task by name."""
 
 import argparse
+import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -12,19 +14,23 @@ from ml_collections import ConfigDict
 
 from lape_jax.augment.photometric import normalise
 from lape_jax.config.rules import Rule
+from lape_jax.data import labels
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 SHEET = 32  # most images of a sheet
 OVERLAYS = 8  # validation images that are drawn, unless so many are asked for
 
 
 class Candidate(NamedTuple):
-    """Weights of a run: its config, its model, and the model's variables, on the host."""
+    """Trained weights: the config, the model, its variables on the host, and the names of the classes it knows."""
 
     config: ConfigDict
     model: Any
     variables: dict
+    classes: Sequence[str]
 
 
 class Preparation(NamedTuple):
@@ -104,6 +110,29 @@ class Task:
         Raises UserError if they are missing or not laid out as they should be.
         """
         raise NotImplementedError
+
+    def open_alone(self, config: ConfigDict, split: str, learned: Sequence[str]) -> Any:
+        """The same without the other split, for whoever knows from elsewhere which classes were learned."""
+        return self.open_split(config, split)
+
+    def relabel(self, item: Any, numbers: Sequence[int]) -> Any:
+        """An item of a source, whose classes get other numbers, negative ones for none. Asked by `open_for`."""
+        return dataclasses.replace(item, label=numbers[item.label])
+
+    def open_for(self, config: ConfigDict, split: str, learned: Sequence[str], what: str) -> Any:
+        """The examples of a split under the numbers and names that `what` has learned. Asked by commands on weights.
+
+        Classes are matched as `config.data.match` says; what is to be known of it is logged.
+
+        Raises UserError if they cannot be matched, or as `open_split`.
+        """
+        source = self.open_alone(config, split, learned)
+        found = labels.match(learned, source.classes, config.data.match, what=what, where=f"the {split} data")
+        if found.said:
+            _log.warning("%s", found.said)
+        if tuple(source.classes) == tuple(learned):
+            return source
+        return labels.Relabelled(source, learned, lambda item: self.relabel(item, found.numbers))
 
     def shapes(self, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and type of everything in a batch, of one image. Asked for what takes a batch's place."""
@@ -203,11 +232,10 @@ class Task:
     def check_places(self, images: Mapping[Path, Path], out: Path) -> None:
         """Raises UserError if `predict` would write a file twice, or over one that may be the user's. Asked first."""
 
-    def predict(self, run: Candidate, classes: Sequence[str], images: Mapping[Path, Path], out: Path) -> int:
+    def predict(self, run: Candidate, images: Mapping[Path, Path], out: Path) -> int:
         """Writes what `run` makes of images to `out`, and returns how many could be read. Asked by `predict`.
 
         Args:
-            classes: names of what is predicted.
             images: files -> what to call them below `out`, without suffix.
         """
         raise UserError(f"task {self.name!r} cannot predict files")

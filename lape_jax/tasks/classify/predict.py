@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -19,9 +19,9 @@ from lape_jax.tasks.images import TOP, Found, named, pixels, readable
 from lape_jax.tasks.task import Candidate
 
 
-def predict(run: Candidate, classes: Sequence[str], images: Found, out: Path) -> int:
+def predict(run: Candidate, images: Found, out: Path) -> int:
     """Prints and writes the most probable classes of each image that can be read; returns how many can."""
-    data = run.config.data
+    data, classes = run.config.data, run.classes
 
     def square(image: Path) -> np.ndarray:
         return decode.eval_crop(pixels(image, data.channels), data.image_size, data.crop_ratio)
@@ -49,7 +49,7 @@ def _probabilities(
     run: Candidate, squares: Iterator[tuple[Path, np.ndarray]], count: int
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Image and softmax(logits), in batches of one size; `count` is of the images at most."""
-    config, model, variables = run
+    config, model, variables, _ = run
     mesh = sharding.make_mesh(config.mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     size = math.ceil(min(config.eval_batch_size, count) / shards) * shards

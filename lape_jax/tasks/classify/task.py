@@ -96,6 +96,9 @@ class Classify(Task):
     def open_split(self, config: ConfigDict, split: str) -> Source:
         return sources.open_split(config.data, split)
 
+    def open_alone(self, config: ConfigDict, split: str, learned: Sequence[str]) -> Source:
+        return sources.open_alone(config.data, split, learned)
+
     def training_batches(
         self, config: ConfigDict, source: Source, start: int, total: int, part: tuple[int, int] = (0, 1)
     ) -> Batches:
@@ -154,5 +157,5 @@ class Classify(Task):
     def sheet(self, config: ConfigDict, model: Any, source: Source, mixing: bool) -> tuple[np.ndarray, list[str]]:
         return sheet.augmented(config, model, source, mixing)
 
-    def predict(self, run: Candidate, classes: Sequence[str], images: Mapping[Path, Path], out: Path) -> int:
-        return predict.predict(run, classes, images, out)
+    def predict(self, run: Candidate, images: Mapping[Path, Path], out: Path) -> int:
+        return predict.predict(run, images, out)

@@ -16,7 +16,7 @@ _INDEX_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 def decode_scene(
     scene: Scene, channels: int, classes: int
 ) -> tuple[UInt8[np.ndarray, "h w {channels}"], Int32[np.ndarray, "h w"]]:
-    """The image as `decode.decode` gives it, and the map: 0 .. classes - 1, or IGNORE.
+    """The image as `decode.decode` gives it, and the map: 0 .. classes - 1, or what `scene.numbers` has; or IGNORE.
 
     In the file, `scene.first` + c stands for class c; values below `scene.first`, and 255, stand for none. A palette
     PNG gives its indices, whatever their colours; grey PNGs of 1, 2, 4, 8 and 16 bits give their samples.
@@ -37,7 +37,10 @@ def decode_scene(
             f"the mask of {scene.name} has {mask_width} x {mask_height} pixels (width x height), but the image "
             f"{width} x {height}: they must be equal{hint}"
         )
-    return pixels, _labels(indices, scene, classes)
+    if scene.numbers is None:
+        return pixels, _labels(indices, scene, classes)
+    numbers = np.array([*(IGNORE if number < 0 else number for number in scene.numbers), IGNORE], np.int32)
+    return pixels, numbers[_labels(indices, scene, len(scene.numbers))]  # IGNORE is the last of them
 
 
 def read_indices(data: bytes, name: str) -> Integer[np.ndarray, "h w"]:

@@ -1,5 +1,6 @@
 """Semantic segmentation, as `lape_jax.tasks.task` asks for it: what ties this room together."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,6 +72,9 @@ class Segment(Task):
     def open_split(self, config: ConfigDict, split: str) -> Source[Scene]:
         return sources.open_scenes(config.data, split)
 
+    def relabel(self, item: Scene, numbers: Sequence[int]) -> Scene:
+        return dataclasses.replace(item, numbers=tuple(numbers))
+
     def shapes(self, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         return super().shapes(image_shape) | {"label": jax.ShapeDtypeStruct(image_shape[:2], jnp.int32)}
 
@@ -131,10 +135,11 @@ class Segment(Task):
 
     def comparison(self, runs: Mapping[str, Candidate], count: int) -> dict[str, bytes]:
         first = next(iter(runs.values()))
-        return show.drawn_overlays(runs, self.open_split(first.config, "val"), count)
+        source = self.open_for(first.config, "val", first.classes, "the first run")
+        return show.drawn_overlays(runs, source, count)
 
     def check_places(self, images: Mapping[Path, Path], out: Path) -> None:
         predict.check_places(images, out)
 
-    def predict(self, run: Candidate, classes: Sequence[str], images: Mapping[Path, Path], out: Path) -> int:
-        return predict.predict(run, classes, images, out)
+    def predict(self, run: Candidate, images: Mapping[Path, Path], out: Path) -> int:
+        return predict.predict(run, images, out)
