@@ -37,7 +37,7 @@ from lape_jax.analysis.study import Study, distinct, render, study, text
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
-from lape_jax.port import files
+from lape_jax.port import about, files
 from lape_jax.tasks.task import OVERLAYS, Candidate, Spread
 from lape_jax.train import finished, setup
 
@@ -70,8 +70,7 @@ def main(argv: Sequence[str]) -> None:
 
 def of_weights(path: str, name: str, settings: dict[str, Any], eps: float) -> Study:
     """The weights in a file, for a model called `name`."""
-    if not name:
-        raise UserError("--model=NAME is missing: which model are the weights of?")
+    name, settings = convert.asked(path, about.read(path), name, settings)
     model, variables = convert.from_weights(*files.read(path), name, settings)
     return study(f"{name}, {model.joining}, {model.pe}", model, variables, eps=eps)
 

@@ -19,7 +19,17 @@ from lape_jax.tasks.config import from_json
 from lape_jax.train import finished
 from tests import runs
 
-DEFAULTS = {"weights": "", "workdir": "", "config": "", "step": "", "format": "", "out": "", "fold": "", "ema": ""}
+DEFAULTS = {
+    "weights": "",
+    "workdir": "",
+    "config": "",
+    "step": "",
+    "format": "",
+    "out": "",
+    "fold": "",
+    "ema": "",
+    "overrides": {},
+}
 
 
 @pytest.fixture(scope="module")

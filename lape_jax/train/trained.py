@@ -119,8 +119,8 @@ def believe(config: ConfigDict, known: abouts.About, told: Mapping[str, str], fi
         if key in told:
             raise UserError(f"--config.{key}={told[key]} contradicts {file}, which says {value!r}: leave it out")
         group, _, leaf = key.partition(".")
-        if leaf in config[group]:
-            del config[group][leaf]  # whose type may change
+        if group == "model" and leaf in config.model:
+            del config.model[leaf]  # its type may change
         config[group][leaf] = value
     if changed:
         shown = ", ".join(f"{key} {value!r}" for key, value in changed.items())
