@@ -99,7 +99,7 @@ def test_lape_in_your_vit(tmp_path):
 def test_lape_cifar_tpu(tmp_path):
     """Also: a second visit to a finished run changes nothing, and the full recipe's config is what the text says."""
     again = "again = train_and_evaluate(config('lape'), ROOT / 'lape')\nSMALL = False\nrecipe = config('lape')"
-    results = "[results, again, recipe.total_epochs, recipe.model.name, recipe.data.source, recipe.mix_epochs]"
+    results = "[results, again, recipe.total_epochs, recipe.model.name, recipe.data.source, recipe.mix_percent * recipe.total_epochs / 100]"
     found, value, files = executed(CIFAR, tmp_path, results, before_last=again)
     first, again, *recipe = value
     assert recipe == [310.0, "vit_lite_7_4", "arrays", 175.0]
