@@ -100,7 +100,7 @@ def assert_error(result, message):
         (["--config.optimizer.wd_mults=(('.*bias',0),)"], "optimizer.wd_mults: no rule matches the parameter '"),
         (
             ["--config.warmup_steps=100"],
-            "config.warmup_steps = 100 is a warm-up of 100 steps, longer than the 22 steps of config.total_epochs = 1.0",
+            "config.warmup_steps = 100 is a warm-up of 100 steps, longer than the 22 steps of config.total_epochs",
         ),
         (
             ["--config.warmup_steps=20", "--config.cooldown_percent=50"],
