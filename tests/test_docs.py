@@ -1,0 +1,228 @@
+"""What the README, docs/ and docstrings tell a reader to type: every command parses, its config loads, every link leads
+somewhere, and the Python in the README runs.
+
+How commands are written there is in docs/develop.md. A usage line stands for several command lines, its forms: without
+and with what is in brackets, and with each alternative. All of them are parsed by the command's own parser; nothing is
+run, and no data are read.
+"""
+
+import ast
+import importlib
+import itertools
+import json
+import re
+import shlex
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lape_jax import cli, models, port, prepare
+from lape_jax.errors import UserError
+from lape_jax.train import setup
+from lape_jax.train.sweeps import Sweep
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
+MODULES = [path for room in ("lape_jax", "configs", "benchmarks") for path in sorted(ROOT.glob(f"{room}/**/*.py"))]
+NOTEBOOKS = sorted(ROOT.glob("colabs/*.ipynb"))
+
+PYTHON = re.compile(r"python3? -m lape_jax\.(\w+)\b(.*)", re.DOTALL)
+FENCE = re.compile(r"^ *```.*?^ *```[ \t]*$", re.DOTALL | re.MULTILINE)
+SPAN = re.compile(r"`((?:[^`\n]|\n(?!\s*\n))+)`")
+HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+TOKEN = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s\[\]()|"']|(?<=\S)\|(?=\S))+|\s+\|\s+|\s+|[\[\]()]""")
+
+
+# ---- Which commands a text has --------------------------------------------------------------------------------------
+
+
+def commands(text):
+    """Every `python -m lape_jax.NAME ...` in a text: those in backticks, and all other lines that have one."""
+    fenced, prose = FENCE.findall(text), FENCE.sub("\n", text)
+    spans = [" ".join(span.split()) for span in SPAN.findall(prose)]
+    lines = re.sub(r"[ \t]# .*", "", "\n".join([*fenced, SPAN.sub(" ", prose)]))
+    lines = re.sub(r"[ \t]*\\\n\s*|\n\s*(?=\[--)", " ", lines)  # those that go on
+    parts = [part for line in [*spans, *lines.split("\n")] for part in line.split("&&")]
+    return [match[0].rstrip() for match in map(PYTHON.search, parts) if match]
+
+
+def docstrings(path):
+    """The docstrings of a file, all in one text."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+    return "\n\n".join(ast.get_docstring(node) or "" for node in nodes)
+
+
+def texts():
+    """(where, text) of all that is looked through."""
+    yield from ((path, path.read_text()) for path in PAGES)
+    yield from ((path, docstrings(path)) for path in MODULES)
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text())["cells"]
+        yield path, "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+FOUND = [(str(path.relative_to(ROOT)), command) for path, text in texts() for command in commands(text)]
+
+
+def forms(usage, optional):
+    """The command lines that a usage line stands for, with what is in brackets or without."""
+    tokens = TOKEN.findall(usage)
+
+    def alternatives():
+        results, current = [], [""]
+        while tokens and tokens[0] not in ("]", ")"):
+            token = tokens.pop(0)
+            if token.strip() == "|":
+                results, current = results + current, [""]
+                continue
+            if token in ("[", "("):
+                inside = alternatives()
+                tokens.pop(0)
+                choices = inside if optional or token == "(" else [""]
+            else:
+                first, *others = [token] if set(token) & set("\"'") else token.split("|")
+                choices = [first, *(first.rpartition("=")[0] + "=" + other for other in others)]
+            current = [one + other for one, other in itertools.product(current, choices)]
+        return results + current
+
+    return alternatives()
+
+
+# ---- What the command makes of it -----------------------------------------------------------------------------------
+
+
+def check(command):
+    """Raises UserError, as the command itself would, for one that does not fit."""
+    name, usage = PYTHON.fullmatch(command).groups()
+    if not (ROOT / "lape_jax" / f"{name}.py").exists():
+        raise UserError(f"there is no command lape_jax.{name}")
+    if "--" not in usage:  # a mention
+        words = usage.split()
+        if name == "prepare" and words and words[0] not in prepare.COMMANDS:
+            raise UserError(f"there is no command prepare {words[0]}")
+        return
+    for optional in (False, True):
+        for form in forms(usage, optional):
+            check_line(name, [fill(word) for word in shlex.split(form) if word != "..."])
+
+
+def fill(word):
+    """The word with something in place of what only stands for it."""
+    word = re.sub(r"=N$", "=8", word)
+    word = {"--config.key=value": "--config.ema_decay=0", "--model.KEY=VALUE": "--model.num_classes=10"}.get(word, word)
+    return re.sub(r":(arg,)?arg=value$", "", word)
+
+
+def check_line(name, argv):
+    module = importlib.import_module(f"lape_jax.{name}")
+    parsed = module.parse(argv) if hasattr(module, "parse") else cli.parse(argv, **options(module))
+    args, more = parsed if isinstance(parsed, tuple) else (parsed, {})
+    if hasattr(args, "weights") and bool(args.weights) == bool(args.workdir):
+        raise UserError("give either --workdir or --weights")
+    if hasattr(args, "model") and args.model not in ("", "NAME"):
+        models.create(args.model, **more)
+    if isinstance(more, list) and name == "sweep":
+        file = "configs/digits.py:table8" if args.config.startswith("FILE.py") else args.config
+        sweep = cli.call_config_file(f"{ROOT}/{file}", "sweep", Sweep)
+        for cell in sweep.cells:
+            load(f"configs/{cell.config}", [*cell.overrides, *more])
+    elif isinstance(more, list):
+        load(args.config if args.config not in ("", "FILE.py") else "configs/digits.py", more)
+
+
+def load(file, overrides):
+    config = cli.load_config(f"{ROOT}/{file}", "", overrides)
+    setup.build_model(config, num_classes=10)
+
+
+def options(module):
+    """What the module's `if __name__ == "__main__"` hands to `cli.run`, for `cli.parse`."""
+    (block,) = (node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.If))
+    code = compile(ast.Module(block.body, []), module.__file__, "exec")
+    with mock.patch.object(cli, "run", return_value=0) as run, pytest.raises(SystemExit):
+        exec(code, dict(vars(module)))
+    return {"description": "", "required": (), "options": {}} | run.call_args.kwargs
+
+
+@pytest.mark.parametrize(("where", "command"), FOUND, ids=lambda value: value.removeprefix("python -m lape_jax.")[:60])
+def test_command(where, command):
+    try:
+        check(command)
+    except UserError as error:
+        pytest.fail(f"{where}: {command}\n{error}", pytrace=False)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *MODULES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_command_is_overlooked(path):
+    text = path.read_text() if path.suffix == ".md" else docstrings(path)
+    assert len(commands(text)) == len(re.findall(r"python3? -m\s+lape_jax\.", text))
+
+
+TEXT = r"""
+Text with `python -m lape_jax.convert`, and in a list of `python
+-m lape_jax.prepare check --path=DIR`:
+
+    A=1 python -m lape_jax.main --config=configs/digits.py \
+        --workdir=runs/one    # and "join=default
+
+```
+cd here && .venv/bin/python -m lape_jax.overhead --model=deit_ti [--batch=N]
+                                                 [--dtype=float32|bfloat16]
+```
+"""
+
+
+def test_where_commands_are_found():
+    assert commands(TEXT) == [
+        "python -m lape_jax.convert",
+        "python -m lape_jax.prepare check --path=DIR",
+        "python -m lape_jax.overhead --model=deit_ti [--batch=N] [--dtype=float32|bfloat16]",
+        "python -m lape_jax.main --config=configs/digits.py --workdir=runs/one",
+    ]
+
+
+def test_forms_of_a_usage_line():
+    assert forms("x (--a=1|2 | --b) [--c]", False) == ["x --a=1 ", "x --a=2 ", "x --b "]
+    assert forms("x [--a [--b=N]] FILE.py[:arg]", True) == ["x --a --b=N FILE.py:arg"]
+    assert forms("""x --a="(1, 2)" --b='[c|d]'""", True) == ["""x --a="(1, 2)" --b='[c|d]'"""]
+
+
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"main {DIGITS} --workdir=DIR --wrokdir=DIR", "did you mean '--workdir'"),
+        (f"main {DIGITS}", "--workdir=DIR is missing"),
+        (f"main {DIGITS}:jion=lape --workdir=DIR", "did you mean 'join'"),
+        (f"main {DIGITS}:join=laep --workdir=DIR", "did you mean 'lape'"),
+        ("main --config=configs/digit.py --workdir=DIR", "digits.py'"),
+        (f"main {DIGITS} --workdir=DIR --config.batch_siez=8", "did you mean config.batch_size"),
+        (f"main {DIGITS} --workdir=DIR --config.batch_size=-8", "it must be at least 1"),
+        (f"main {DIGITS} --workdir=DIR [--config.data.crop_ratio=2]", "it must be above 0 and at most 1"),
+        ("main --config=configs/images.py --workdir=DIR", "config.data.path is empty"),
+        ("evaluate --workdir=DIR [--stpe=N|last|best]", "did you mean '--step'"),
+        ("evaluate --workdir=DIR --weights=FILE --config=FILE.py", "either --workdir or --weights"),
+        ("evaluate --workdir=DIR --config.dtype=float61", "did you mean"),
+        ("predict --workdir=DIR --out=DIR", "FILE"),
+        ("export --workdir=DIR [--out=FILE]", "--out=... is missing"),
+        ("visualize --workdir DIR --out=DIR --overlay=N|8", "unrecognized arguments"),
+        ("convert SRC DST --model=deit_ti --model.jion=lape", "did you mean 'join'"),
+        ("convert SRC DST --model=deit_tj", "did you mean 'deit_ti'"),
+        ("overhead --model=deit_ti --batch=many", "invalid int value"),
+        ("prepare scenes --path=DIR --out=DATA_DIR", "required: --layout"),
+        ("prepare (resize | check) --path=DIR --short=N --out=OUT", "unrecognized arguments"),
+        ("prepare scene", "there is no command prepare scene"),
+        ("trian --workdir=DIR", "there is no command"),
+        ("sweep --config=configs/digits.py:table9 --out=DIR", "did you mean 'table"),
+        ("sweep --config=configs/digits.py:table7 --out=DIR --config.optimizer.rl=1", "unknown key"),
+    ],
+)
+def test_a_command_that_does_not_fit(command, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check(f"python -m lape_jax.{command}")
