@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lape_jax import cli, models, port, prepare
@@ -226,3 +226,70 @@ DIGITS = "--config=configs/digits.py"
 def test_a_command_that_does_not_fit(command, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check(f"python -m lape_jax.{command}")
+
+
+# ---- Pages ----------------------------------------------------------------------------------------------------------
+
+
+def prose(page):
+    """A page without its code blocks."""
+    return re.sub(r"^ {4}.*$", "", FENCE.sub("", page.read_text()), flags=re.MULTILINE)
+
+
+def anchors(page):
+    """What a link may have behind its #, as GitHub makes it of the headings."""
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in HEADING.findall(prose(page))
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), link
+            assert ROOT in target.parents, link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_and_figure_is_shown():
+    linked = {
+        (page.parent / link.partition("#")[0]).resolve()
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    }
+    assert {*ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("benchmarks/figures/*")} <= linked
+    assert set(NOTEBOOKS) <= linked
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_tables_have_as_many_cells_in_each_row():
+    for page in PAGES:
+        for table in re.findall(r"(?:^\|.*\|$\n?)+", page.read_text(), re.MULTILINE):
+            rows = [re.sub(r"`[^`]*`", "", row).count("|") for row in table.splitlines()]
+            assert set(rows) == {rows[0]}, f"{page}: {table}"
+
+
+def test_python_versions_are_the_same_everywhere():
+    classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert classifiers == ["3.11", "3.12", "3.13"]
+    for name in ("README.md", "docs/develop.md", "requirements.txt"):
+        said = re.search(r"Python 3\.\d+, 3.*", (ROOT / name).read_text())[0]
+        assert re.findall(r"3\.\d+", said)[: len(classifiers)] == classifiers, name
+
+
+def test_the_python_of_the_readme(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    model = models.create("deit_ti", join="lape")
+    variables = jax.tree.map(lambda leaf: jax.numpy.full(leaf.shape, 0.01), {"params": model.param_shapes()})
+    monkeypatch.chdir(tmp_path)
+    port.save("checkpoint.npz", variables, model)
+    exec(code.replace("checkpoint.pth", "checkpoint.npz"), scope := {})
+    assert scope["logits"].shape == (8, 1000)
+    assert scope["out"]["pe"].shape == (12, 197, 192)
+    jax.tree.map(np.testing.assert_array_equal, port.load("weights.safetensors", model), variables)
