@@ -1,7 +1,9 @@
 """The picture of a report in the README: the curves of a run beside the sheet of its training images.
 
-python -m lape_jax.main --config=configs/digits.py --workdir=runs/digits
-python benchmarks/report_picture.py --workdir=runs/digits --out=benchmarks/figures/report.png
+    python -m lape_jax.main --config=configs/digits.py --workdir=runs/digits
+    python benchmarks/report_picture.py --workdir=runs/digits --out=benchmarks/figures/report.png
+
+The first command trains for about a minute on two CPU cores; the second puts two of the figures in its report together.
 """
 
 import argparse
