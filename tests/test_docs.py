@@ -29,7 +29,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 MODULES = [path for room in ("lape_jax", "configs", "benchmarks") for path in sorted(ROOT.glob(f"{room}/**/*.py"))]
 NOTEBOOKS = sorted(ROOT.glob("colabs/*.ipynb"))
 
-PYTHON = re.compile(r"python3? -m lape_jax\.(\w+)\b(.*)", re.DOTALL)
+PYTHON = re.compile(r"`?python3? -m lape_jax\.(\w+)\b(.*)", re.DOTALL)
 FENCE = re.compile(r"^ *```.*?^ *```[ \t]*$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`((?:[^`\n]|\n(?!\s*\n))+)`")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
@@ -40,9 +40,13 @@ TOKEN = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s\[\]()|"']|(?<=\S)\|(?=\S))+|\s+\|
 
 
 def commands(text):
-    """Every `python -m lape_jax.NAME ...` in a text: those in backticks, and all other lines that have one."""
+    """Every `python -m lape_jax.NAME ...` in a text: those in backticks, and all other lines that have one.
+
+    What is in backticks and has no option is only mentioned, and stays in backticks.
+    """
     fenced, prose = FENCE.findall(text), FENCE.sub("\n", text)
     spans = [" ".join(span.split()) for span in SPAN.findall(prose)]
+    spans = [span if "--" in span else f"`{span}`" for span in spans]
     lines = re.sub(r"[ \t]# .*", "", "\n".join([*fenced, SPAN.sub(" ", prose)]))
     lines = re.sub(r"[ \t]*\\\n\s*|\n\s*(?=\[--)", " ", lines)  # those that go on
     parts = [part for line in [*spans, *lines.split("\n")] for part in line.split("&&")]
@@ -97,17 +101,25 @@ def forms(usage, optional):
 
 def check(command):
     """Raises UserError, as the command itself would, for one that does not fit."""
-    name, usage = PYTHON.fullmatch(command).groups()
+    name, usage = PYTHON.fullmatch(command.strip("`")).groups()
     if not (ROOT / "lape_jax" / f"{name}.py").exists():
         raise UserError(f"there is no command lape_jax.{name}")
-    if "--" not in usage:  # a mention
-        words = usage.split()
-        if name == "prepare" and words and words[0] not in prepare.COMMANDS:
-            raise UserError(f"there is no command prepare {words[0]}")
+    if command.endswith("`"):  # a mention
+        if name == "prepare" and usage:
+            check_name(usage.split()[0])
         return
     for optional in (False, True):
         for form in forms(usage, optional):
             check_line(name, [fill(word) for word in shlex.split(form) if word != "..."])
+
+
+def check_name(name):
+    """Raises UserError unless prepare has a command of this name."""
+    try:
+        prepare.parse([name])
+    except UserError as error:
+        if "invalid choice" in str(error):
+            raise
 
 
 def fill(word):
@@ -125,12 +137,12 @@ def check_line(name, argv):
         raise UserError("give either --workdir or --weights")
     if hasattr(args, "model") and args.model not in ("", "NAME"):
         models.create(args.model, **more)
-    if isinstance(more, list) and name == "sweep":
+    if name == "sweep":
         file = "configs/digits.py:table8" if args.config.startswith("FILE.py") else args.config
         sweep = cli.call_config_file(f"{ROOT}/{file}", "sweep", Sweep)
         for cell in sweep.cells:
             load(f"configs/{cell.config}", [*cell.overrides, *more])
-    elif isinstance(more, list):
+    elif isinstance(more, list):  # overrides of a config
         load(args.config if args.config not in ("", "FILE.py") else "configs/digits.py", more)
 
 
@@ -148,7 +160,9 @@ def options(module):
     return {"description": "", "required": (), "options": {}} | run.call_args.kwargs
 
 
-@pytest.mark.parametrize(("where", "command"), FOUND, ids=lambda value: value.removeprefix("python -m lape_jax.")[:60])
+@pytest.mark.parametrize(
+    ("where", "command"), FOUND, ids=lambda value: value.strip("`").removeprefix("python -m lape_jax.")[:60]
+)
 def test_command(where, command):
     try:
         check(command)
@@ -178,7 +192,7 @@ cd here && .venv/bin/python -m lape_jax.overhead --model=deit_ti [--batch=N]
 
 def test_where_commands_are_found():
     assert commands(TEXT) == [
-        "python -m lape_jax.convert",
+        "`python -m lape_jax.convert`",
         "python -m lape_jax.prepare check --path=DIR",
         "python -m lape_jax.overhead --model=deit_ti [--batch=N] [--dtype=float32|bfloat16]",
         "python -m lape_jax.main --config=configs/digits.py --workdir=runs/one",
@@ -217,7 +231,8 @@ DIGITS = "--config=configs/digits.py"
         ("overhead --model=deit_ti --batch=many", "invalid int value"),
         ("prepare scenes --path=DIR --out=DATA_DIR", "required: --layout"),
         ("prepare (resize | check) --path=DIR --short=N --out=OUT", "unrecognized arguments"),
-        ("prepare scene", "there is no command prepare scene"),
+        ("prepare tfds", "required: NAME"),
+        ("main", "--config=FILE is missing"),
         ("trian --workdir=DIR", "there is no command"),
         ("sweep --config=configs/digits.py:table9 --out=DIR", "did you mean 'table"),
         ("sweep --config=configs/digits.py:table7 --out=DIR --config.optimizer.rl=1", "unknown key"),
@@ -226,6 +241,15 @@ DIGITS = "--config=configs/digits.py"
 def test_a_command_that_does_not_fit(command, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check(f"python -m lape_jax.{command}")
+
+
+def test_mentions():
+    check("`python -m lape_jax.prepare scenes`")
+    check("`python -m lape_jax.main`")
+    with pytest.raises(UserError, match="invalid choice: 'scene'"):
+        check("`python -m lape_jax.prepare scene`")
+    with pytest.raises(UserError, match=r"no command lape_jax\.mian"):
+        check("`python -m lape_jax.mian`")
 
 
 # ---- Pages ----------------------------------------------------------------------------------------------------------
