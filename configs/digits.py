@@ -10,9 +10,10 @@ Sweeps: table1 and table2 (models x {default, LaPE}), table7 (kinds of PE x join
 arguments as above, such as table7,epochs=30.
 """
 
+from lape_jax.config.reading import parse_arg
 from lape_jax.errors import UserError, nearest
-from lape_jax.train import sweeps
-from lape_jax.train.config import base, parse_arg
+from lape_jax.sweeps import grid as sweeps
+from lape_jax.tasks.config import base
 
 # What makes each model small and fit for 8 x 8 pixels; CeiT gets them enlarged to 32 x 32. T2T-ViT is not among them:
 # its tokens are 16 pixels apart.

@@ -2,7 +2,7 @@
 
     COMMAND --config=FILE.py[:arg,arg=value] --workdir=DIR [--config.key=value ...] [--option=value ...]
 
-FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/train/config.py). Exit codes: 0 done,
+FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/config/schema.py). Exit codes: 0 done,
 1 a bug (with its traceback), 2 a mistake in what was given (one line on stderr), 130 interrupted.
 """
 
@@ -20,9 +20,9 @@ import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from lape_jax.config.reading import unknown_key
 from lape_jax.errors import UserError, nearest
-from lape_jax.train import config as configs
-from lape_jax.train.validation import validate
+from lape_jax.tasks import config as configs
 
 _VALUES = {"config": "FILE", "workdir": "DIR"}
 Result = TypeVar("Result")
@@ -144,7 +144,7 @@ def load_config(file: str, workdir: str, overrides: Sequence[tuple[str, str]] = 
     else:
         raise UserError("--config=FILE is missing, and so is a --workdir=DIR to take the config from")
     configs.override(config, overrides)
-    validate(config)
+    configs.validate(config)
     return config
 
 
@@ -197,7 +197,7 @@ def _explain(error: Exception, path: str) -> str:
     # ml_collections says only 'optimzer', or lists the whole config after it.
     key = re.match(r"\W*(?:Key \W)?(\w+)", text)
     if key and isinstance(error, AttributeError | KeyError) and "ml_collections" in frames[-1].filename:
-        text = str(configs.unknown_key(key[1]))
+        text = str(unknown_key(key[1], configs.base()))
     else:
         text = f"{type(error).__name__}: {text}"
     return f"config file {path!r}, line {line}: {text}"

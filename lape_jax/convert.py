@@ -24,12 +24,14 @@ import jax
 import numpy as np
 
 from lape_jax import cli, models, port
+from lape_jax.config.reading import literal
 from lape_jax.errors import UserError, nearest
+from lape_jax.parallel import sharding
 from lape_jax.port import files
 from lape_jax.port.infer import infer
 from lape_jax.port.params import flatten
-from lape_jax.train import config as configs
-from lape_jax.train import finished, sharding
+from lape_jax.tasks import config as configs
+from lape_jax.train import finished
 
 FORMATS = {"torch": "PyTorch", "lape": "lape_jax", "big_vision": "big_vision", "mmseg": "MMSegmentation"}
 
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 def from_run(path: Path) -> tuple[nn.Module, dict]:
     """Model and variables of the best checkpoint of a run."""
     config = configs.from_json(path / "config.json")
-    mesh = sharding.make_mesh(configs.base().mesh)  # whatever devices the run had
+    mesh = sharding.data_mesh()  # whatever devices the run had
     model, variables = finished.best(path, config, len(finished.classes(path, "the run")), mesh, "the run")
     return model, jax.device_get(variables)
 
@@ -116,7 +118,7 @@ def split_settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     for arg in argv:
         match = re.fullmatch(r"--model\.([^=]+)=(.*)", arg, re.DOTALL)
         if match:
-            settings[match[1]] = configs.literal(match[2], f"--model.{match[1]}")
+            settings[match[1]] = literal(match[2], f"--model.{match[1]}")
         else:
             rest.append(arg)
     return settings, rest

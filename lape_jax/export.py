@@ -30,11 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax import cli, port
+from lape_jax import cli, port, tasks
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError, nearest
+from lape_jax.parallel import sharding
 from lape_jax.port.files import replacing
-from lape_jax.train import finished, setup, sharding
+from lape_jax.train import finished, setup
 
 FORMATS = {"stablehlo": (".stablehlo",), "safetensors": (".safetensors",), "npz": (".npz",)}
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -81,7 +82,7 @@ def check_origin(args: argparse.Namespace) -> None:
 def weights(config: ConfigDict, args: argparse.Namespace) -> tuple[nn.Module, dict, tuple[str, ...]]:
     """Model, variables on the host, and names of the classes."""
     if args.weights:
-        classes = setup.open_split(config, "train").classes
+        classes = tasks.of(config).open_split(config, "train").classes
         model = setup.build_model(config, len(classes))
         return model, port.load(args.weights, model), tuple(classes)
     classes = finished.classes(Path(args.workdir), "the run")

@@ -17,13 +17,13 @@ import numpy as np
 
 from lape_jax import cli
 from lape_jax.data import pipeline, resident
-from lape_jax.data.example import Scene
 from lape_jax.errors import UserError
-from lape_jax.train import hosts, sharding
+from lape_jax.parallel import hosts, sharding
+from lape_jax.tasks.classify.evaluate import Evaluator
+from lape_jax.tasks.segment.evaluate import SceneEvaluator
+from lape_jax.tasks.segment.scene import Scene
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.evaluation import Evaluator
-from lape_jax.train.segmentation import SceneEvaluator
 from lape_jax.train.writers import Writers
 from tests import runs
 

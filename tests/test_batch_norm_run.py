@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from lape_jax import evaluate
-from lape_jax.train import finished, rules, setup, sharding
-from lape_jax.train.config import from_json
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import from_json
+from lape_jax.train import finished, setup
 from tests import runs
 
 # float32, so that numbers can be compared; three steps with checkpoints after one and all

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from lape_jax.errors import UserError
-from lape_jax.train import finished, rules, setup, sharding
-from lape_jax.train.config import from_json
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import from_json
+from lape_jax.train import finished, setup
 from tests import runs
 
 # Two steps with a checkpoint after each; float32, so that numbers can be compared.

@@ -11,7 +11,7 @@ import pytest
 from lape_jax import evaluate, models, port
 from lape_jax.data import sources
 from lape_jax.errors import UserError
-from lape_jax.train.config import from_json
+from lape_jax.tasks.config import from_json
 from tests import runs
 
 # Six epochs in which the teacher learns nine digits of ten, and one epoch to compare runs by.

@@ -21,14 +21,15 @@ import pytest
 
 from lape_jax import cli, models, port, prepare
 from lape_jax.errors import UserError
+from lape_jax.sweeps.grid import Sweep
 from lape_jax.train import setup
-from lape_jax.train.sweeps import Sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
 MODULES = [path for room in ("lape_jax", "configs", "benchmarks") for path in sorted(ROOT.glob(f"{room}/**/*.py"))]
 NOTEBOOKS = sorted(ROOT.glob("colabs/*.ipynb"))
 
+RUNS = ("configs/segmenter_ti_mask_ade20k.py:debug", "configs/digits.py")  # configs of runs that are only named
 PYTHON = re.compile(r"`?python3? -m lape_jax\.(\w+)\b(.*)", re.DOTALL)
 FENCE = re.compile(r"^ *```.*?^ *```[ \t]*$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`((?:[^`\n]|\n(?!\s*\n))+)`")
@@ -105,7 +106,7 @@ def check(command):
     if not (ROOT / "lape_jax" / f"{name}.py").exists():
         raise UserError(f"there is no command lape_jax.{name}")
     if command.endswith("`"):  # a mention
-        if name == "prepare" and usage:
+        if name == "prepare" and usage and not usage.isupper():
             check_name(usage.split()[0])
         return
     for optional in (False, True):
@@ -142,8 +143,20 @@ def check_line(name, argv):
         sweep = cli.call_config_file(f"{ROOT}/{file}", "sweep", Sweep)
         for cell in sweep.cells:
             load(f"configs/{cell.config}", [*cell.overrides, *more])
-    elif isinstance(more, list):  # overrides of a config
-        load(args.config if args.config not in ("", "FILE.py") else "configs/digits.py", more)
+    elif isinstance(more, list):  # overrides of a config, or of a run's, which may be of any task
+        given = [args.config] if args.config not in ("", "FILE.py") else RUNS
+        load_any(given, more)
+
+
+def load_any(files, overrides):
+    """Raises the last UserError if the overrides suit none of the config files."""
+    first, *others = files
+    try:
+        load(first, overrides)
+    except UserError:
+        if not others:
+            raise
+        load_any(others, overrides)
 
 
 def load(file, overrides):
@@ -153,7 +166,7 @@ def load(file, overrides):
 
 def options(module):
     """What the module's `if __name__ == "__main__"` hands to `cli.run`, for `cli.parse`."""
-    (block,) = (node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.If))
+    (*_, block) = ast.parse(Path(module.__file__).read_text()).body
     code = compile(ast.Module(block.body, []), module.__file__, "exec")
     with mock.patch.object(cli, "run", return_value=0) as run, pytest.raises(SystemExit):
         exec(code, dict(vars(module)))

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from lape_jax import export, models, port
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError
-from lape_jax.train import finished, sharding
-from lape_jax.train.config import from_json
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import from_json
+from lape_jax.train import finished
 from tests import runs
 
 DEFAULTS = {"weights": "", "workdir": "", "config": "", "step": "", "format": "", "out": "", "fold": "", "ema": ""}

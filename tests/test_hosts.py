@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from lape_jax.errors import UserError
-from lape_jax.train import finished, hosts, rules, setup, sharding
+from lape_jax.models import rules
+from lape_jax.parallel import hosts, sharding
+from lape_jax.train import finished, setup
 from lape_jax.train import workdir as workdirs
 from tests import host_process, quick, runs
 from tests.host_process import MESHES, RUN

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from lape_jax import evaluate
-from lape_jax.train import finished, rules, setup, sharding
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import from_json
+from lape_jax.train import finished, setup
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import from_json
 from tests import runs
 
 

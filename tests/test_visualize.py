@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 
 from lape_jax import cli, port, visualize
-from lape_jax.analysis import correlation, overlays, plots
-from lape_jax.data import digit_scenes, sources
+from lape_jax.analysis import correlation, plots
+from lape_jax.data import sources
 from lape_jax.errors import UserError
-from lape_jax.train import finished, sharding
-from lape_jax.train.config import from_json
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import from_json
+from lape_jax.tasks.segment import digits as digit_scenes
+from lape_jax.tasks.segment import overlays
+from lape_jax.train import finished
 from tests import runs, scene_run
 from tests.port.tiny import TINY, random_variables, tiny
 

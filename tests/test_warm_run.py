@@ -8,9 +8,10 @@ import pytest
 
 from lape_jax import port
 from lape_jax.errors import UserError
+from lape_jax.parallel import sharding
 from lape_jax.port.params import flatten
-from lape_jax.train import finished, sharding
-from lape_jax.train.config import from_json
+from lape_jax.tasks.config import from_json
+from lape_jax.train import finished
 from tests import runs
 
 BEGIN = {"total_steps": 2, "optimizer.lr": 1e-12, "optimizer.warmup_lr": 0, "optimizer.min_lr": 0, "ema_decay": 0.5}

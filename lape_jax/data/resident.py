@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from lape_jax.data import order
+from lape_jax.data.batches import Batch
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
 from lape_jax.data.example import Source
-from lape_jax.data.pipeline import Batch, read_eval
+from lape_jax.data.pipeline import read_eval
 
 
 def load(source: Source, *, size: int, channels: int, crop_ratio: float, threads: int, max_corrupt: int = 0) -> Batch:

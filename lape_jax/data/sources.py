@@ -5,7 +5,7 @@ import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,8 @@ from lape_jax.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("digits", "folder", "arrays", "tfds")
+# By `data.source`, the key of the config that it cannot do without.
+SOURCES = {"digits": "", "folder": "path", "arrays": "path", "tfds": "name"}
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -26,27 +27,37 @@ def open_split(data_config: Any, split: str) -> Source:
     """Opens what `data_config` describes.
 
     Args:
-      data_config: has the attributes source (one of SOURCES), path, name, train_split and val_split.
+      data_config: has the attributes source (one of `SOURCES`), path, name, train_split and val_split.
       split: "train" or "val"; where it lies is data_config.train_split or data_config.val_split (digits: fixed).
 
     Raises:
       UserError: an unknown source, or one that is missing, empty or not laid out as it should be.
     """
-    where = {"train": data_config.train_split, "val": data_config.val_split}[split]
-    match data_config.source:
-        case "digits":
-            return digits(split)
-        case "folder":
-            return folder(data_config.path, where, train=data_config.train_split)
-        case "arrays":
-            return arrays(data_config.path, where, train=data_config.train_split)
-        case "tfds":
-            # Imported here because importing TFDS takes a while.
-            from lape_jax.data.records import tfds_records
+    openers = {
+        "digits": lambda where: digits(split),
+        "folder": lambda where: folder(data_config.path, where, train=data_config.train_split),
+        "arrays": lambda where: arrays(data_config.path, where, train=data_config.train_split),
+        "tfds": lambda where: _records(data_config.name, data_config.path, where),
+    }
+    return open_by(openers, data_config, split)
 
-            return tfds_records(data_config.name, data_config.path, where)
-        case unknown:
-            raise UserError(f"data.source: {nearest(unknown, SOURCES)}")
+
+def open_by(openers: Mapping[str, Callable[[str], Source]], data_config: Any, split: str) -> Source:
+    """What the opener of `data_config.source` makes of the place of a split, "train" or "val".
+
+    Raises:
+      UserError: there is no such opener; or what that one raises.
+    """
+    where = {"train": data_config.train_split, "val": data_config.val_split}[split]
+    if data_config.source not in openers:
+        raise UserError(f"data.source: {nearest(data_config.source, openers)}")
+    return openers[data_config.source](where)
+
+
+def _records(name: str, data_dir: str, split: str) -> Source:
+    from lape_jax.data.records import tfds_records  # here, because importing TFDS takes a while
+
+    return tfds_records(name, data_dir, split)
 
 
 class ArraySource:

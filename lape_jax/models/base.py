@@ -19,6 +19,7 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 class Classifier(nn.Module):
     """Properties and checks of a family with fields pe, join, pe_norm, image_size, patch_size, in_channels, dtype."""
 
+    answers: ClassVar[str] = "image"  # what it gives a class to each of
     bare_rows: ClassVar[int] = 0  # of the tokens before the patches, those that have no PE at all
 
     @property

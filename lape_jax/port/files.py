@@ -163,6 +163,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files by name into a directory, which is made if need be; each whole or not at all.
+
+    Raises:
+        UserError: the directory cannot be made, or a file not be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={directory} cannot be made: {error.strerror}") from error
+    for name, content in contents.items():
+        with replacing(directory / name) as file:
+            file.write(content)
+
+
 def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     if not path.name.endswith(suffixes):
         verb = "written to" if suffixes == WRITTEN else "read from"

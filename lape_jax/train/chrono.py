@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from lape_jax.config.schema import DURATIONS
 from lape_jax.errors import UserError
-from lape_jax.train.config import DURATIONS
 
 # Peak multiply-add rates of one JAX device, in FLOP/s (an add and a multiply are two), for dense bfloat16 inputs with
 # float32 accumulation (float16 on V100 and T4, which have no bfloat16). The first name that stands in

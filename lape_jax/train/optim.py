@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lape_jax.errors import UserError
-from lape_jax.train import rules
+from lape_jax.models import rules
 
 LR_MULTS = ((r".*", 1.0),)
 

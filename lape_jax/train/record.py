@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from lape_jax import tasks
 from lape_jax.errors import UserError
-from lape_jax.train import rules
+from lape_jax.models import rules
 
 
 def make(step: int, state: Any, metrics: Mapping[str, Any]) -> dict:
@@ -61,7 +61,7 @@ def _digest(leaf: Any) -> int:
 def score(record: Mapping | None) -> float | None:
     """The finite value of the task's score, None if the record has none (or there is no record)."""
     metrics = record["metrics"] if record else {}
-    value = next((metrics[name] for name in tasks.SCORES if name in metrics), None)
+    value = next((metrics[name] for name in tasks.scores() if name in metrics), None)
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from lape_jax.data import order
 from lape_jax.errors import UserError
-from lape_jax.train import feed, sharding
+from lape_jax.parallel import sharding
+from lape_jax.train import feed
 from lape_jax.train.state import TrainState
 
 SIZE, BATCH, STEPS, SEED = 20, 8, 5, 3  # two batches an epoch
