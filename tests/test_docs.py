@@ -10,6 +10,7 @@ import ast
 import importlib
 import itertools
 import json
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -289,6 +290,18 @@ def test_links(page):
             assert target.exists(), link
             assert ROOT in target.parents, link
             assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("room", ["pages", "lape_jax", "configs", "benchmarks"])
+def test_names_in_backticks(room):
+    """Modules, and what is in them; on pages files, too."""
+    for path, text in texts():
+        if room == ("pages" if path in PAGES else path.relative_to(ROOT).parts[0]):
+            for span in SPAN.findall(FENCE.sub("\n", text)):
+                if re.fullmatch(r"lape_jax(\.\w+)+", span):
+                    assert pkgutil.resolve_name(span), path
+                if path in PAGES and re.fullmatch(r"(lape_jax|tests|configs|benchmarks|colabs|docs)/[\w./-]*", span):
+                    assert (ROOT / span).exists(), (path, span)
 
 
 def test_every_page_and_figure_is_shown():
