@@ -60,6 +60,7 @@ def test_resumed_it_ends_with_the_same_bits(eight, tmp_path):
         assert found[name].tobytes() == value.tobytes(), name
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(eight, tmp_path):
     _, lines = runs.train(tmp_path, runs.load(CONFIG, **STEPS))
     assert runs.losses(lines) == pytest.approx(runs.losses(runs.metrics(eight)), rel=1e-5)

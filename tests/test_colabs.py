@@ -67,6 +67,7 @@ def executed(name, directory, expression, flags=QUICKLY, before_last=""):
     return found[:-1], value, files
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path):
     found, top1, _ = executed(QUICKSTART, tmp_path, "top1", flags="")
     text = text_of(found)
@@ -77,6 +78,7 @@ def test_quickstart(tmp_path):
     assert len(pictures_of(found)) == 4
 
 
+@pytest.mark.slow
 def test_lape_in_your_vit(tmp_path):
     results = "[by_hand, scanned_difference, warm_start, big_vision_difference, moved, moved_larger, same_default]"
     found, value, files = executed(YOUR_VIT, tmp_path, results)

@@ -137,6 +137,7 @@ def test_what_may_change_when_a_run_goes_on(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(workdir, tmp_path):
     seldom = {"eval_percent": 100, "checkpoint_percent": 100}
     _, lines = runs.train(tmp_path, runs.load(MASK, **RUN | seldom), devices=8)

@@ -45,6 +45,7 @@ def test_lape_from_the_workdir_of_a_default_run(default, tmp_path, caplog):
     assert "initialised: blocks/pe_norm/bias, blocks/pe_norm/scale" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_file_of_another_resolution_which_the_resumed_run_does_without(default, tmp_path):
     model, variables = best(default)
     port.save(tmp_path / "default.safetensors", variables, model)
