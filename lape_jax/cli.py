@@ -90,6 +90,13 @@ def report(error: BaseException) -> int:
             file=sys.stderr,
         )
         return 2
+    if isinstance(error, MemoryError):
+        print(
+            f"error: the memory of the host (not of the device) does not suffice ({str(error)[:200]}): use a smaller "
+            f"--config.batch_size or --config.eval_batch_size, or --config.data.resident=false",
+            file=sys.stderr,
+        )
+        return 2
     traceback.print_exception(error)
     return 1
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from lape_jax import cli, models, port
 from lape_jax.config.reading import literal
-from lape_jax.errors import UserError, nearest
+from lape_jax.errors import UserError, listed, nearest
 from lape_jax.parallel import sharding
 from lape_jax.port import about, files
 from lape_jax.port.infer import infer
@@ -79,17 +79,25 @@ def asked(path: str, known: about.About | None, name: str, settings: dict[str, A
     """
     if known is None:
         if not name:
-            raise UserError(f"--model=NAME is missing: {', '.join(models.VARIANTS)}")
+            raise UserError(f"--model=NAME is missing: it is one of {listed(models.VARIANTS)}")
         return name, settings
     if name not in ("", known.model):
         raise UserError(f"--model={name} contradicts {path}, which holds weights of {known.model}: leave it out")
-    model = models.create(known.model, **known.settings)
+    model = create(known.model, known.settings)
     for key, value in settings.items():
-        if getattr(models.create(known.model, **{key: value}), key) != getattr(model, key):
+        if getattr(create(known.model, {key: value}), key) != getattr(model, key):
             raise UserError(
                 f"--model.{key}={value} contradicts {path}, which says {getattr(model, key)!r}: leave it out"
             )
     return known.model, known.settings
+
+
+def create(name: str, settings: dict[str, Any]) -> nn.Module:
+    """The model of --model=NAME with the settings --model.KEY=VALUE; errors name the option."""
+    try:
+        return models.create(name, **settings)
+    except UserError as error:
+        raise UserError(f"--model={name}: {error}") from error
 
 
 def from_weights(
@@ -100,7 +108,7 @@ def from_weights(
     Raises:
         UserError: no such model has these weights; says what the most probable one lacks or has too many.
     """
-    asked = models.create(name, **settings)
+    asked = create(name, settings)
     fixed = {key: getattr(asked, key) for key in settings}
     try:
         candidates = infer(lambda probe: files.stored_shapes(weights, probe), asked)

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from lape_jax import cli
 from lape_jax.analysis import plots
 from lape_jax.config.schema import DURATIONS
-from lape_jax.errors import UserError
+from lape_jax.errors import UserError, listed
 from lape_jax.sweeps import runs as sweep_runs
 from lape_jax.sweeps import table
 from lape_jax.sweeps.grid import Sweep
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         console.summary((out / "table.md").read_text().rstrip("\n"))
     failed = [str(job.cell) for job in jobs if job.missing]
     if failed:
-        raise UserError(f"there were failures in {', '.join(failed)}: see {str(out / 'table.md')!r}")
+        raise UserError(f"there were failures in {listed(failed)}: see {str(out / 'table.md')!r}")
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:

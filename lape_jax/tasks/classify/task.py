@@ -78,7 +78,11 @@ class Classify(Task):
                 f"out: set it to 0"
             )
         if config.data.channels == 1 and (augment.policy != "none" or augment.color_jitter):
-            raise UserError("config.augment.policy and color_jitter need colour images: config.data.channels is 1")
+            given = f"policy {augment.policy!r}" if augment.policy != "none" else f"color_jitter {augment.color_jitter}"
+            raise UserError(
+                f"config.augment.{given} needs colour images, and config.data.channels is 1: set policy to 'none' and "
+                f"color_jitter to 0"
+            )
 
     def check(self, config: ConfigDict, model: Any) -> None:
         if isinstance(model, RegNet):
