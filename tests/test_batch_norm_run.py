@@ -49,6 +49,7 @@ def test_statistics_and_their_average_move_and_are_kept(eight):
         np.testing.assert_allclose(after[mean], (before[mean] + after[name]) / 2, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_resumed_it_ends_with_the_same_bits(eight, tmp_path):
     resumed = runs.copy(eight, tmp_path)
     shutil.rmtree(resumed / "checkpoints" / "3")

@@ -165,6 +165,7 @@ def uneven_batch(size=32):
     return {"image": image, "label": label.astype(np.int32), "mask": np.float32([1, 1, 1, 1, 0, 1, 1, 1])}
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_whole_batch():
     """Although the micro-batches have very different numbers of labels."""
     found, batch = [], jax.tree.map(jax.numpy.asarray, uneven_batch())
@@ -212,6 +213,7 @@ def classifier_workdir(path):
     return flatten({"params": state.params})
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_encoder_of_a_classifier(tmp_path, caplog):
     theirs = classifier_workdir(tmp_path / "classifier")
     settings = {"total_steps": 1, "batch_size": 8, "optimizer.lr": 1e-12, "optimizer.min_lr": 0}
