@@ -72,7 +72,7 @@ def test_one_device_equals_eight(eight, tmp_path):
 
 
 def test_the_evaluate_command_finds_the_same_numbers(eight, capsys):
-    args = argparse.Namespace(workdir=str(eight), step="last", weights="", config="", out="", overlays="")
+    args = argparse.Namespace(workdir=str(eight), step="last", weights="", config="", out="", overlays="", overrides={})
     evaluate.main(from_json(eight / "config.json"), args)
     found = json.loads(capsys.readouterr().out)
     expected = runs.metrics(eight)[-1]

@@ -10,7 +10,7 @@ from PIL import Image
 from lape_jax import cli, prepare
 from lape_jax.data.records import tfds_records
 from lape_jax.errors import UserError
-from lape_jax.tasks.classify import recipes
+from lape_jax.tasks.segment import recipes
 from lape_jax.tasks.segment.sources import open_scenes
 
 

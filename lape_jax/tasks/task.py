@@ -92,6 +92,13 @@ class Task:
     def validate(self, config: ConfigDict) -> None:
         """Raises UserError where keys contradict each other. Asked at the start of commands, for runs of this task."""
 
+    def check_answers(self, config: ConfigDict, model: Any) -> None:
+        """Raises UserError unless the model, or its class, answers what this task asks."""
+        if model.answers != self.answers:
+            raise UserError(
+                f"config.task is {config.task!r}, but {config.model.name} gives a class to each {model.answers}"
+            )
+
     def check(self, config: ConfigDict, model: Any) -> None:
         """Raises UserError, saying why, if the model cannot learn this. Asked before training."""
 

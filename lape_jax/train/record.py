@@ -94,8 +94,8 @@ def check_same_model(record: dict, abstract_state: Any, directory: Path) -> None
             classes = [entry[name][0][-1] for entry in (saved, wanted) if name in entry and entry[name][0]]
             if re.search(r"(^|/)head(_dist)?/(bias|kernel)$", name) and len(set(classes)) == 2:
                 raise UserError(
-                    f"{directory} is a checkpoint of a model of {classes[0]} classes, and the data have {classes[1]}: use "
-                    f"the data it was trained on, or another workdir"
+                    f"{directory} is a checkpoint of a model of {classes[0]} classes, and the data have {classes[1]}: "
+                    f"use the data it was trained on, or another workdir"
                 )
             raise UserError(
                 f"{directory} is a checkpoint of another model: {name!r} is {there} there but {here} in this one; use "

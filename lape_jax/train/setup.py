@@ -41,11 +41,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
                 f"leave it out"
             )
     model = models.create(**{**implied, **given})
-    task = tasks.of(config)
-    if model.answers != task.answers:
-        raise UserError(
-            f"config.task is {config.task!r}, but {config.model.name} gives a class to each {model.answers}"
-        )
+    tasks.of(config).check_answers(config, model)
     return model
 
 

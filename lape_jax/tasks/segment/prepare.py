@@ -6,7 +6,6 @@ for no class, and TFDS's description (LabeledImage) has the names: so ADE20K's w
 counts like that, is kept byte by byte, as are all images that are not made smaller.
 """
 
-import argparse
 import os
 import re
 import shlex
@@ -24,35 +23,10 @@ from lape_jax.data.offline import resize, rewrite, tfds_files
 from lape_jax.errors import UserError, nearest
 from lape_jax.tasks.segment import masks, transforms
 from lape_jax.tasks.segment.scene import Scene
-from lape_jax.tasks.segment.sources import SceneFiles, ade20k, folder
+from lape_jax.tasks.segment.sources import LAYOUTS, SceneFiles
 
-# How files may be laid out: what opens them, and the directory of their maps.
-LAYOUTS = {"ade20k": (ade20k, "annotations"), "folder": (folder, "masks")}
 NAMED = 100  # pairs that cannot be used, before the rest is not looked at
 CONFIG = "configs/segmenter_ti_mask_ade20k.py"
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    """Those of `python -m lape_jax.prepare scenes`, beside those that all its commands have."""
-    parser.add_argument("--layout", required=True, metavar="LAYOUT", help=f"how DIR is laid out: {' | '.join(LAYOUTS)}")
-    parser.add_argument(
-        "--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced"
-    )
-
-
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """That command."""
-    copy(
-        args.path,
-        args.layout,
-        args.splits,
-        args.out,
-        args.new_name,
-        short=args.short or 0,
-        quality=args.quality,
-        threads=args.threads,
-        say=say,
-    )
 
 
 def copy(

@@ -1,5 +1,6 @@
 """Semantic segmentation, as `lape_jax.tasks.task` asks for it: what ties this room together."""
 
+import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,27 @@ from lape_jax.config import rules
 from lape_jax.data.batches import Batches
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
-from lape_jax.tasks.segment import inputs, loss, pipeline, predict, prepare, show, sources
+from lape_jax.tasks.segment import inputs, loss, pipeline, predict, show, sources
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
 from lape_jax.tasks.task import Candidate, Preparation, Task
+
+
+def _scenes_options(parser: argparse.ArgumentParser) -> None:
+    layouts = " | ".join(sources.LAYOUTS)
+    parser.add_argument("--layout", required=True, metavar="LAYOUT", help=f"how DIR is laid out: {layouts}")
+    parser.add_argument(
+        "--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced"
+    )
+
+
+def _prepare_scenes(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    from lape_jax.tasks.segment import prepare  # here, because it imports TFDS: half a second
+
+    prepare.copy(
+        args.path, args.layout, args.splits, args.out, args.new_name, short=args.short or 0, quality=args.quality,
+        threads=args.threads, say=say,
+    )  # fmt: skip
 
 
 class Segment(Task):
@@ -45,7 +63,7 @@ class Segment(Task):
     )
     choices: ClassVar = {"segment.mean_over": loss.MEANS}
     ignores = ("data.resident", "data.repeats")
-    preparations: ClassVar = {"scenes": Preparation(prepare.options, prepare.run)}
+    preparations: ClassVar = {"scenes": Preparation(_scenes_options, _prepare_scenes)}
     details = True
 
     def add_keys(self, config: ConfigDict) -> None:
