@@ -26,6 +26,8 @@ import numpy as np
 from lape_jax import cli, models, port
 from lape_jax.errors import UserError, nearest
 from lape_jax.port import files
+from lape_jax.port.checkpoint import Part, choose
+from lape_jax.port.contents import directory_weights
 from lape_jax.port.infer import infer
 from lape_jax.port.params import flatten
 from lape_jax.train import config as configs
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     args, settings = parse(argv)
     if args.to not in FORMATS:
         raise UserError(f"--to={nearest(args.to, FORMATS)}")
-    if Path(args.src).is_dir():
+    if Path(args.src).is_dir() and not directory_weights(Path(args.src)):
         if args.model or settings:
             raise UserError("a run says itself which model it has trained: leave out --model")
         model, variables = from_run(Path(args.src))
@@ -72,11 +74,16 @@ def from_weights(
     """
     asked = models.create(name, **settings)
     fixed = {key: getattr(asked, key) for key in settings}
-    try:
-        candidates = infer(lambda probe: files.stored_shapes(weights, probe), asked)
-        return files.fit_first(weights, [candidate.clone(**fixed) for candidate in candidates])
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+
+    def attempt(part: Part) -> tuple[nn.Module, dict[str, Any]]:
+        given = {**part.arrays, **part.outside}
+        candidates = infer(lambda probe: files.stored_shapes(given, probe), asked)
+        return files.fit_first([one.clone(**fixed) for one in candidates], lambda model: files.fit(given, model))
+
+    with files.speaking_of(place):
+        part, found = choose(weights, files.known(asked), attempt)
+    files.say(place, part.notes)
+    return found
 
 
 def table(variables: dict[str, Any]) -> None:

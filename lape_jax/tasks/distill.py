@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.models.segmenter import Segmenter
+from lape_jax.port.contents import split
 from lape_jax.tasks import classify
 
 LABELS = "labels"  # for `distill.teacher`: no teacher, the distillation token learns the labels as the class token does
@@ -56,7 +57,7 @@ def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
             with these classes and images.
     """
     path, name = Path(config.distill.teacher).expanduser(), config.distill.model
-    if not path.exists():
+    if not split(path)[0].exists():
         raise UserError(
             f"config.distill.teacher is {str(path)!r}, which does not exist: it must be a file of weights, or the "
             f"workdir of a run"

@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError
+from lape_jax.port.contents import directory_weights
 from lape_jax.tasks import distill
 from lape_jax.train import config as configs
 from lape_jax.train import finished, sharding
@@ -37,7 +38,7 @@ def load(config: ConfigDict, student: nn.Module, classes: tuple[str, ...], mesh:
     if config.distill.teacher in ("", distill.LABELS):
         return None
     path = Path(config.distill.teacher).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not directory_weights(path):
         return _from_run(path, config, classes, mesh)
     model, variables = distill.load_teacher(config, student)
     return Teacher(model, jax.tree.map(lambda array: place(array, sharding.replicated(mesh)), variables))
