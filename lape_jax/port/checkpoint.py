@@ -6,7 +6,7 @@ the dict and the prefix are those behind which the names are that the model know
 """
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -58,11 +58,12 @@ def choose(
         except UserError as error:
             first = first or error
     if not fitting and found[0].outside:
-        raise UserError(f"{first} (FILE:{found[0].label} would read one part alone)") from first
+        raise UserError(f"{first} (KEY of FILE:KEY can end with {found[0].label!r}, to leave out the rest)") from first
     if not fitting:
         raise first
     if len(fitting) > 1:
-        labels = [part.label for part, _ in fitting if part.label]
+        keys = Counter(part.key for part, _ in fitting)
+        labels = [part.key if part.key and keys[part.key] == 1 else part.label for part, _ in fitting if part.label]
         places = " and ".join(f"under {label!r}" for label in labels[:4])
         raise UserError(f"the checkpoint has weights {places}: pass the ones that you mean (FILE:{labels[-1]})")
     return fitting[0]
@@ -132,53 +133,50 @@ def _dicts(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
 
 
 def _parts(key: str, entries: Mapping[Any, Any], known: frozenset[str]) -> list[Part]:
-    """`entries` without the prefix behind which most known names are; and without another that has about as many."""
+    """`entries` without the prefix behind which most known names are, and the same for other sets of them."""
     names = {name: WRAPPER.sub("", name) for name in entries if isinstance(name, str)}
     if len(set(names.values())) < len(names):
         names = {name: name for name in names}
+    hits = _hits([name for original, name in names.items() if hasattr(entries[original], "shape")], known)
+    if not hits:
+        return [Part(key, "", dict(entries), {}, (f"read from under {key!r}",) if key else (), 0)]
+    found = []
+    for prefix in hits:
+        others = tuple(other for other in hits if other != prefix)
+        arrays, outside, beside = {}, {}, []
+        for original, value in entries.items():
+            name = names.get(original)
+            inside = name is not None and name.startswith(prefix)
+            is_array = hasattr(value, "shape") and (value.shape or "." in (name or ""))  # or a counter
+            if inside and (is_array or pattern(name[len(prefix) :]) in known):
+                arrays[name[len(prefix) :]] = value
+            elif not is_array:
+                beside.append(str(original))
+            elif not others or name is None or not name.startswith(others):
+                outside[original] = value
+        notes = [f"read from under {key!r}"] if key else []
+        notes += _taken(prefix, {original: name for original, name in names.items() if name.startswith(prefix)})
+        notes += [f"not read, as another set of weights: {', '.join(map(repr, others))}"] if others else []
+        notes += [f"not read, as they are no weights: {first_few(beside, 5)}"] if beside else []
+        found.append(Part(key, prefix, arrays, outside, tuple(notes), hits[prefix]))
+    return found
+
+
+def _hits(names: list[str], known: frozenset[str]) -> dict[str, int]:
+    """The prefixes behind each of which are names of a model, and how many kinds of them, most first."""
     behind: dict[str, set[str]] = {}
-    for original, name in names.items():
-        if not hasattr(entries[original], "shape"):
-            continue
+    for name in names:
         starts = [0, *(dot.end() for dot in re.finditer(r"[./]", name))]
         for start in starts[:PREFIX_PARTS]:
             if (kind := pattern(name[start:])) in known:
                 behind.setdefault(name[:start], set()).add(kind)
-    # A stage or a block has many names of a model, too, but none of those that occur once.
-    probable = {
-        prefix: kinds
-        for prefix, kinds in behind.items()
-        if not prefix or (len(kinds) >= ENOUGH and any("#" not in kind for kind in kinds))
-    }
-    chosen: list[str] = []
-    for prefix in sorted(probable, key=lambda prefix: (-len(probable[prefix]), len(prefix))):
-        if not any(prefix.startswith(other) or other.startswith(prefix) for other in chosen):
-            chosen.append(prefix)
-    return [_part(key, prefix, entries, names, known, len(behind.get(prefix, ()))) for prefix in chosen or [""]]
-
-
-def _part(
-    key: str, prefix: str, entries: Mapping[Any, Any], names: Mapping[str, str], known: frozenset[str], hits: int
-) -> Part:
-    if not hits:
-        return Part(key, "", dict(entries), {}, (f"read from under {key!r}",) if key else (), 0)
-    arrays, outside, beside = {}, {}, []
-    for original, value in entries.items():
-        name = names.get(original, "")
-        inside = name.startswith(prefix) and original in names
-        if inside and pattern(name[len(prefix) :]) in known:
-            arrays[name[len(prefix) :]] = value
-        elif not hasattr(value, "shape") or (not value.shape and "." not in name):  # epochs, counters and the like
-            beside.append(str(original))
-        elif inside:
-            arrays[name[len(prefix) :]] = value
-        else:
-            outside[original] = value
-    notes = [f"read from under {key!r}"] if key else []
-    notes += _taken(prefix, {original: name for original, name in names.items() if name.startswith(prefix)})
-    if beside:
-        notes.append(f"not read, as they are no weights: {first_few(beside, 5)}")
-    return Part(key, prefix, arrays, outside, tuple(notes), hits)
+    hits: dict[str, int] = {}
+    for prefix, kinds in sorted(behind.items(), key=lambda item: (-len(item[1]), len(item[0]))):
+        # A stage or a block has many names of a model, too, but none of those that occur once.
+        probable = len(kinds) >= ENOUGH and any("#" not in kind for kind in kinds)
+        if (probable or not prefix) and not any(prefix.startswith(o) or o.startswith(prefix) for o in hits):
+            hits[prefix] = len(kinds)
+    return hits
 
 
 def _taken(prefix: str, names: Mapping[str, str]) -> list[str]:

@@ -127,8 +127,9 @@ def _reader(path: Path) -> Callable[[Path, set[str]], Any]:
 def _read_zip(path: Path, skipped: set[str]) -> Any:
     with reading(path, "NumPy .npz or torch.save"), open_zip(path) as archive:
         names = archive.namelist()
-    arrays = any(name.endswith(".npy") for name in names) and not any(name.endswith("/data.pkl") for name in names)
-    return _read_npz(path, skipped) if arrays or path.suffix == ".npz" else pth.read(path, skipped)
+    of_torch = any(name.endswith("/data.pkl") for name in names)
+    arrays = any(name.endswith(".npy") for name in names) or path.suffix == ".npz"
+    return _read_npz(path, skipped) if arrays and not of_torch else pth.read(path, skipped)
 
 
 def _read_npz(path: Path, skipped: set[str]) -> dict[str, np.ndarray]:

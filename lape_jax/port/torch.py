@@ -78,7 +78,7 @@ def names(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     return found | family.constants(model).keys()
 
 
-def read(given: Mapping[str, Any], model: nn.Module, absent: Collection[str] = ()) -> dict:
+def read(given: Mapping[Any, Any], model: nn.Module, absent: Collection[str] = ()) -> dict:
     """As `from_torch`, of a dict that has the weights and nothing else, under the model's own names."""
     arrays = {name: as_array(name, value) for name, value in given.items()}
     family = _family(model)
