@@ -150,7 +150,7 @@ def _read_shards(path: Path, skipped: set[str]) -> dict[str, Any]:
     """The arrays of all files that an index of shards, as Hugging Face's libraries write it, lists by array."""
     with reading(path, "index of shards (*.index.json)"):
         places = json.loads(path.read_text())["weight_map"]
-        if not all(isinstance(file, str) and Path(file).name == file for file in places.values()):
+        if not all(isinstance(file, str) and file and Path(file).name == file for file in places.values()):
             raise RefusedError("its weight_map does not name files that lie beside it")
     arrays: dict[str, Any] = {}
     for file in sorted(set(places.values())):

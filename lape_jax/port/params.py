@@ -18,7 +18,7 @@ from lape_jax.errors import UserError
 from lape_jax.port.pickled import Opaque
 
 FEW = 3  # names that one error gives of a kind
-LONG = 70  # characters of a name
+LONG, MESSAGE = 70, 390  # characters of a name, and of an error with fewer names where these are long
 COLLECTIONS = ("batch_stats", "constants")
 FLOATS = tuple(np.dtype(kind) for kind in (np.float16, jnp.bfloat16, np.float32, np.float64))
 
@@ -87,10 +87,12 @@ def check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]
         "not floating point:": [f"{name} is {arrays[name].dtype}" for name in untyped],
         "not finite:": infinite,
     }
-    lists = [f"{fault} {first_few(sorted(names, key=natural))}" for fault, names in faults.items() if names]
-    if lists:
-        fit = f"{len(sound) - len(infinite)} of {len(shapes)} fit"
-        raise UserError(f"{what} ({fit}) does not fit the model: {'; '.join(lists)}")
+    fit = f"{len(sound) - len(infinite)} of {len(shapes)} fit"
+    for count in range(FEW, 0, -1) if any(faults.values()) else ():
+        lists = [f"{fault} {first_few(sorted(names, key=natural), count)}" for fault, names in faults.items() if names]
+        message = f"{what} ({fit}) does not fit the model: {'; '.join(lists)}"
+        if len(message) <= MESSAGE or count == 1:
+            raise UserError(message)
 
 
 def first_few(texts: Iterable[str], count: int = FEW) -> str:
