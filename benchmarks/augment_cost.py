@@ -20,10 +20,11 @@ from sklearn.datasets import load_sample_images
 
 from lape_jax import models
 from lape_jax.augment import recipe
-from lape_jax.tasks import classify
-from lape_jax.train import sharding
+from lape_jax.parallel import sharding
+from lape_jax.tasks import TASKS
+from lape_jax.tasks.classify import loss as classify
+from lape_jax.tasks.config import base
 from lape_jax.train import state as states
-from lape_jax.train.config import base
 
 RECIPES = {  # model, image size, default batch, and what of the config differs from `imagenet`
     "imagenet": ("deit_ti", 224, 16, {}),
@@ -102,7 +103,7 @@ def train_step(model, batch):
     tx = optax.adamw(1e-3)
     loss, as_it_is = classify.training_loss(model), lambda batch, key, step: batch
     update = states.update_function(loss, tx, as_it_is, seed=0, accumulate=1, ema_decay=0)
-    state = jax.jit(states.initialiser(model, tx, ema=False))(jax.random.key(0))
+    state = jax.jit(states.initialiser(model, tx, ema=False, task=TASKS["classify"]))(jax.random.key(0))
     program = jax.jit(update, donate_argnums=0)
 
     def call(turn):

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lape_jax import models
-from lape_jax.tasks import classify, distill, segment
-from lape_jax.train import chrono, optim, setup, sharding
+from lape_jax import models, tasks
+from lape_jax.parallel import sharding
+from lape_jax.train import chrono, optim, setup
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 
@@ -27,6 +26,7 @@ class Step(NamedTuple):
     init: Callable  # key -> state
     state: states.TrainState  # shapes and shardings
     batch: dict[str, jax.ShapeDtypeStruct]  # with shardings
+    augmented: dict[str, jax.ShapeDtypeStruct]  # what the loss takes
     frozen: tuple  # shapes and shardings of the variables of a distilled model's teacher
 
 
@@ -36,17 +36,18 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     model = setup.build_model(config, classes)
     plan = plans.make(config, images)
     tx = optim.make(config.optimizer, model.param_shapes(), plan.learning_rate)
-    init = states.initialiser(model, tx, ema=config.ema_decay > 0, task=setup.task(config))
-    loss, frozen, teacher = classify.training_loss(model), (), None
-    if config.task == "segment":
-        loss = segment.training_loss(model, config.segment.mean_over)
-    elif getattr(model, "distilled", False):
+    init = states.initialiser(model, tx, ema=config.ema_decay > 0, task=tasks.of(config))
+    frozen, teacher = (), None
+    if config.distill.model:
         teacher = models.create(config.distill.model, num_classes=classes, dtype=model.dtype)
-        loss = distill.training_loss(model, teacher, config.distill.alpha)
         frozen = (_replicated(teacher.variable_shapes(), mesh),)
+    loss = tasks.of(config).loss(config, model, teacher)
     update = setup.update(config, model, plan.mixing, tx, mesh, teacher)
     abstract = states.abstract(init, mesh, config.sharding)
-    return Step(model, loss, update, init, abstract, _batch(config, mesh), frozen)
+    batch = _batch(config, mesh)
+    augment = tasks.of(config).augmentation(config, model, mesh)
+    augmented = jax.eval_shape(augment, batch, jax.random.key(0), True)
+    return Step(model, loss, update, init, abstract, batch, augmented, frozen)
 
 
 def _replicated(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -57,11 +58,9 @@ def _replicated(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
 def _batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     rows = sharding.batch_sharding(mesh, config.batch_size)
     image = (config.data.image_size, config.data.image_size, config.data.channels)
-    label = image[:2] if config.task == "segment" else ()
-    kinds = {"image": (image, jnp.uint8), "label": (label, jnp.int32), "mask": ((), jnp.float32)}
     return {
-        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=rows)
-        for name, (shape, dtype) in kinds.items()
+        name: jax.ShapeDtypeStruct((config.batch_size, *row.shape), row.dtype, sharding=rows)
+        for name, row in tasks.of(config).shapes(image).items()
     }
 
 
@@ -74,12 +73,9 @@ def compile_step(step: Step) -> jax.stages.Compiled:
 
 def matrix_flops(step: Step) -> float:
     """FLOPs of all matrix products in loss and gradient of one batch, over all devices, remat's among them."""
-    size, classes = step.batch["label"].shape[0], step.model.num_classes
-    float_image = jax.ShapeDtypeStruct((size, *step.model.input_shape), jnp.float32)
-    batch = {**step.batch, "image": float_image, "target": jax.ShapeDtypeStruct((size, classes), jnp.float32)}
     gradient = jax.make_jaxpr(jax.grad(step.loss, has_aux=True))
     variables = step.state.params, step.state.collections
-    return float(chrono.matrix_flops(gradient(*variables, batch, jax.random.key(0), *step.frozen)))
+    return float(chrono.matrix_flops(gradient(*variables, step.augmented, jax.random.key(0), *step.frozen)))
 
 
 def used_bytes(compiled: jax.stages.Compiled) -> int:

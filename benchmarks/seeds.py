@@ -21,7 +21,8 @@ from unittest import mock
 import jax
 
 from lape_jax import cli
-from lape_jax.train import feed, seeds
+from lape_jax.sweeps import seeds
+from lape_jax.train import feed
 from lape_jax.train.loop import train_and_evaluate
 from lape_jax.train.writers import Console
 

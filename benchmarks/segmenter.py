@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lape_jax import cli
-from lape_jax.train import optim, setup, sharding
+from lape_jax import cli, tasks
+from lape_jax.parallel import sharding
+from lape_jax.train import optim, setup
 from lape_jax.train import state as states
 
 CONFIG = Path(__file__).parents[1] / "configs" / "segmenter_ti_mask_ade20k.py"
@@ -102,7 +103,7 @@ def ours(args: argparse.Namespace, join: str, labels: np.ndarray) -> Callable[[]
     config = cli.load_config(f"{CONFIG}:{arg}", "", [*overrides, ("segment.stride", str(min(480, args.size)))])
     model, mesh = setup.build_model(config, CLASSES), sharding.make_mesh(config.mesh)
     tx = optim.make(config.optimizer, model.param_shapes(), lambda step: 1e-3)
-    init = states.initialiser(model, tx, ema=False, task=setup.task(config))
+    init = states.initialiser(model, tx, ema=False, task=tasks.of(config))
     state = jax.jit(init)(jax.random.key(0))
     update = jax.jit(setup.update(config, model, 0, tx, mesh), donate_argnums=0)
     shape = (args.batch, args.size, args.size, 3)

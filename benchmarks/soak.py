@@ -28,7 +28,9 @@ import numpy as np
 
 from lape_jax import cli
 from lape_jax.data import sources
-from lape_jax.train import finished, rules, setup, sharding
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
+from lape_jax.train import finished, setup
 
 ROOT = Path(__file__).parents[1]
 # A run in which everything takes part that has a state or a random number.

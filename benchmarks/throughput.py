@@ -144,7 +144,7 @@ def reason(done: subprocess.CompletedProcess) -> str:
 def load(case: Case, batch: int, smoke: bool):
     """The config of a case; `smoke`: of a model of no size."""
     from lape_jax import cli
-    from lape_jax.train import config as configs
+    from lape_jax.tasks import config as configs
 
     name = "vit_lite_cifar10" if case.model == CIFAR else case.model
     join = "lape" if case.join == "timm" else case.join
@@ -175,7 +175,9 @@ def measure(case: Case, batch: int, args: argparse.Namespace) -> dict:
     import real_step
 
     from lape_jax.data import order
-    from lape_jax.train import chrono, feed, sharding
+    from lape_jax.parallel import sharding
+    from lape_jax.parallel.arrays import place
+    from lape_jax.train import chrono, feed
     from lape_jax.train import state as states
 
     if jax.default_backend() == "cpu" and not args.cpu_smoke:
@@ -213,7 +215,7 @@ def measure(case: Case, batch: int, args: argparse.Namespace) -> dict:
             dispatches += 1
     else:
         most, rows = 1, sharding.batch_sharding(mesh, batch)
-        data = {name: feed.place(array, rows) for name, array in data.items()}
+        data = {name: place(array, rows) for name, array in data.items()}
         compiled = real_step.compile_step(step)
 
         def advance():

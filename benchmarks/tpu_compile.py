@@ -103,7 +103,7 @@ def measure(case: Case) -> dict:
     from jax.experimental import topologies
 
     from lape_jax import cli
-    from lape_jax.train import sharding
+    from lape_jax.parallel import sharding
 
     arg = f"batch={case.batch}" + (",teacher=unread" if "distilled" in case.config else "")
     arg += ",source=tfds" if "segmenter" in case.config else ""

@@ -9,10 +9,10 @@ GPU or TPU chip: the data set lies on it and is augmented there. 310 epochs of 3
 Without random erasing, as its authors' configuration for this data set has it.
 Published top-1, default -> LaPE: 96.034 -> 96.530 %, means of the seeds 121 to 125 on one V100 (LaPE, Table 2).
 Compact Transformers' own: 96.53 %. Not yet trained to the end with this code.
-Arguments: see `lape_jax.train.recipes.compact_cifar`.
+Arguments: see `lape_jax.tasks.classify.recipes.compact_cifar`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.classify import recipes
 
 
 def get_config(arg=""):

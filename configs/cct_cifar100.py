@@ -8,10 +8,10 @@ DATA_DIR holds cifar100 as TFDS prepares it, DIR train.npz and val.npz (`python 
 GPU or TPU chip: the data set lies on it and is augmented there. 310 epochs of 390 steps at batch 128.
 Published top-1, default -> LaPE: 80.928 -> 81.986 %, means of the seeds 121 to 125 on one V100 (LaPE, Table 2).
 Compact Transformers' own: 80.92 %. Not yet trained to the end with this code.
-Arguments: see `lape_jax.train.recipes.compact_cifar`.
+Arguments: see `lape_jax.tasks.classify.recipes.compact_cifar`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.classify import recipes
 
 
 def get_config(arg=""):

@@ -9,10 +9,10 @@ batch of 1024 over all devices; 300 epochs of 1,251 steps. The published runs ha
 BatchNorms saw those alone; here they see the whole batch.
 Published top-1, default -> LaPE: 76.52 -> 76.87 % (LaPE, Table 1); CeiT's own: 76.4 % (its README). Not yet trained to
 the end with this code.
-Arguments: see `lape_jax.train.recipes.ceit`.
+Arguments: see `lape_jax.tasks.classify.recipes.ceit`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.classify import recipes
 
 
 def get_config(arg=""):

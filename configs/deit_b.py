@@ -9,10 +9,10 @@ batch of 1024 over all devices; 300 epochs of 1,251 steps.
 Published top-1, default -> LaPE: 81.64 -> 81.97 % (LaPE, Table 1); DeiT's own: 81.8 % (crop=deit evaluates as it does).
 Published time: 8 V100, 128 images each: 590 s an epoch with LaPE, 588 s without (its Table 6). Not yet trained
 to the end with this code.
-Arguments: see `lape_jax.train.recipes.deit`.
+Arguments: see `lape_jax.tasks.classify.recipes.deit`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.classify import recipes
 
 
 def get_config(arg=""):

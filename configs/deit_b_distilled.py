@@ -7,10 +7,10 @@ published it. Any other model of the same classes and image size can teach: the 
 or a file of weights with --config.distill.model=NAME.
 Published top-1, default -> LaPE: 83.05 -> 83.41 % (LaPE, Table 1); DeiT's own: 83.4 %. Hardware: as
 deit_b.py, and the teacher's forward pass. Not yet trained to the end with this code.
-Arguments: see `lape_jax.train.recipes.deit`.
+Arguments: see `lape_jax.tasks.classify.recipes.deit`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.classify import recipes
 
 
 def get_config(arg=""):

@@ -9,10 +9,10 @@ batch of 1024 over all devices; 300 epochs of 1,251 steps.
 Published top-1, default -> LaPE: 80.00 -> 80.54 % (LaPE, Table 1); DeiT's own: 79.9 % (crop=deit evaluates as it does).
 Published time: 4 V100, 256 images each: 516 s an epoch with LaPE, 511 s without (its Table 6). Not yet trained
 to the end with this code.
-Arguments: see `lape_jax.train.recipes.deit`.
+Arguments: see `lape_jax.tasks.classify.recipes.deit`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.classify import recipes
 
 
 def get_config(arg=""):

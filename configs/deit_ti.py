@@ -9,10 +9,11 @@ batch of 1024 over all devices; 300 epochs of 1,251 steps.
 Published top-1, default -> LaPE: 71.54 -> 73.11 % (LaPE, Table 1); DeiT's own: 72.2 % (crop=deit evaluates as it does).
 Published time: 4 V100, 256 images each: 412 s an epoch with LaPE, 410 s without (its Table 6). Not yet trained
 to the end with this code.
-Arguments: see `lape_jax.train.recipes.deit`.
+Arguments: see `lape_jax.tasks.classify.recipes.deit`.
 """
 
-from lape_jax.train import recipes, sweeps
+from lape_jax.sweeps import grid as sweeps
+from lape_jax.tasks.classify import recipes
 
 
 def get_config(arg=""):

@@ -8,7 +8,8 @@ DIR holds one folder per class in train/ and val/, JPEG or PNG. DeiT's learning 
 on the images. `debug` without a path runs on scikit-learn's digits.
 """
 
-from lape_jax.train.config import base, parse_arg
+from lape_jax.config.reading import parse_arg
+from lape_jax.tasks.config import base
 
 
 def get_config(arg=""):

@@ -12,10 +12,10 @@ DIR is ADEChallengeData2016 as its authors publish it; DATA_DIR holds it as arra
 WEIGHTS are those of DeiT-S with the same joining: a file, or the workdir of its run; without `init` training starts
 from nothing. 160,000 steps of 8 crops of 512 pixels, on a GPU or TPU chip or several; the published runs had 4 GPUs.
 LaPE's paper has no linear decoder. Not yet trained to the end with this code.
-Arguments: see `lape_jax.train.recipes.segmenter`.
+Arguments: see `lape_jax.tasks.segment.recipes.segmenter`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.segment import recipes
 
 
 def get_config(arg=""):

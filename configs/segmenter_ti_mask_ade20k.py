@@ -14,10 +14,10 @@ from nothing. 160,000 steps of 8 crops of 512 pixels, on a GPU or TPU chip or se
 Published mIoU, one scale, default -> LaPE: 36.534 -> 37.908 % (LaPE, Table 4); without LaPE
 38.1 % in the authors' code, 39.99 % in MMSegmentation's, both from AugReg's weights.
 Not yet trained to the end with this code.
-Arguments: see `lape_jax.train.recipes.segmenter`.
+Arguments: see `lape_jax.tasks.segment.recipes.segmenter`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.segment import recipes
 
 
 def get_config(arg=""):

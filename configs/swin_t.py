@@ -10,10 +10,10 @@ the third LaPE without the relative bias. DATA_DIR holds imagenet2012 as TFDS pr
 per class in train/ and val/. A global batch of 1024 over all devices; 300 epochs of 1,251 steps.
 Published top-1 (LaPE, Table 1): relative bias alone 81.12 %, with a table and LaPE 81.49 %; a table without the bias,
 default -> LaPE 80.92 -> 81.25 %. Swin's own: 81.2 % (its README). Not yet trained to the end with this code.
-Arguments: see `lape_jax.train.recipes.swin`.
+Arguments: see `lape_jax.tasks.classify.recipes.swin`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.classify import recipes
 
 
 def get_config(arg=""):

@@ -9,10 +9,10 @@ batch of 512 over all devices; 310 epochs of 2,502 steps. The position embedding
 learned.
 Published top-1, default -> LaPE: 71.69 -> 71.92 % on 4 V100 (LaPE, Table 1); T2T-ViT's own: 71.7 %, of the running mean
 of the weights (`val/ema_top1` here; which one LaPE's are is not said). Not yet trained to the end with this code.
-Arguments: see `lape_jax.train.recipes.t2t`.
+Arguments: see `lape_jax.tasks.classify.recipes.t2t`.
 """
 
-from lape_jax.train import recipes
+from lape_jax.tasks.classify import recipes
 
 
 def get_config(arg=""):

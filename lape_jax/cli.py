@@ -2,7 +2,7 @@
 
     COMMAND --config=FILE.py[:arg,arg=value] --workdir=DIR [--config.key=value ...] [--option=value ...]
 
-FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/train/config.py). Exit codes: 0 done,
+FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/config/schema.py). Exit codes: 0 done,
 1 a bug (with its traceback), 2 a mistake in what was given (one line on stderr), 130 interrupted.
 """
 
@@ -14,15 +14,15 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from lape_jax.config.reading import unknown_key
 from lape_jax.errors import UserError, nearest
-from lape_jax.train import config as configs
-from lape_jax.train.validation import validate
+from lape_jax.tasks import config as configs
 
 _VALUES = {"config": "FILE", "workdir": "DIR"}
 Result = TypeVar("Result")
@@ -44,7 +44,8 @@ def run(
             sys.exit(cli.run(main, description=__doc__, required=("config", "workdir")))
 
     `config` is complete and valid: that of --config or, without it, of DIR/config.json, with the overrides put in.
-    `args` holds the text of every option by its name, "" where it was not given.
+    `args` holds the text of every option by its name, "" where it was not given, and in `overrides` {key: text} of the
+    config's keys that were.
 
     Args:
         main: the command.
@@ -57,6 +58,7 @@ def run(
 
     def command() -> None:
         args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {}, files)
+        args.overrides = dict(overrides)
         main(load_config(args.config, args.workdir, overrides), args)
 
     return exit_code(command)
@@ -115,7 +117,6 @@ def parse(
         description=description,
         epilog="Any key of the config can be set: --config.optimizer.lr=3e-4 --config.total_epochs=100",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file, and its argument")
     parser.add_argument("--workdir", default="", metavar="DIR", help="directory of the run: checkpoints, metrics, ...")
@@ -145,7 +146,7 @@ def load_config(file: str, workdir: str, overrides: Sequence[tuple[str, str]] = 
     else:
         raise UserError("--config=FILE is missing, and so is a --workdir=DIR to take the config from")
     configs.override(config, overrides)
-    validate(config)
+    configs.validate(config)
     return config
 
 
@@ -198,7 +199,7 @@ def _explain(error: Exception, path: str) -> str:
     # ml_collections says only 'optimzer', or lists the whole config after it.
     key = re.match(r"\W*(?:Key \W)?(\w+)", text)
     if key and isinstance(error, AttributeError | KeyError) and "ml_collections" in frames[-1].filename:
-        text = str(configs.unknown_key(key[1]))
+        text = str(unknown_key(key[1], configs.base()))
     else:
         text = f"{type(error).__name__}: {text}"
     return f"config file {path!r}, line {line}: {text}"
@@ -224,7 +225,10 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[s
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit."""
+    """Raises UserError where argparse would print its usage and exit, and takes no option that is only begun."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> None:
         raise UserError(message)

@@ -18,19 +18,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from lape_jax import cli, port
-from lape_jax.analysis import overlays, plots
-from lape_jax.data.example import SceneSource
+from lape_jax import cli, tasks
 from lape_jax.errors import UserError
-from lape_jax.tasks import segment
-from lape_jax.train import finished, hosts, setup, sharding
-from lape_jax.train.segmentation import SceneEvaluator
-from lape_jax.visualize import OVERLAYS, compare, write
+from lape_jax.parallel import hosts, sharding
+from lape_jax.port.files import write_all
+from lape_jax.tasks.task import OVERLAYS
+from lape_jax.train import trained
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
@@ -42,59 +39,37 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
 
 def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
     """What was evaluated, and its metrics."""
-    if bool(args.weights) == bool(args.workdir):
-        raise UserError("give either --workdir=DIR (a run) or --weights=FILE with --config=FILE.py")
-    if args.weights and args.step:
-        raise UserError("--step is of a run: leave it out with --weights")
-    if args.workdir and args.config:
-        raise UserError("a run is evaluated with its own config: leave out --config (single keys can be overridden)")
+    trained.check_origin(args)
     count = _overlays(config, args)
     if args.out and jax.process_index() == 0:
-        write(Path(args.out).expanduser(), {})  # says at once if it cannot be
-    train_classes = setup.open_split(config, "train").classes
-    source = setup.open_split(config, "val")
-    model = setup.build_model(config, len(train_classes))
-    mesh = sharding.make_mesh(config.mesh)
-    if args.weights:
-        variables = jax.device_put(port.load(args.weights, model), sharding.replicated(mesh))
-        tested = {"weights": args.weights}
-    else:
-        state, step = finished.state(Path(args.workdir), config, model, mesh, args.step, config.sharding)
-        variables, tested = state.variables, {"workdir": args.workdir, "step": step}
-    evaluator = setup.evaluator(config, model, mesh, source)
-    results = evaluator(variables)
+        write_all(Path(args.out).expanduser(), {})  # says at once if it cannot be
+    task = tasks.of(config)
+    found = trained.load(config, args, args.step, config.sharding)
+    source = task.open_for(config, "val", found.classes, found.what)
+    evaluator = task.evaluator(config, found.model, sharding.make_mesh(config.mesh), source)
+    results = evaluator(found.variables)
     if args.out:
-        contents = by_class(config, evaluator, variables, source, count)
+        contents = task.evaluation_files(config, evaluator, found.variables, source, count)
         if jax.process_index() == 0:
-            write(Path(args.out).expanduser(), contents)
-    if args.workdir and state.ema is not None:
-        results |= evaluator(state.ema, prefix="val/ema_")
+            write_all(Path(args.out).expanduser(), contents)
+    if found.ema is not None:
+        results |= evaluator(found.ema, prefix="val/ema_")
+    tested = {"workdir": args.workdir, "step": found.step} if args.workdir else {"weights": args.weights}
     return tested | results
 
 
 def _overlays(config: ConfigDict, args: argparse.Namespace) -> int:
     """The number of overlays. Raises UserError for options that do not fit."""
     for name in ("out", "overlays"):
-        if config.task != "segment" and getattr(args, name):
-            raise UserError(f"--{name} is of segmentation: leave it out")
+        if getattr(args, name) and not tasks.of(config).details:
+            raise UserError(
+                f"--{name}: there is nothing more to say of task={config.task} than its metrics; leave it out"
+            )
     if args.overlays and not args.out:
         raise UserError("--overlays needs --out=DIR to be written to")
     if args.overlays and not args.overlays.isdecimal():
         raise UserError(f"--overlays={args.overlays}: it must be a whole number, at least 0")
     return int(args.overlays or OVERLAYS)
-
-
-def by_class(
-    config: ConfigDict, evaluator: SceneEvaluator, variables: Any, source: SceneSource, count: int
-) -> dict[str, bytes]:
-    """Files by name, of the evaluation that was made last; overlays of `count` images. All processes must call it."""
-    found, classes = segment.scores(evaluator.matrix), source.classes
-    columns = {"iou": found["iou"], "accuracy": found["accuracy"], "pixels": evaluator.matrix.sum(axis=1)}
-    figures = {"iou": overlays.iou_chart(classes, found["iou"])}
-    if count:
-        figures["overlays"] = compare(config, source, count, {"prediction": (evaluator, variables)})
-    drawn = {f"{name}.png": plots.render(figure, "png") for name, figure in figures.items()}
-    return {"iou.csv": overlays.class_table(classes, columns).encode()} | drawn
 
 
 if __name__ == "__main__":

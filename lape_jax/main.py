@@ -11,7 +11,7 @@ import sys
 from ml_collections import ConfigDict
 
 from lape_jax import cli
-from lape_jax.train import hosts
+from lape_jax.parallel import hosts
 from lape_jax.train.loop import train_and_evaluate
 
 

@@ -1,7 +1,7 @@
 """Looks over, downloads, shrinks and converts data sets, once, before training.
 
-    python -m lape_jax.prepare check  --path=DIR | --source=arrays --path=DIR | --name=NAME --path=DATA_DIR  [--all]
-    python -m lape_jax.prepare resize --path=DIR | --name=NAME --path=DATA_DIR  --short=N --out=OUT
+    python -m lape_jax.prepare check (--path=DIR | --source=arrays --path=DIR | --name=NAME --path=DATA_DIR) [--all]
+    python -m lape_jax.prepare resize (--path=DIR | --name=NAME --path=DATA_DIR) --short=N --out=OUT
     python -m lape_jax.prepare scenes --path=DIR --layout=ade20k|folder --out=OUT [--as=NAME] [--short=N]
     python -m lape_jax.prepare tfds NAME --path=DATA_DIR [--manual=DIR]
     python -m lape_jax.prepare cifar --path=OFFICIAL_FILES --out=OUT
@@ -30,8 +30,10 @@ from pathlib import Path
 from lape_jax import cli
 from lape_jax.data.offline import check, cifar, splits
 from lape_jax.errors import UserError
+from lape_jax.tasks import TASKS
+from lape_jax.tasks.task import Preparation
 
-COMMANDS = ("check", "resize", "scenes", "tfds", "cifar")
+COMMANDS = ("check", "resize", "tfds", "cifar")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,13 +48,6 @@ def main(argv: Sequence[str]) -> None:
                 args.set, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
                 threads=args.threads, max_corrupt=args.max_corrupt, say=say,
             )  # fmt: skip
-        case "scenes":
-            from lape_jax.data.offline import scenes
-
-            scenes.copy(
-                args.path, args.layout, args.splits, args.out, args.new_name, short=args.short or 0,
-                quality=args.quality, threads=args.threads, say=say,
-            )  # fmt: skip
         case "tfds":
             from lape_jax.data.offline import download
 
@@ -62,6 +57,13 @@ def main(argv: Sequence[str]) -> None:
             version, counts = cifar.convert(args.path, Path(args.out))
             say(f"{version}: {', '.join(f'{args.out}/{split}.npz: {n:,} images' for split, n in counts.items())}")
             say(f"look it over: python -m lape_jax.prepare check --source=arrays --path={shlex.quote(args.out)}")
+        case name:
+            of_tasks()[name].run(args, say)
+
+
+def of_tasks() -> dict[str, Preparation]:
+    """The commands that tasks bring, by name."""
+    return {name: one for task in TASKS.values() for name, one in task.preparations.items()}
 
 
 def say(line: str) -> None:
@@ -75,7 +77,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m lape_jax.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add = {name: commands.add_parser(name).add_argument for name in COMMANDS}
+    parsers = {name: commands.add_parser(name) for name in (*COMMANDS, *of_tasks())}
+    add = {name: one.add_argument for name, one in parsers.items()}
     place = {"type": os.path.expanduser, "default": "", "metavar": "DIR"}
     for option in add.values():
         option("--path", help="where the data set is", **place)
@@ -83,21 +86,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         option("--source", default="", help=f"kind of data set: {', '.join(splits.KINDS)}")
         option("--name", default="", help="of a TFDS data set: NAME[/CONFIG][:VERSION]")
         option("--train", default="train", help="the split that defines the classes (default %(default)s)")
-    for option in (add["check"], add["resize"], add["scenes"]):
+    for option in (add[name] for name in ("check", "resize", *of_tasks())):
         option("--splits", default="", metavar="A,B", help="only these")
         option("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
-    for name in ("resize", "scenes"):
+    for name in ("resize", *of_tasks()):
         shorter = "pixels of the shorter side, at most"
         add[name]("--short", type=int, required=name == "resize", metavar="N", help=shorter)
         add[name]("--quality", type=int, default=90, help="of JPEG (default %(default)s)")
     add["check"]("--all", action="store_true", help="read all images, not only some of each split")
     add["resize"]("--max-corrupt", type=int, default=10, help="how many unreadable images are left out at most")
     add["resize"]("--as", dest="new_name", default="", metavar="NAME", help="of the copy, instead of NAME_N")
-    add["scenes"]("--layout", required=True, metavar="LAYOUT", help="how DIR is laid out: ade20k | folder")
-    add["scenes"]("--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced")
+    for name, one in of_tasks().items():
+        one.options(parsers[name])
     add["tfds"]("name", metavar="NAME", help="NAME[/CONFIG][:VERSION]")
     add["tfds"]("--manual", help="where files are that must be downloaded by hand", **place)
-    for name in ("resize", "scenes", "cifar"):
+    for name in ("resize", "cifar", *of_tasks()):
         add[name]("--out", required=True, help="where the result goes", **place)
     args = parser.parse_args(argv)
     for name, low, high in (("threads", 1, 1024), ("short", 8, 8192), ("quality", 1, 95), ("max_corrupt", 0, 10**9)):

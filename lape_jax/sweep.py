@@ -2,9 +2,9 @@
 
     python -m lape_jax.sweep --config=FILE.py[:NAME,arg=value] --out=DIR [--seeds=0,1,2] [--config.key=value ...]
 
-FILE.py has a function `sweep(arg) -> Sweep` (see lape_jax/train/sweeps.py), which is given what follows the colon.
+FILE.py has a function `sweep(arg) -> Sweep` (see lape_jax/sweeps/grid.py), which is given what follows the colon.
 Options --config.key=value go to every run. The seeds of a cell train together, as one program on one device, where
-their data lie on it (`lape_jax.train.seeds`), and one after another where not. What fails does not keep the rest from
+their data lie on it (`lape_jax.sweeps.seeds`), and one after another where not. What fails does not keep the rest from
 being trained; the exit code is then 2. The same command goes on with a sweep that was interrupted (SIGTERM and Ctrl-C
 save a checkpoint first), and tries again what failed; with other --seeds it trains those that are not there, and the
 table is of the seeds that it names.
@@ -13,6 +13,7 @@ DIR gets table.md, cells.csv, seeds.csv, table.png and table.pdf, renewed after 
 workdir of every run.
 """
 
+import argparse
 import contextlib
 import shlex
 import signal
@@ -24,24 +25,20 @@ from ml_collections import ConfigDict
 
 from lape_jax import cli
 from lape_jax.analysis import plots
+from lape_jax.config.schema import DURATIONS
 from lape_jax.errors import UserError
-from lape_jax.train import sweep_runs, table
+from lape_jax.sweeps import runs as sweep_runs
+from lape_jax.sweeps import table
+from lape_jax.sweeps.grid import Sweep
 from lape_jax.train import workdir as workdirs
-from lape_jax.train.config import DURATIONS
 from lape_jax.train.signals import StopRequest
-from lape_jax.train.sweeps import Sweep
 from lape_jax.train.writers import Console
 
 OPTIONS = {"out": "directory of the results", "seeds": "seeds, separated by commas, instead of the sweep's"}
 
 
 def main(argv: list[str]) -> None:
-    args, overrides = cli.parse(argv, __doc__, ("config", "out"), OPTIONS)
-    if args.workdir:
-        raise UserError("a sweep has many workdirs, all in --out=DIR: leave out --workdir")
-    for key, _ in overrides:
-        if key == "seed" or key.startswith("distributed."):
-            raise UserError(f"--config.{key} does not suit a sweep, which is one process and has its --seeds")
+    args, overrides = parse(argv)
     sweep = cli.call_config_file(args.config, "sweep", Sweep)
     seeds = _seeds(args.seeds) if args.seeds else list(sweep.seeds)
     out = Path(args.out).expanduser()
@@ -66,6 +63,17 @@ def main(argv: list[str]) -> None:
     failed = [str(job.cell) for job in jobs if job.missing]
     if failed:
         raise UserError(f"there were failures in {', '.join(failed)}: see {str(out / 'table.md')!r}")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The options, and the overrides of every config."""
+    args, overrides = cli.parse(argv, __doc__, ("config", "out"), OPTIONS)
+    if args.workdir:
+        raise UserError("a sweep has many workdirs, all in --out=DIR: leave out --workdir")
+    for key, _ in overrides:
+        if key == "seed" or key.startswith("distributed."):
+            raise UserError(f"--config.{key} does not suit a sweep, which is one process and has its --seeds")
+    return args, overrides
 
 
 def write(out: Path, sweep: Sweep, jobs: Sequence[sweep_runs.Job], labels: Sequence[str]) -> None:

@@ -26,39 +26,20 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lape_jax import cli, convert
-from lape_jax.analysis import overlays, plots
+from lape_jax import cli, convert, tasks
 from lape_jax.analysis.seen import SCRIPT_EPS
 from lape_jax.analysis.study import Study, distinct, render, study, text
 from lape_jax.augment.photometric import normalise
-from lape_jax.data import decode, scene_pipeline
-from lape_jax.data.example import Example, Scene, SceneSource, Source
 from lape_jax.errors import UserError
-from lape_jax.port import files
-from lape_jax.train import config as configs
-from lape_jax.train import finished, setup, sharding
-from lape_jax.train.segmentation import SceneEvaluator
-
-if TYPE_CHECKING:
-    import matplotlib.figure
-
-BATCH = {"classify": 32, "segment": 4}  # images at a time
-OVERLAYS = 8  # images
-
-
-class Run(NamedTuple):
-    """A checkpoint of a run."""
-
-    config: Any
-    model: nn.Module
-    variables: dict  # on the host
+from lape_jax.parallel import sharding
+from lape_jax.port import about, files
+from lape_jax.tasks.task import OVERLAYS, Candidate, Spread
+from lape_jax.train import finished, setup
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,127 +61,54 @@ def main(argv: Sequence[str]) -> None:
         runs = [load(Path(path), args.step) for path in args.workdir]
         studies = distinct([of_run(run, count, eps) for run in runs], args.workdir)
         shown = _number("overlays", args.overlays or str(OVERLAYS), int) if count else 0
-        contents = drawn_overlays({one.label: run for one, run in zip(studies, runs, strict=True)}, shown)
+        contents = comparisons({one.label: run for one, run in zip(studies, runs, strict=True)}, shown)
     contents = render(studies, eps, token, layers) | contents
-    write(Path(args.out), contents)
+    files.write_all(Path(args.out), contents)
     print("\n\n".join(map(text, studies)))
     print(f"\n{args.out}: {', '.join(contents)}")
 
 
 def of_weights(path: str, name: str, settings: dict[str, Any], eps: float) -> Study:
     """The weights in a file, for a model called `name`."""
-    if not name:
-        raise UserError("--model=NAME is missing: which model are the weights of?")
+    name, settings = convert.asked(path, about.read(path), name, settings)
     model, variables = convert.from_weights(*files.read(path), name, settings)
     return study(f"{name}, {model.joining}, {model.pe}", model, variables, eps=eps)
 
 
-def load(path: Path, step: str) -> Run:
+def load(path: Path, step: str) -> Candidate:
     """A checkpoint of the run in `path`."""
     config = cli.load_config("", str(path))
-    model = setup.build_model(config, len(finished.classes(path, "the run")))
-    state, _ = finished.state(path, config, model, _mesh(), step, sharding.REPLICATED)
-    return Run(config, model, jax.device_get(state.variables))
+    classes = finished.classes(path, "the run")
+    model = setup.build_model(config, len(classes))
+    state, _ = finished.state(path, config, model, sharding.data_mesh(), step, sharding.REPLICATED)
+    return Candidate(config, model, jax.device_get(state.variables), classes)
 
 
-def of_run(run: Run, count: int, eps: float) -> Study:
+def of_run(run: Candidate, count: int, eps: float) -> Study:
     """A run, measured on `count` of its validation images."""
-    images = validation_images(run.config, count) if count else None
+    images = validation_images(run, count) if count else None
     label = f"{run.model.joining}, {run.model.pe}" if hasattr(run.model, "joining") else run.config.model.name
     return study(label, run.model, run.variables, images, eps)
 
 
-def _mesh() -> jax.sharding.Mesh:
-    return sharding.make_mesh(configs.base().mesh)  # whatever devices a run had
-
-
-def validation_images(config: Any, count: int) -> Iterator[jax.Array]:
+def validation_images(run: Candidate, count: int) -> Iterator[jax.Array]:
     """So many validation images of a run, from all over the set, as its model sees them, in batches."""
+    config, task = run.config, tasks.of(run.config)
     try:
-        source = Spread(setup.open_split(config, "val"), count)
+        source = Spread(task.open_alone(config, "val", run.classes), count)
     except UserError as error:
         raise UserError(f"{error} (--images=0 does without)") from error
-    size = min(BATCH[config.task], len(source))
-    if config.task == "segment":
-        batches = _windows(config, source, size)
-    else:
-        batches = (batch["image"][batch["mask"] > 0] for batch in setup.evaluation_batches(config, source)(size, 0, 1))
-    return (normalise(jnp.asarray(batch), config.data.mean, config.data.std) for batch in batches)
+    return (normalise(jnp.asarray(batch), config.data.mean, config.data.std) for batch in task.samples(config, source))
 
 
-def _windows(config: Any, source: SceneSource, size: int) -> Iterator[np.ndarray]:
-    """The middle of each image, whose shorter side is resized to that of a window; `size` of them at a time."""
-    data, batch = config.data, []
-    with scene_pipeline.scenes(source, range(len(source)), data.channels, data.threads) as scenes:
-        for pixels, _, _ in scenes:
-            batch.append(decode.eval_crop(pixels, data.image_size, 1.0))
-            if len(batch) == size:
-                yield np.stack(batch)
-                batch = []
-    if batch:
-        yield np.stack(batch)
-
-
-def drawn_overlays(runs: Mapping[str, Run], count: int) -> dict[str, bytes]:
-    """Files by name: overlays.png and .pdf, `count` images, of all the runs that segment, by what they are called.
-
-    Raises:
-        UserError: they are not of the same validation images, or these cannot be read.
-    """
-    runs = {label: run for label, run in runs.items() if run.config.task == "segment"}
-    if not runs or not count:
-        return {}
-    first, *others = runs.values()
-    for other in others:
-        for key in ("source", "path", "name", "val_split", "channels"):
-            here, there = (run.config.data[key] for run in (first, other))
-            if here != there:
-                raise UserError(
-                    f"these runs segment other images: data.{key} is {here!r} and {there!r} (--images=0 does without)"
-                )
-    source, predicted = setup.open_split(first.config, "val"), {}
-    for label, (config, model, variables) in runs.items():
-        mesh = _mesh()
-        evaluator = SceneEvaluator(model, config, mesh, source)
-        predicted[label] = evaluator, jax.device_put(variables, sharding.replicated(mesh))
-    figure = compare(first.config, source, count, predicted)
-    return {f"overlays.{form}": plots.render(figure, form) for form in plots.FORMATS}
-
-
-def compare(
-    config: Any, source: SceneSource, count: int, predictors: Mapping[str, tuple[SceneEvaluator, Any]]
-) -> "matplotlib.figure.Figure":
-    """`count` scenes from all over a set, beside what evaluators (with variables, by title) make of them."""
-    source = Spread(source, count)
-    with scene_pipeline.scenes(source, range(len(source)), config.data.channels, config.data.threads) as scenes:
-        images, truths, names = zip(*scenes, strict=True)
-    maps = [list(evaluator.maps(variables, images)) for evaluator, variables in predictors.values()]
-    rows = list(zip(images, truths, *maps, strict=True))
-    return overlays.comparison(rows, source.classes, list(predictors), [Path(name).name for name in names])
-
-
-class Spread:
-    """`count` examples of a source at equal distances: the data sets lie there class by class."""
-
-    def __init__(self, source: Source | SceneSource, count: int):
-        self.source, self.count, self.classes = source, min(count, len(source)), source.classes
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Example | Scene:
-        return self.source[index * len(self.source) // self.count]
-
-
-def write(out: Path, contents: dict[str, bytes]) -> None:
-    """Each file whole or not at all."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be made: {error.strerror}") from error
-    for name, content in contents.items():
-        with files.replacing(out / name) as file:
-            file.write(content)
+def comparisons(runs: Mapping[str, Candidate], count: int) -> dict[str, bytes]:
+    """Files by name: what runs, by what they are called, make of `count` validation images of their task."""
+    contents = {}
+    for task in tasks.TASKS.values():
+        own = {label: run for label, run in runs.items() if tasks.of(run.config) is task}
+        if own and count:
+            contents |= task.comparison(own, count)
+    return contents
 
 
 def _number(name: str, given: str | float, kind: type) -> Any:

@@ -1,14 +1,42 @@
-"""Runs before any test imports JAX: eight CPU devices, a compilation cache, shape types checked at run time."""
+"""Runs before any test imports JAX: eight CPU devices, cheap compilation, shape types checked at run time."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "lape_jax_tests_jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax
+import pytest
 from jaxtyping import install_import_hook
 
+from tests import quick
+
+FLAGS = f"--xla_force_host_platform_device_count=8 {quick.FLAGS}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 install_import_hook("lape_jax", "beartype.beartype")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay in one process: they share its fixtures, and their compiled programs."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # the order of pytest_collection_modifyitems, and not by number of tests
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs, right in tests/, come first: else one process would be left alone with them in the end."""
+    items.sort(key=lambda item: len(item.path.parts))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Compiled programs are dropped after each file, or a process would grow to gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -17,13 +17,13 @@ import numpy as np
 
 from lape_jax import cli
 from lape_jax.data import pipeline, resident
-from lape_jax.data.example import Scene
 from lape_jax.errors import UserError
-from lape_jax.train import hosts, sharding
+from lape_jax.parallel import hosts, sharding
+from lape_jax.tasks.classify.evaluate import Evaluator
+from lape_jax.tasks.segment.evaluate import SceneEvaluator
+from lape_jax.tasks.segment.scene import Scene
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.evaluation import Evaluator
-from lape_jax.train.segmentation import SceneEvaluator
 from lape_jax.train.writers import Writers
 from tests import runs
 
@@ -84,8 +84,8 @@ def main(task: str, directory: Path) -> None:
         if task == "fails" and SECOND:
             raise UserError("a mistake of one process")
         hosts.gather("")  # as any other collective operation
-        if task == "plays":
-            happened = {scene.__name__: told(scene, directory / scene.__name__) for scene in SCENES}
+        if task in SCENES:
+            happened = {scene.__name__: told(scene, directory / scene.__name__) for scene in SCENES[task]}
             (directory / f"happened_{jax.process_index()}.json").write_text(json.dumps(happened))
             hosts.gather("")
             if SECOND:
@@ -249,19 +249,8 @@ def interrupted(workdir):
         train_small(workdir, ENDLESS)
 
 
-SCENES = (
-    starts,
-    goes_on,
-    claimed,
-    not_shared,
-    other_data,
-    evaluates,
-    unreadable_evaluation,
-    segments,
-    unreadable_scene,
-    unreadable,
-    interrupted,
-)
+EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene)
+SCENES = {"evaluations": EVALUATIONS, "plays": (starts, goes_on, *EVALUATIONS, unreadable, interrupted)}
 
 if __name__ == "__main__":
     sys.exit(cli.exit_code(lambda: main(sys.argv[1], Path(sys.argv[2]))))

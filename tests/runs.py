@@ -13,7 +13,8 @@ from PIL import Image
 
 from lape_jax import cli
 from lape_jax.data import sources
-from lape_jax.train import chrono, sharding
+from lape_jax.parallel import sharding
+from lape_jax.train import chrono
 from lape_jax.train.loop import train_and_evaluate
 from tests import quick
 

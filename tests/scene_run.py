@@ -4,11 +4,13 @@ import functools
 
 import jax
 
+from lape_jax import tasks
+from lape_jax.config.reading import to_json
+from lape_jax.tasks.config import base
 from lape_jax.train import optim, setup
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import base, to_json
 from tests import runs
 from tests.port.tiny import random_variables
 
@@ -36,11 +38,11 @@ def workdir(path, **model):
     """Made once for all tests; the running mean is of weights twice as large."""
     path.mkdir()
     found = config(**model)
-    train, val = (setup.open_split(found, split) for split in ("train", "val"))
+    train, val = (tasks.of(found).open_split(found, split) for split in ("train", "val"))
     segmenter = setup.build_model(found, len(train.classes))
     tx = optim.make(found.optimizer, segmenter.param_shapes(), float)
     with runs.on(1):
-        state = jax.jit(states.initialiser(segmenter, tx, True, setup.task(found)))(jax.random.key(0))
+        state = jax.jit(states.initialiser(segmenter, tx, True, tasks.of(found)))(jax.random.key(0))
     variables = random_variables(segmenter)
     state = state.replace(params=variables["params"], ema=jax.tree.map(lambda leaf: 2 * leaf, variables))
     (path / "config.json").write_text(to_json(found))

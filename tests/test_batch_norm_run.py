@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from lape_jax import evaluate
-from lape_jax.train import finished, rules, setup, sharding
-from lape_jax.train.config import from_json
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import from_json
+from lape_jax.train import finished, setup
 from tests import runs
 
 # float32, so that numbers can be compared; three steps with checkpoints after one and all
@@ -58,6 +60,7 @@ def test_resumed_it_ends_with_the_same_bits(eight, tmp_path):
         assert found[name].tobytes() == value.tobytes(), name
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(eight, tmp_path):
     _, lines = runs.train(tmp_path, runs.load(CONFIG, **STEPS))
     assert runs.losses(lines) == pytest.approx(runs.losses(runs.metrics(eight)), rel=1e-5)

@@ -7,11 +7,12 @@ import jax
 import pytest
 
 from lape_jax import cli
+from lape_jax.config.reading import to_json
 from lape_jax.errors import UserError
-from lape_jax.train.config import to_json
 
 CONFIG = """\
-from lape_jax.train.config import base, parse_arg
+from lape_jax.config.reading import parse_arg
+from lape_jax.tasks.config import base
 
 
 def get_config(arg=""):

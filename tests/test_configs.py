@@ -4,16 +4,16 @@ import ast
 import math
 import re
 
+import numpy as np
 import pytest
 
 from lape_jax import cli
+from lape_jax.train import plan as plans
 from lape_jax.train import setup
 from tests import runs
 
 FILES = sorted((runs.ROOT / "configs").glob("*.py"))
-# In its debug form a config is that of a smaller or easier sibling with another number here or there.
-SIBLINGS = {f"{name}.py" for name in ("deit_s", "deit_b", "deit_s_distilled", "deit_b_distilled", "swin_s", "ceit_s")}
-SIBLINGS |= {"cvt_cifar100.py", "cct_cifar100.py"}
+FIRST = ("digits", "deit_ti_distilled", "segmenter_ti_linear_ade20k")
 COMMANDS = [
     command
     for file in FILES
@@ -23,7 +23,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(
     "file",
-    [pytest.param(file, marks=[pytest.mark.slow] * (file.name in SIBLINGS)) for file in FILES],
+    [pytest.param(file, marks=() if file.stem in FIRST else pytest.mark.slow) for file in FILES],
     ids=lambda file: file.stem,
 )
 def test_debug_form_runs_a_step(file, tmp_path):
@@ -31,6 +31,21 @@ def test_debug_form_runs_a_step(file, tmp_path):
     assert {line["step"] for line in lines} == {1}
     assert math.isfinite(lines[0]["train/loss"])
     assert results["val/examples"] > 0
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_shorter_run_is_one_option_away(file):
+    path = "" if file.name == "digits.py" else ":path=DIR"
+    plan = plans.make(cli.load_config(f"{file}{path}", "", [("total_epochs", "3")]), 50_000)
+    assert plan.total == 3 * plan.steps_per_epoch
+
+
+def test_digits_at_their_own_length():
+    config = cli.load_config(str(runs.ROOT / "configs" / "digits.py"), "")
+    plan = plans.make(config, 1438)
+    assert plan.total == 60 * 22
+    assert plan.every == {"log": 5 * 22, "eval": 10 * 22, "checkpoint": 10 * 22}
+    assert plan.learning_rate(np.arange(plan.total)).argmax() == 5 * 22 - 1  # the last step of the warm-up
 
 
 @pytest.mark.parametrize("command", COMMANDS)

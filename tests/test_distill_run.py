@@ -11,7 +11,7 @@ import pytest
 from lape_jax import evaluate, models, port
 from lape_jax.data import sources
 from lape_jax.errors import UserError
-from lape_jax.train.config import from_json
+from lape_jax.tasks.config import from_json
 from tests import runs
 
 # Six epochs in which the teacher learns nine digits of ten, and one epoch to compare runs by.
@@ -50,6 +50,7 @@ def test_it_learns_and_leaves_its_teacher_as_it_was(teacher, tmp_path):
     assert runs.metrics(teacher)[-1]["val/top1"] > 80
 
 
+@pytest.mark.slow
 def test_devices_and_micro_batches_change_nothing(teacher, student, tmp_path):
     _, lines = runs.train(tmp_path, distilled(teacher, **SHORT, **{"optimizer.accumulate": 2}), devices=4)
     assert runs.losses(lines) == pytest.approx(runs.losses(runs.metrics(student)), rel=1e-6)
@@ -66,6 +67,7 @@ def test_the_student_is_evaluated_without_its_teacher(student, tmp_path, capsys)
     assert found["val/loss"] == pytest.approx(runs.metrics(student)[-1]["val/loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_teachers_labels_are_what_is_learnt(tmp_path):
     """One that always says 3 is soon believed where nothing but its labels counts."""
     model = models.create("vit_micro", image_size=8, in_channels=1, num_classes=10)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from lape_jax import evaluate
-from lape_jax.analysis import overlays
-from lape_jax.data.digit_scenes import DigitScenes
 from lape_jax.errors import UserError
-from lape_jax.train.config import from_json
+from lape_jax.tasks.config import from_json
+from lape_jax.tasks.segment import overlays
+from lape_jax.tasks.segment.digits import DigitScenes
 from tests import runs, scene_run
 
 METRICS = ("miou", "mean_accuracy", "pixel_accuracy", "examples")

@@ -13,17 +13,18 @@ import pytest
 from PIL import Image
 
 from lape_jax import port, predict
-from lape_jax.analysis import overlays
 from lape_jax.augment.photometric import normalise
-from lape_jax.data import masks, sources
-from lape_jax.data.example import Scene
+from lape_jax.data import sources
 from lape_jax.errors import UserError
-from lape_jax.train import finished, sharding
-from lape_jax.train.config import from_json
-from lape_jax.train.segmentation import SceneEvaluator
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import from_json
+from lape_jax.tasks.segment import masks, overlays
+from lape_jax.tasks.segment.evaluate import SceneEvaluator
+from lape_jax.tasks.segment.scene import Scene
+from lape_jax.train import finished
 from tests import runs, scene_run
 
-DEFAULTS = {"weights": "", "workdir": "", "config": "", "step": "", "ema": "", "out": ""}
+DEFAULTS = {"weights": "", "workdir": "", "config": "", "step": "", "ema": "", "out": "", "overrides": {}}
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from PIL import Image
 
 from lape_jax import cli, prepare
 from lape_jax.data.records import tfds_records
-from lape_jax.data.scenes import open_scenes
 from lape_jax.errors import UserError
-from lape_jax.train import recipes
+from lape_jax.tasks.classify import recipes
+from lape_jax.tasks.segment.sources import open_scenes
 
 
 @pytest.fixture

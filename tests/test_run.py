@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from lape_jax import evaluate
-from lape_jax.train import finished, rules, setup, sharding
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import from_json
+from lape_jax.train import finished, setup
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import from_json
 from tests import runs
 
 
@@ -131,6 +133,7 @@ def placed(monkeypatch):
     return specs
 
 
+@pytest.mark.slow
 def test_sharded_parameters_change_nothing(workdir, tmp_path, placed):
     strategies = (("pos_embed|cls_token", "replicate"), (".*", "fsdp(1)"))
     mesh = {"mesh.data": 4, "mesh.fsdp": 2, "sharding": strategies}
@@ -142,6 +145,7 @@ def test_sharded_parameters_change_nothing(workdir, tmp_path, placed):
     assert {placed[name] for name in placed if name.endswith(("pos_embed", "step", "count"))} == {jax.P()}
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_whole_batch(workdir, tmp_path):
     _, lines = runs.train(tmp_path, runs.load(**runs.LEARNING, **{"optimizer.accumulate": 4}))
     assert_same_run(lines, runs.metrics(workdir))
@@ -158,6 +162,7 @@ def test_streamed_images_equal_resident_ones(tmp_path):
     assert resident[-1]["val/examples"] == 200
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_well(workdir, tmp_path):
     _, lines = runs.train(tmp_path, runs.load(**runs.LEARNING, dtype="bfloat16"))
     reference = runs.metrics(workdir)

@@ -11,16 +11,19 @@ from PIL import Image
 
 from lape_jax import cli, evaluate, port
 from lape_jax import main as command
-from lape_jax.data.digit_scenes import DigitScenes
-from lape_jax.data.example import IGNORE, PADDING
+from lape_jax.config.reading import to_json
 from lape_jax.errors import UserError
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
 from lape_jax.port.params import flatten
-from lape_jax.tasks import segment
-from lape_jax.train import finished, optim, rules, setup, sharding
+from lape_jax.tasks import TASKS
+from lape_jax.tasks.config import base, from_json
+from lape_jax.tasks.segment.digits import DigitScenes
+from lape_jax.tasks.segment.scene import IGNORE, PADDING
+from lape_jax.train import finished, optim, setup
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import base, from_json, to_json
 from tests import runs
 from tests.port.tiny import random_variables
 
@@ -134,6 +137,7 @@ def test_what_may_change_when_a_run_goes_on(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(workdir, tmp_path):
     seldom = {"eval_percent": 100, "checkpoint_percent": 100}
     _, lines = runs.train(tmp_path, runs.load(MASK, **RUN | seldom), devices=8)
@@ -170,7 +174,7 @@ def test_accumulation_equals_the_whole_batch():
             config = runs.load(LINEAR, **SMALL, **settings, **{"optimizer.accumulate": accumulate})
             model = setup.build_model(config, 11)
             tx = optim.make(config.optimizer, model.param_shapes(), lambda step: 0.1)
-            shapes = jax.eval_shape(states.initialiser(model, tx, ema=False, task=segment), jax.random.key(0))
+            shapes = jax.eval_shape(states.initialiser(model, tx, ema=False, task=TASKS["segment"]), jax.random.key(0))
             start = jax.tree.map(lambda leaf: jax.numpy.full(leaf.shape, 0, leaf.dtype), shapes)
             start = start.replace(params=random_variables(model)["params"])
             update = setup.update(config, model, 0, tx, sharding.make_mesh(config.mesh))
@@ -198,7 +202,7 @@ def classifier_workdir(path):
     model = setup.build_model(config, 10)
     tx = optim.make(config.optimizer, model.param_shapes(), float)
     with runs.on(1):
-        state = jax.jit(states.initialiser(model, tx, ema=False))(jax.random.key(0))
+        state = jax.jit(states.initialiser(model, tx, ema=False, task=TASKS["classify"]))(jax.random.key(0))
     state = state.replace(params=random_variables(model)["params"])
     (path / "config.json").write_text(to_json(config))
     (path / workdirs.DATA).write_text(json.dumps({"train": 1, "val": 1, "classes": [*map(str, range(10))]}))

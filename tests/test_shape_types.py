@@ -20,7 +20,7 @@ from lape_jax.nn.attention import Attention
 from lape_jax.nn.encoder import Carry
 from lape_jax.nn.join import JOINS, PENorm
 from lape_jax.nn.layers import LayerScale, Mlp, PatchEmbed, drop_path
-from lape_jax.tasks import classify
+from lape_jax.tasks.classify import loss as classify
 
 
 def has_shape_types(annotation) -> bool:

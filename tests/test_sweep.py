@@ -12,14 +12,16 @@ import pytest
 
 from lape_jax import cli, sweep
 from lape_jax.errors import UserError
-from lape_jax.train import seeds, sweep_runs, workdir
+from lape_jax.sweeps import runs as sweep_runs
+from lape_jax.sweeps import seeds
+from lape_jax.tasks.config import from_json
+from lape_jax.train import workdir
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import from_json
 from tests import quick, runs
 
 FILE = """
-from lape_jax.train.config import base
-from lape_jax.train.sweeps import Cell, Sweep
+from lape_jax.tasks.config import base
+from lape_jax.sweeps.grid import Cell, Sweep
 
 def sweep(arg=""):
     cells = [

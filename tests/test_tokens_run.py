@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from lape_jax.train import finished, rules, setup, sharding
-from lape_jax.train.config import from_json
+from lape_jax.models import rules
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import from_json
+from lape_jax.train import finished, setup
 from tests import runs
 
 # float32, so that numbers can be compared; four steps with a checkpoint after two; little to compile
@@ -18,14 +20,11 @@ STEPS = {"dtype": "float32", "total_steps": 4, "checkpoint_percent": 50, "eval_p
 NOISE = re.compile(r".*(attention_pool/bias|attn/qkv/bias|attn/key/bias|mlp/(fc1|conv|fc2)/bias)")
 CASES = [
     ("cct_cifar100", "default"),
-    ("t2t_vit_7", "lape"),
-    ("swin_t", "lape"),
     *(
         pytest.param(config, join, marks=pytest.mark.slow)
         for config, join in [
             ("cct_cifar100", "lape"),
-            ("t2t_vit_7", "default"),
-            ("swin_t", "default"),
+            *((name, join) for name in ("t2t_vit_7", "swin_t") for join in ("default", "lape")),
             *((name, join) for name in ("deit_ti_distilled", "cvt_cifar10", "ceit_ti") for join in ("default", "lape")),
             *(("deit_ti", join) for join in ("default", "lape", "default,pe=peg", "lape,pe=learnable+peg")),
         ]

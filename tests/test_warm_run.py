@@ -8,9 +8,10 @@ import pytest
 
 from lape_jax import port
 from lape_jax.errors import UserError
+from lape_jax.parallel import sharding
 from lape_jax.port.params import flatten
-from lape_jax.train import finished, sharding
-from lape_jax.train.config import from_json
+from lape_jax.tasks.config import from_json
+from lape_jax.train import finished
 from tests import runs
 
 BEGIN = {"total_steps": 2, "optimizer.lr": 1e-12, "optimizer.warmup_lr": 0, "optimizer.min_lr": 0, "ema_decay": 0.5}
@@ -44,6 +45,7 @@ def test_lape_from_the_workdir_of_a_default_run(default, tmp_path, caplog):
     assert "initialised: blocks/pe_norm/bias, blocks/pe_norm/scale" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_file_of_another_resolution_which_the_resumed_run_does_without(default, tmp_path):
     model, variables = best(default)
     port.save(tmp_path / "default.safetensors", variables, model)

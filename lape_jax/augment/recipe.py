@@ -31,7 +31,7 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
     traced) is false, mixup and CutMix rest, and labels are still smoothed.
 
     Args:
-      config: with `data`, `augment` and `loss`, see `lape_jax.train.config.base`. With `data.resident` images are
+      config: with `data`, `augment` and `loss`, see `lape_jax.tasks.classify.task`. With `data.resident` images are
         cropped here; otherwise only padded and cropped, and a random-resized crop is the host's.
       num_classes: K.
       mesh: with axes data, fsdp, tensor.
@@ -84,32 +84,9 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
     return apply
 
 
-def make_scenes(config: Any, padding: int) -> Callable[[dict, jax.Array, Any], dict]:
-    """The function (batch, key, mixing) -> batch that normalises images to segment; all else the host has done.
-
-    It takes {"image": uint8 (b, h, w, c), "label": int32 (b, h, w), "mask": float (b,)} and returns the same with
-    float32 images, which are 0 where the label is `padding`: it is the normalised image that is padded.
-    """
-
-    def apply(batch: dict, key: jax.Array, mixing: Any) -> dict:
-        images = photometric.normalise(batch["image"], config.data.mean, config.data.std)
-        outside = batch["label"][..., None] == padding
-        return {"image": jnp.where(outside, 0, images), "label": batch["label"], "mask": batch["mask"]}
-
-    return apply
-
-
 def describe(config: Any) -> str:
     """What augmentation is on, in one line for the log."""
     data, augment, parts = config.data, config.augment, []
-    if config.task == "segment":
-        longest, shortest = config.segment.scale
-        parts += [
-            f"resize into {longest} x {shortest} times {_range(config.segment.scale_range)}",
-            f"crop of {data.image_size} pixels",
-        ]
-        parts += ["flip"] * bool(augment.flip) + ["photometric distortion"] * bool(config.segment.distort)
-        return ", ".join(parts)
     if data.pad:
         parts.append(f"crop after padding by {data.pad}")
     elif _resizes(data):

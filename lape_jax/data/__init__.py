@@ -1,6 +1,6 @@
 """Images and labels, from where they lie to fixed-size uint8 batches.
 
-example.py   what a data set gives: examples, or scenes to segment, by index
+example.py   what a data set gives: examples, by index
 sources.py   random-access data sets: `digits`, `folder`, `arrays`, and `open_split`, which picks one from a config
 records.py   the fourth source: data sets that TFDS prepared as array_record
 listing.py   what directories hold
@@ -10,16 +10,9 @@ jpeg.py      the part of a JPEG file that a crop needs
 boxes.py     where a random crop lies
 resample.py  resizing, exactly as Pillow does it or nearly so and fast
 corrupt.py   images that cannot be read: skipped, named, counted, limited
-pipeline.py  batches decoded ahead of the step, in threads (Grain)
+batches.py   batches made ahead of the step, in threads (Grain)
+pipeline.py  ... of images with a class each
 resident.py  a small set decoded whole, to live on the device
-
-scenes.py            the same for segmentation: `ade20k`, `folder`, and `open_scenes`
-scene_records.py     ... data sets that TFDS prepared as array_record
-digit_scenes.py      ... scenes that need no files
-masks.py             the files of a scene -> pixels and labels
-scene_transforms.py  sizes, crops, mirror images and colours of scenes
-sliding.py           windows over an image, and how their logits become those of its pixels
-scene_pipeline.py    batches of training scenes, and whole scenes for the evaluation, read ahead
 
 offline/     what is done to data sets once, before training
 """

@@ -1,13 +1,12 @@
-"""What a data set gives: examples or scenes, by index."""
+"""What a data set gives: examples, by index."""
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 
-# In a map of labels, int32 (h, w): classes count from 0; nothing negative is learned or counted.
-IGNORE, PADDING = -1, -2  # an image pixel of unknown class; a place outside the image
+Item = TypeVar("Item", covariant=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,37 +19,14 @@ class Example:
 
 
 @runtime_checkable
-class Source(Protocol):
-    """A data set. Reading is safe from many threads at once and raises CorruptImage for what cannot be read."""
+class Source(Protocol[Item]):
+    """A data set of examples, or of what a task has instead of them.
 
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Scene:
-    """An image, its map of labels, both as they are stored, and a name by which a person can find it.
-
-    Attributes:
-      mask: an encoded PNG file of indices, or the indices; whether it fits the image is seen later (`masks`).
-      first: the index that stands for class 0. Smaller ones and 255 stand for no class.
+    Reading is safe from many threads at once and raises CorruptImage for what cannot be read.
     """
 
-    image: bytes | UInt8[np.ndarray, "h w c"]
-    mask: bytes | Integer[np.ndarray, "rows columns"]
-    name: str
-    first: int = 0
-
-
-@runtime_checkable
-class SceneSource(Protocol):
-    """A data set for segmentation. Reading is safe from many threads and raises CorruptImage for unreadable files."""
-
     classes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Scene: ...
+    def __getitem__(self, index: int) -> Item: ...

@@ -1,41 +1,11 @@
-"""Batches of decoded and cropped images, made ahead of the step by threads (Grain), the same whoever makes them.
+"""Batches of decoded and cropped images with a class each: shuffled to train on, in order to evaluate."""
 
-Which examples a batch holds, and how each is cropped, is a function of (seed, step, position in the global batch)
-alone. So a run resumes at any step at once, on any number of hosts or threads, with the same pixels.
-"""
-
-import dataclasses
-import functools
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
-from typing import TypedDict
-
-import grain
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
 
 from lape_jax.data import decode, order, resample
-from lape_jax.data.corrupt import CorruptImage, CorruptLog
-from lape_jax.data.example import Source
+from lape_jax.data.batches import Batches, shuffled_batches
+from lape_jax.data.example import Example, Source
 from lape_jax.errors import UserError
-
-# Examples per task: handing a task to a thread costs as much time as decoding a tiny image.
-_CHUNK = 8
-# Whole batches kept ready, beside those that the threads work on.
-_READY = 2
-
-
-class Batch(TypedDict):
-    """A host's share of a global batch. Where mask is 0 there is no example: image and label are zero.
-
-    A label is a class, or a map of them.
-    """
-
-    image: UInt8[np.ndarray, "b size size channels"]
-    label: Int32[np.ndarray, "b ..."]
-    mask: Float32[np.ndarray, " b"]
 
 
 def train_batches(
@@ -56,7 +26,7 @@ def train_batches(
     repeat_ranks: int = 4,
     process_index: int = 0,
     process_count: int = 1,
-) -> "Batches":
+) -> Batches:
     """The batches of steps start_step .. total_steps-1: shuffled epochs, random resized crops (`decode.train_image`).
 
     A corrupt image is skipped (mask 0), logged once by name, and listed in `Batches.corrupt`.
@@ -72,23 +42,26 @@ def train_batches(
         too many corrupt images.
     """
     resample.check_interpolation(interpolation)
-    order.steps_per_epoch(len(source), batch_size, repeats, repeat_ranks)  # fails here, not in a thread
     crop = {"size": size, "scale": scale, "ratio": ratio, "interpolation": interpolation}
 
-    shuffling = threading.Lock()  # or at the start of an epoch every thread would shuffle it, all at the same time
-
-    @functools.lru_cache(maxsize=8)  # as many steps as threads may work on at once
-    def indices(step: int) -> np.ndarray:
-        with shuffling:
-            return order.batch_indices(seed, step, batch_size, len(source), repeats, repeat_ranks)
-
-    def read(step: int, position: int) -> tuple[np.ndarray, int]:
-        example = source[int(indices(step)[position])]
-        rng = order.augment_rng(seed, step, position)
+    def read(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         return decode.train_image(example.image, channels, example.name, rng=rng, **crop), example.label
 
-    positions = order.host_slice(batch_size, process_index, process_count)
-    return Batches(read, range(start_step, total_steps), positions, (size, size, channels), threads, max_corrupt)
+    return shuffled_batches(
+        source,
+        read,
+        (size, size, channels),
+        seed=seed,
+        batch_size=batch_size,
+        start_step=start_step,
+        total_steps=total_steps,
+        threads=threads,
+        max_corrupt=max_corrupt,
+        repeats=repeats,
+        repeat_ranks=repeat_ranks,
+        process_index=process_index,
+        process_count=process_count,
+    )
 
 
 def eval_batches(
@@ -101,7 +74,7 @@ def eval_batches(
     threads: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> "Batches":
+) -> Batches:
     """Every example once, in order, centre-cropped; the last batch is filled up with mask 0.
 
     Every process makes the same number of batches.
@@ -114,146 +87,20 @@ def eval_batches(
 
     def read(step: int, position: int) -> tuple[np.ndarray, int] | None:
         index = step * batch_size + position
-        return read_eval(source, index, size, channels, crop_ratio) if index < len(source) else None
+        return read_eval(source[index], size, channels, crop_ratio) if index < len(source) else None
 
     positions = order.host_slice(batch_size, process_index, process_count)
     steps = range(-(-len(source) // batch_size))
     return Batches(read, steps, positions, (size, size, channels), threads, max_corrupt=0)
 
 
-def read_eval(source: Source, index: int, size: int, channels: int, crop_ratio: float) -> tuple[np.ndarray, int]:
-    """One example as evaluation sees it: (uint8 pixels (size, size, channels), label).
+def read_eval(example: Example, size: int, channels: int, crop_ratio: float) -> tuple[np.ndarray, int] | None:
+    """An example as evaluation sees it: (uint8 pixels (size, size, channels), label); None if its label is negative.
 
     Raises:
       CorruptImage: it cannot be read.
     """
-    example = source[index]
+    if example.label < 0:
+        return None
     pixels = decode.decode(example.image, channels, example.name)
     return decode.eval_crop(pixels, size, crop_ratio), example.label
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """Some consecutive examples of a batch, and what went wrong with them (the rest is of no use after a failure)."""
-
-    batch: Batch
-    corrupt: tuple[CorruptImage, ...] = ()
-    failure: Exception | None = None  # carried, because Grain rewrites the message of an exception that it passes on
-
-
-class Batches(Iterator[Batch]):
-    """Iterates over batches that threads make ahead of time, beginning as soon as this is created.
-
-    Close it, or use it as a context manager, to stop the threads before the end. An error in a thread is raised by
-    next() when its batch is due, and closes it.
-
-    Args:
-      read: (step, position in the global batch) -> (pixels, label), None for a place to be left empty, or CorruptImage.
-        Runs in threads.
-      steps: those to make, one batch each.
-      positions: those that belong to this process.
-      shape: of one image.
-      threads: how many read at a time.
-      max_corrupt: how many distinct corrupt images are tolerated.
-      label_shape: of one label.
-      chunk: how many examples are a task for a thread.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[int, int], tuple[np.ndarray, int | np.ndarray] | None],
-        steps: range,
-        positions: range,
-        shape: tuple[int, int, int],
-        threads: int,
-        max_corrupt: int,
-        label_shape: tuple[int, ...] = (),
-        chunk: int = _CHUNK,
-    ):
-        if threads < 1:
-            raise UserError(f"data.threads is {threads}, but at least one thread must read")
-        chunks = [positions[i : i + chunk] for i in range(0, len(positions), chunk)]
-        stopped = threading.Event()
-
-        def make_part(task: int) -> _Part:
-            step, part = divmod(task, len(chunks))
-            return _read_part(read, steps[step], chunks[part], shape, label_shape, stopped)
-
-        self._log = CorruptLog(max_corrupt)
-        tasks = grain.MapDataset.range(len(steps) * len(chunks)).map(make_part)
-        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        batches = tasks.to_iter_dataset(ahead).batch(len(chunks), batch_fn=_concatenate)
-        # Joins parts to batches in a thread of its own, which also keeps the others busy during a long step.
-        iterator = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_READY))
-        iterator.start_prefetch()
-        self._running = [iterator]
-        # Also called when this is dropped, and when the interpreter exits while Grain can still be closed.
-        self._stop = weakref.finalize(self, _stop, self._running, stopped)
-
-    @property
-    def corrupt(self) -> dict[str, str]:
-        """The corrupt images in the batches so far: name -> reason."""
-        return self._log.reasons
-
-    def __next__(self) -> Batch:
-        if not self._running:
-            raise StopIteration
-        try:
-            part = next(self._running[0])
-            if part.failure is not None:
-                raise part.failure
-            for error in part.corrupt:
-                self._log.add(error)
-        except BaseException:
-            self.close()
-            raise
-        return part.batch
-
-    def close(self) -> None:
-        """Stops the threads; a closed iterator has ended."""
-        self._stop()
-
-    def __enter__(self) -> "Batches":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-def _stop(running: list[grain.DatasetIterator], stopped: threading.Event) -> None:
-    stopped.set()
-    while running:
-        running.pop().close()
-
-
-def _read_part(
-    read: Callable[[int, int], tuple[np.ndarray, int | np.ndarray] | None],
-    step: int,
-    positions: range,
-    shape: tuple[int, int, int],
-    label_shape: tuple[int, ...],
-    stopped: threading.Event,
-) -> _Part:
-    image = np.zeros((len(positions), *shape), np.uint8)
-    label = np.zeros((len(positions), *label_shape), np.int32)
-    mask = np.zeros(len(positions), np.float32)
-    corrupt = []
-    for row, position in enumerate(positions):
-        if stopped.is_set():
-            raise CancelledError  # reaches nobody, but ends the making of a batch that nobody will look at
-        try:
-            if (found := read(step, position)) is not None:
-                image[row], label[row] = found
-                mask[row] = 1
-        except CorruptImage as error:
-            corrupt.append(error)
-        except Exception as error:
-            return _Part(Batch(image=image, label=label, mask=mask), failure=error)
-    return _Part(Batch(image=image, label=label, mask=mask), tuple(corrupt))
-
-
-def _concatenate(parts: Sequence[_Part]) -> _Part:
-    fields = ("image", "label", "mask")
-    batch = Batch(**{field: np.concatenate([part.batch[field] for part in parts]) for field in fields})
-    failures = [part.failure for part in parts if part.failure is not None]
-    return _Part(batch, tuple(error for part in parts for error in part.corrupt), failures[0] if failures else None)

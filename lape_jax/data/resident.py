@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from lape_jax.data import order
+from lape_jax.data.batches import Batch
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
 from lape_jax.data.example import Source
-from lape_jax.data.pipeline import Batch, read_eval
+from lape_jax.data.pipeline import read_eval
 
 
 def load(source: Source, *, size: int, channels: int, crop_ratio: float, threads: int, max_corrupt: int = 0) -> Batch:
@@ -34,8 +35,9 @@ def load(source: Source, *, size: int, channels: int, crop_ratio: float, threads
         errors = []
         for index in indices:
             try:
-                data["image"][index], data["label"][index] = read_eval(source, index, size, channels, crop_ratio)
-                data["mask"][index] = 1
+                if (found := read_eval(source[index], size, channels, crop_ratio)) is not None:
+                    data["image"][index], data["label"][index] = found
+                    data["mask"][index] = 1
             except CorruptImage as error:
                 errors.append(error)
         return errors

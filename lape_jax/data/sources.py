@@ -5,7 +5,7 @@ import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,8 @@ from lape_jax.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("digits", "folder", "arrays", "tfds")
+# By `data.source`, the key of the config that it cannot do without.
+SOURCES = {"digits": "", "folder": "path", "arrays": "path", "tfds": "name"}
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -26,27 +27,58 @@ def open_split(data_config: Any, split: str) -> Source:
     """Opens what `data_config` describes.
 
     Args:
-      data_config: has the attributes source (one of SOURCES), path, name, train_split and val_split.
+      data_config: has the attributes source (one of `SOURCES`), path, name, train_split and val_split.
       split: "train" or "val"; where it lies is data_config.train_split or data_config.val_split (digits: fixed).
 
     Raises:
       UserError: an unknown source, or one that is missing, empty or not laid out as it should be.
     """
+    openers = {
+        "digits": lambda where: digits(split),
+        "folder": lambda where: folder(data_config.path, where, train=data_config.train_split),
+        "arrays": lambda where: arrays(data_config.path, where, train=data_config.train_split),
+        "tfds": lambda where: _records(data_config.name, data_config.path, where),
+    }
+    return open_by(openers, data_config, split)
+
+
+def open_alone(data_config: Any, split: str, learned: Sequence[str]) -> Source:
+    """The same, but a split of files needs no other beside it: a folder's classes are those that it has itself.
+
+    Args:
+      learned: names of the classes that are known; those of arrays if train.npz, which would name them, is not there.
+
+    Raises:
+      UserError: as `open_split`.
+    """
     where = {"train": data_config.train_split, "val": data_config.val_split}[split]
     match data_config.source:
-        case "digits":
-            return digits(split)
         case "folder":
-            return folder(data_config.path, where, train=data_config.train_split)
+            return folder(data_config.path, where, train=where)
         case "arrays":
-            return arrays(data_config.path, where, train=data_config.train_split)
-        case "tfds":
-            # Imported here because importing TFDS takes a while.
-            from lape_jax.data.records import tfds_records
+            names = os.path.join(os.path.expanduser(data_config.path), f"{data_config.train_split}.npz")
+            known = None if os.path.isfile(names) else learned
+            return arrays(data_config.path, where, data_config.train_split, known)
+        case _:
+            return open_split(data_config, split)
 
-            return tfds_records(data_config.name, data_config.path, where)
-        case unknown:
-            raise UserError(f"data.source: {nearest(unknown, SOURCES)}")
+
+def open_by(openers: Mapping[str, Callable[[str], Source]], data_config: Any, split: str) -> Source:
+    """What the opener of `data_config.source` makes of the place of a split, "train" or "val".
+
+    Raises:
+      UserError: there is no such opener; or what that one raises.
+    """
+    where = {"train": data_config.train_split, "val": data_config.val_split}[split]
+    if data_config.source not in openers:
+        raise UserError(f"data.source: {nearest(data_config.source, openers)}")
+    return openers[data_config.source](where)
+
+
+def _records(name: str, data_dir: str, split: str) -> Source:
+    from lape_jax.data.records import tfds_records  # here, because importing TFDS takes a while
+
+    return tfds_records(name, data_dir, split)
 
 
 class ArraySource:
@@ -91,8 +123,8 @@ def digits(split: str) -> ArraySource:
     )
 
 
-def arrays(root: str, split: str, train: str = "train") -> ArraySource:
-    """The images and labels in root/split.npz, with the class names of root/`train`.npz.
+def arrays(root: str, split: str, train: str = "train", classes: Sequence[str] | None = None) -> ArraySource:
+    """The images and labels in root/split.npz, with the class names of root/`train`.npz, or `classes`.
 
     Keys: `image` uint8 (n, h, w, c) with c = 1 or 3; `label` (n,), whole numbers from 0; in `train`.npz also `classes`,
     the names, one for each label. Nothing is unpickled. The files are read into memory, one split at a time.
@@ -104,9 +136,15 @@ def arrays(root: str, split: str, train: str = "train") -> ArraySource:
     path, train_path = os.path.join(root, f"{split}.npz"), os.path.join(root, f"{train}.npz")
     if not root:
         raise UserError(f"data.path is empty: it must name a directory that holds {train}.npz and {split}.npz")
+    if classes is not None:
+        return _array_source(root, path, tuple(classes))
     (classes,) = _load_npz(root, train_path, "classes")
     if classes.ndim != 1 or classes.dtype.kind != "U" or len(set(classes.tolist())) != max(1, classes.size):
         raise UserError(f"classes of {train_path} must be different names, a list of text, not {_kind(classes)}")
+    return _array_source(root, path, tuple(classes.tolist()))
+
+
+def _array_source(root: str, path: str, classes: tuple[str, ...]) -> ArraySource:
     image, label = _load_npz(root, path, "image", "label")
     if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] not in (1, 3) or 0 in image.shape:
         raise UserError(f"image of {path} must be uint8 (n, h, w, 1 or 3), not {_kind(image)}")
@@ -118,7 +156,7 @@ def arrays(root: str, split: str, train: str = "train") -> ArraySource:
             f"label[{wrong}] of {path} is {label[wrong]}, but the {len(classes)} classes are 0 to {len(classes) - 1}"
         )
     names = [f"{path}[{i}]" for i in range(len(image))]
-    return ArraySource(image, label.astype(np.int32), names, tuple(classes.tolist()))
+    return ArraySource(image, label.astype(np.int32), names, classes)
 
 
 def _load_npz(root: str, path: str, *keys: str) -> list[np.ndarray]:

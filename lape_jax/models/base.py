@@ -1,5 +1,6 @@
 """What classifiers with a choice of position embedding and joining method have in common."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -16,9 +17,17 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+@functools.lru_cache(maxsize=64)
+def _variable_shapes(model: "Classifier", x64: bool) -> dict:
+    """See there. Kept, because tracing takes up to a second and weights are checked again and again; x64 matters."""
+    images = jax.ShapeDtypeStruct((1, *model.input_shape), model.dtype)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
 class Classifier(nn.Module):
     """Properties and checks of a family with fields pe, join, pe_norm, image_size, patch_size, in_channels, dtype."""
 
+    answers: ClassVar[str] = "image"  # what it gives a class to each of
     bare_rows: ClassVar[int] = 0  # of the tokens before the patches, those that have no PE at all
 
     @property
@@ -38,8 +47,7 @@ class Classifier(nn.Module):
 
     def variable_shapes(self) -> dict:
         """The same of all variables: the parameters under "params", and the other collections if there are any."""
-        images = jax.ShapeDtypeStruct((1, *self.input_shape), self.dtype)
-        return jax.eval_shape(self.init, jax.random.key(0), images)
+        return jax.tree.map(lambda leaf: leaf, _variable_shapes(self, jax.config.jax_enable_x64))
 
     def _check_images(self, shape: tuple) -> None:
         if shape[1:] != self.input_shape:

@@ -1,5 +1,7 @@
 """RegNetY (Radosavovic et al. 2020, "Designing Network Design Spaces"), for inference: DeiT's teacher."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,8 @@ class RegNet(nn.Module):
     se_ratio: float = 0.25
     stem_width: int = 32
     dtype: DTypeLike = jnp.float32
+
+    answers: ClassVar[str] = "image"  # what it gives a class to each of
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -89,6 +89,7 @@ class Segmenter(ViT):
     pe_resize: str = "bilinear"
     upsample: str = "padded"
 
+    answers: ClassVar = "pixel"
     pools: ClassVar = ("token",)
 
     def check(self) -> None:

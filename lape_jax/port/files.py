@@ -63,6 +63,8 @@ def speaking_of(place: str) -> Iterator[None]:
 def known(model: nn.Module) -> frozenset[str]:
     """The `pattern` of each name that weights of `model` have, in PyTorch or here; also of a Segmenter's classifier."""
     found = shapes(model)
+    if is_big_vision(found):  # whose layouts `from_big_vision` knows itself
+        return frozenset()
     names = {*found, *torch.names(model, found)}
     if isinstance(model, Segmenter):
         classifier = model.classifier()
@@ -164,3 +166,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files by name into a directory, which is made if need be; each whole or not at all.
+
+    Raises:
+        UserError: the directory cannot be made, or a file not be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={directory} cannot be made: {error.strerror}") from error
+    for name, content in contents.items():
+        with replacing(directory / name) as file:
+            file.write(content)

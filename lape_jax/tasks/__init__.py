@@ -1,3 +1,28 @@
-"""What is task-specific about training: loss, metrics, evaluation."""
+"""What can be learned: one room for each task, and what they share.
 
-SCORES = {"val/top1": "top-1", "val/miou": "mIoU"}  # of each task the metric, in percent, that runs are compared by
+task.py      what a task answers
+config.py    the whole config: keys of all tasks, and whether a run could start from them
+images.py    images that a user names
+classify/    a class for each image
+segment/     a class for each pixel
+
+Nothing outside knows a task by name: it looks it up here, and asks it.
+"""
+
+from ml_collections import ConfigDict
+
+from lape_jax.tasks.classify.task import Classify
+from lape_jax.tasks.segment.task import Segment
+from lape_jax.tasks.task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Segment())}
+
+
+def of(config: ConfigDict) -> Task:
+    """The task of a run."""
+    return TASKS[config.task]
+
+
+def scores() -> dict[str, str]:
+    """Of each task the metric, in percent, that runs are compared by, and what a reader calls it."""
+    return dict(task.score for task in TASKS.values())

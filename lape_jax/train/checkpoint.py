@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lape_jax.errors import UserError
-from lape_jax.train import hosts
+from lape_jax.parallel import hosts
 from lape_jax.train import record as records
 
 _log = logging.getLogger(__name__)

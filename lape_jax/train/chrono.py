@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from lape_jax.config.schema import DURATIONS
 from lape_jax.errors import UserError
-from lape_jax.train.config import DURATIONS
 
 # Peak multiply-add rates of one JAX device, in FLOP/s (an add and a multiply are two), for dense bfloat16 inputs with
 # float32 accumulation (float16 on V100 and T4, which have no bfloat16). The first name that stands in
@@ -49,6 +49,11 @@ _PEAK_FLOPS = (
 )
 
 
+def keys(config: ConfigDict, name: str) -> list[str]:
+    """The keys that give the duration `name` in `config`: one of "{name}_steps", "{name}_epochs", ..., or none."""
+    return [key for unit in DURATIONS[name] if config[key := f"{name}_{unit}"] is not None]
+
+
 def steps(
     config: ConfigDict,
     name: str,
@@ -65,14 +70,12 @@ def steps(
 
     Raises UserError unless exactly one unit is set, or none and there is a `default`.
     """
-    keys = [f"{name}_{unit}" for unit in DURATIONS[name]]
-    given = [key for key in keys if config[key] is not None]
+    given = keys(config, name)
     if not given and default is not None:
         return default
     if len(given) != 1:
-        raise UserError(
-            f"the {name} duration needs one of {', '.join(keys)}; the config sets {' and '.join(given) or 'none'}"
-        )
+        every = ", ".join(f"{name}_{unit}" for unit in DURATIONS[name])
+        raise UserError(f"the {name} duration needs one of {every}; the config sets {' and '.join(given) or 'none'}")
     value = config[given[0]]
     if total_steps is None and given[0].endswith("_percent"):
         raise ValueError(f"{given[0]} needs total_steps")

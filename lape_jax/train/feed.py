@@ -5,7 +5,7 @@ waited for data in `waited`.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lape_jax.errors import UserError
-from lape_jax.train import hosts, sharding
+from lape_jax.parallel import hosts, sharding
+from lape_jax.parallel.arrays import blank, place
 from lape_jax.train.state import TrainState
 
 _UNREAD = -1.0  # mask of what could not be read, in the batches of several processes
@@ -32,7 +33,7 @@ class Resident:
         shardings: of the state.
         mesh: of the devices.
         indices: step -> the examples of its batch, (batch_size,); or (batch_size, b), if each row of a batch is a batch
-            of b examples itself (`lape_jax.train.seeds`).
+            of b examples itself (`lape_jax.sweeps.seeds`).
         batch_size: rows of a step's batch.
         max_steps: most steps of a dispatch.
         frozen: further arguments of `update`, arrays on the devices.
@@ -50,7 +51,7 @@ class Resident:
         max_steps: int,
         frozen: tuple = (),
     ):
-        self.max_steps, self._frozen = max_steps, frozen
+        self.max_steps, self._frozen, self._mesh = max_steps, frozen, mesh
         self.waited = 0.0
         everywhere = sharding.replicated(mesh)
         rows = sharding.batch_sharding(mesh, batch_size)
@@ -76,7 +77,8 @@ class Resident:
             indices[i] = self._order(step + i)
         indices = self._place(indices)
         self.waited += time.perf_counter() - start
-        return self._steps(state, self._data, indices, np.int32(count), *self._frozen)
+        state = self._steps(state, self._data, indices, np.int32(count), *self._frozen)
+        return sharding.in_turn(state, self._mesh)
 
     def check(self, state: TrainState, step: int) -> None:
         """Nothing can go wrong between the steps."""
@@ -102,8 +104,7 @@ class Streamed:
         shardings: of the state.
         mesh: of the devices.
         batch_size: examples of a step, over all hosts.
-        image_shape: (height, width, channels) of the images.
-        label_shape: of the label of an image.
+        shapes: of everything in a batch, of one example.
         frozen: further arguments of `update`, arrays on the devices.
     """
 
@@ -117,15 +118,14 @@ class Streamed:
         mesh: jax.sharding.Mesh,
         *,
         batch_size: int,
-        image_shape: tuple[int, int, int],
-        label_shape: tuple[int, ...] = (),
+        shapes: Mapping[str, jax.ShapeDtypeStruct],
         frozen: tuple = (),
     ):
         self.waited, self._frozen = 0.0, frozen
         self._batches = batches
         self._rows = sharding.batch_sharding(mesh, batch_size)
         self._share = batch_size // sharding.host_share(mesh, batch_size)[1]
-        self._shapes = image_shape, label_shape
+        self._shapes = shapes
         self._several = jax.process_count() > 1
         update = _unless_blank(update) if self._several else update
         self._update = jax.jit(update, donate_argnums=0, out_shardings=shardings)
@@ -161,7 +161,7 @@ class Streamed:
         return batch and {name: place(array, self._rows) for name, array in batch.items()}
 
     def _blank(self) -> dict:
-        return blank(self._share, *self._shapes, mask=_UNREAD)
+        return blank(self._share, self._shapes, mask=_UNREAD)
 
     def close(self) -> None:
         """Stops the threads behind the batches, after the batch that is being made."""
@@ -178,19 +178,3 @@ def _unless_blank(update: Callable) -> Callable:
         return jax.tree.map(lambda new, old: jnp.where(read, new, old), update(state, batch, *frozen), state)
 
     return guarded
-
-
-def blank(
-    count: int, image_shape: tuple[int, int, int], label_shape: tuple[int, ...] = (), *, mask: float = 0.0
-) -> dict:
-    """A part of a batch, `count` rows, without any example."""
-    return {
-        "image": np.zeros((count, *image_shape), np.uint8),
-        "label": np.zeros((count, *label_shape), np.int32),
-        "mask": np.full(count, mask, np.float32),
-    }
-
-
-def place(array: np.ndarray, where: jax.sharding.NamedSharding) -> jax.Array:
-    """This host's part of an array (all of it, if `where` replicates) as a global array on the devices."""
-    return jax.make_array_from_process_local_data(where, array)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from lape_jax.augment import recipe
+from lape_jax import tasks
 from lape_jax.errors import UserError
-from lape_jax.train import chrono, feed, hosts, optim, report, setup, sharding, teacher, warm
+from lape_jax.parallel import hosts, sharding
+from lape_jax.train import chrono, feed, optim, report, setup, teacher, warm
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
@@ -31,7 +32,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     interrupted. SIGTERM and Ctrl-C save a checkpoint at the next step boundary and return (Ctrl-C: KeyboardInterrupt).
 
     Args:
-        config: complete and valid (see `lape_jax.train.validation.validate`).
+        config: complete and valid (see `lape_jax.tasks.config.validate`).
         workdir: created if it does not exist.
 
     Returns:
@@ -43,8 +44,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     workdir = Path(workdir)
 
     # ---- Data and model -------------------------------------------------------------------------------------------
-    source, val_source = (setup.open_split(config, split) for split in ("train", "val"))
-    task = setup.task(config)
+    task = tasks.of(config)
+    source, val_source = (task.open_split(config, split) for split in ("train", "val"))
     model = setup.build_model(config, len(source.classes))
     mesh = sharding.make_mesh(config.mesh)
     plan = plans.make(config, len(source))
@@ -75,7 +76,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         state, step = restored or (warm.create(config, model, init, abstract, mesh), 0)
         if step > total:
             raise UserError(f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for")
-        evaluator = setup.evaluator(config, model, mesh, val_source)
+        evaluator = task.evaluator(config, model, mesh, val_source)
         opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total)
 
         # From here on everything fits, for all processes, so the workdir may be changed.
@@ -152,13 +153,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
 def _open_feed(
     config: ConfigDict, source: Any, update: Any, frozen: tuple, abstract: Any, mesh: Any, step: int, total: int
 ) -> feed.Resident | feed.Streamed:
-    """Where the batches come from: the device, if `data.resident`, else the host."""
-    data = config.data
+    """Where the batches come from: the device, if the whole set lies there, else the host."""
+    task, data = tasks.of(config), config.data
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    if data.resident:
+    whole = task.resident(config, source)
+    if whole is not None:
         return feed.Resident(
             update,
-            setup.training_set(config, source),
+            whole,
             shardings,
             mesh,
             indices=lambda step: setup.batch_indices(config, len(source), step, config.seed),
@@ -167,11 +169,9 @@ def _open_feed(
             frozen=frozen,
         )
     part = sharding.host_share(mesh, config.batch_size)
-    batches = setup.training_batches(config, source, config.batch_size, step, total, part)
-    shapes = {"image_shape": (data.image_size, data.image_size, data.channels)}
-    if config.task == "segment":
-        shapes["label_shape"] = (data.image_size, data.image_size)
-    return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size, **shapes, frozen=frozen)
+    batches = task.training_batches(config, source, step, total, part)
+    shapes = task.shapes((data.image_size, data.image_size, data.channels))
+    return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size, shapes=shapes, frozen=frozen)
 
 
 @contextlib.contextmanager
@@ -220,8 +220,7 @@ def _introduce(
     )
     for group in optim.describe(config.optimizer, params, config.batch_size):
         console.line(f"  {group}")
-    console.line(f"augmentation: {recipe.describe(config)}")
-    if config.distill.teacher:
-        console.line(f"teacher: {config.distill.teacher} (weight {config.distill.alpha:g})")
+    for line in tasks.of(config).introduction(config):
+        console.line(line)
     start = f"resuming at step {step} of" if step else "training for"
     console.line(f"{start} {total} steps ({total / epoch:.1f} epochs of {epoch} steps, batch {config.batch_size})")

@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lape_jax.errors import UserError
-from lape_jax.train import rules
+from lape_jax.models import rules
 
 LR_MULTS = ((r".*", 1.0),)
 
@@ -111,7 +111,13 @@ def schedule(
         raise UserError(f"warm-up of {warmup_steps} steps does not fit into {period} training steps")
     lr, warmup_lr, min_lr = peak_rate(config, batch_size), config.warmup_lr, config.min_lr
     if min_lr > lr:
-        raise UserError(f"config.optimizer.min_lr {min_lr:g} is above the peak of the learning rate, {lr:g}")
+        origin = f"config.optimizer.lr {config.lr:g}"
+        if config.lr_batch:
+            origin += f" for {config.lr_batch} images, and in proportion for config.batch_size {batch_size}"
+        raise UserError(
+            f"config.optimizer.min_lr {min_lr:g} is above the peak of the learning rate, {lr:g} ({origin}): lower "
+            f"min_lr, or raise lr"
+        )
     lag = 1 if config.schedule == "epoch_lag" else 0
     cosine_steps = period - (warmup_steps if config.schedule == "step_prefix" else 0)
 

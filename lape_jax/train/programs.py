@@ -8,13 +8,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from lape_jax import tasks
 from lape_jax.analysis.overhead import Candidate, Task
 from lape_jax.errors import UserError
-from lape_jax.models.segmenter import Segmenter
-from lape_jax.tasks import classify, segment
-from lape_jax.train import setup, sharding
+from lape_jax.parallel import sharding
+from lape_jax.tasks.config import base
+from lape_jax.train import setup
 from lape_jax.train import state as states
-from lape_jax.train.config import base
 
 
 def bare_config(name: str, model: Any) -> ConfigDict:
@@ -25,7 +25,7 @@ def bare_config(name: str, model: Any) -> ConfigDict:
     """
     config = base()
     config.model.name = name
-    config.task = "segment" if isinstance(model, Segmenter) else "classify"
+    config.task = next(task.name for task in tasks.TASKS.values() if task.answers == model.answers)
     config.data.image_size, _, config.data.channels = model.input_shape
     config.data.mean = config.data.std = (0.5,) * config.data.channels
     setup.check_training(config, model)
@@ -38,9 +38,9 @@ def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batc
     """The train step, by AdamW; each call of it takes what the last has made. A distilled model has no teacher."""
     mesh, tx = sharding.make_mesh(config.mesh, devices), optax.adamw(1e-3)
     update = setup.update(config, one.model, 0, tx, mesh)
-    init = states.initialiser(one.model, tx, ema=False, task=setup.task(config))
+    init = states.initialiser(one.model, tx, ema=False, task=tasks.of(config))
     shapes = states.abstract(init, mesh, sharding.REPLICATED)
-    images = batch_of(one.model, batch)
+    images = batch_of(config, one.model, batch)
 
     def call(program):
         state, data = states.create(init, shapes, seed=0), jax.device_put(images, rows)
@@ -57,19 +57,15 @@ def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batc
 
 
 def inference(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batch: int) -> Task:
-    """The metrics of a batch in evaluation; of a model that segments, the logits of its patches."""
-    mesh, images = sharding.make_mesh(config.mesh, devices), batch_of(one.model, batch)
+    """What the task evaluates of a batch by."""
+    mesh, images = sharding.make_mesh(config.mesh, devices), batch_of(config, one.model, batch)
     rows, everywhere = sharding.batch_sharding(mesh, batch, setting="--batch"), sharding.replicated(mesh)
 
     def call(program):
         variables, data = jax.device_put(one.variables, everywhere), jax.device_put(images, rows)
         return lambda: jax.block_until_ready(program(variables, data))
 
-    if config.task == "segment":
-        logits = segment.patch_logits(one.model, config)
-        function = jax.jit(lambda variables, batch: logits(variables, batch["image"]))
-    else:
-        function = jax.jit(classify.evaluation_sums(one.model, config))
+    function = jax.jit(tasks.of(config).inference(config, one.model))
     return Task(function, (like(one.variables, everywhere), like(images, rows)), call)
 
 
@@ -78,12 +74,11 @@ def like(tree: Any, placed: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), tree)
 
 
-def batch_of(model: Any, size: int) -> dict[str, np.ndarray]:
+def batch_of(config: ConfigDict, model: Any, size: int) -> dict[str, np.ndarray]:
     """Random images and labels."""
     rng = np.random.default_rng(0)
-    shape = (size, *model.input_shape[:2]) if isinstance(model, Segmenter) else size
+    most = {"image": 256, "label": model.num_classes}
     return {
-        "image": rng.integers(0, 256, (size, *model.input_shape), np.uint8),
-        "label": rng.integers(0, model.num_classes, shape, np.int32),
-        "mask": np.ones(size, np.float32),
+        name: rng.integers(0, most[name], (size, *row.shape), row.dtype) if name in most else np.ones(size, row.dtype)
+        for name, row in tasks.of(config).shapes(model.input_shape).items()
     }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from lape_jax import tasks
 from lape_jax.errors import UserError
-from lape_jax.train import rules
+from lape_jax.models import rules
 
 
 def make(step: int, state: Any, metrics: Mapping[str, Any]) -> dict:
@@ -61,7 +62,7 @@ def _digest(leaf: Any) -> int:
 def score(record: Mapping | None) -> float | None:
     """The finite value of the task's score, None if the record has none (or there is no record)."""
     metrics = record["metrics"] if record else {}
-    value = next((metrics[name] for name in tasks.SCORES if name in metrics), None)
+    value = next((metrics[name] for name in tasks.scores() if name in metrics), None)
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -89,7 +90,14 @@ def check_same_model(record: dict, abstract_state: Any, directory: Path) -> None
     names = sorted({**wanted, **saved}, key=lambda name: not name.startswith("params/"))  # stable: they tell the most
     for name in names:
         if saved.get(name) != wanted.get(name):
+            there, here = shown(saved.get(name)), shown(wanted.get(name))
+            classes = [entry[name][0][-1] for entry in (saved, wanted) if name in entry and entry[name][0]]
+            if re.search(r"(^|/)head(_dist)?/(bias|kernel)$", name) and len(set(classes)) == 2:
+                raise UserError(
+                    f"{directory} is a checkpoint of a model of {classes[0]} classes, and the data have {classes[1]}: use "
+                    f"the data it was trained on, or another workdir"
+                )
             raise UserError(
-                f"{directory} is a checkpoint of another model: {name!r} is {shown(saved.get(name))} there but "
-                f"{shown(wanted.get(name))} in this one; use the config it was trained with, or another workdir"
+                f"{directory} is a checkpoint of another model: {name!r} is {there} there but {here} in this one; use "
+                f"the config it was trained with, or another workdir"
             )

@@ -1,6 +1,5 @@
 """What a run was and came to, in its workdir: report.md and the figures that it shows."""
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -8,34 +7,24 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from lape_jax.analysis import overlays, plots
+from lape_jax import tasks
+from lape_jax.analysis import plots
 from lape_jax.analysis import study as studies
-from lape_jax.augment import recipe
-from lape_jax.data import decode, masks, order, scene_transforms
-from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.example import SceneSource, Source
+from lape_jax.data.example import Source
 from lape_jax.errors import UserError
+from lape_jax.parallel import sharding
 from lape_jax.port import files
-from lape_jax.train import config as configs
+from lape_jax.tasks.task import SHEET, Task
 from lape_jax.train import plan as plans
-from lape_jax.train import setup, sharding
 from lape_jax.train import state as states
 
-SHEET = 32  # images
 Line = Mapping[str, int | float | None]  # of metrics.jsonl
-PANELS = {  # of curves.png: by title, the metrics and what they are called
-    "loss": {"train/loss": "training", "val/loss": "validation", "val/ema_loss": "validation (running mean)"},
-    "top-1, %": {"train/top1": "training", "val/top1": "validation", "val/ema_top1": "validation (running mean)"},
-    "mIoU, %": {"val/miou": "validation", "val/ema_miou": "validation (running mean)"},
-    "pixel accuracy, %": {"train/pixel_accuracy": "training", "val/pixel_accuracy": "validation"},
-    "learning rate": {"lr": "training"},
-    "images/s": {"img_per_sec": "training"},
-}
+# Of curves.png: by title, the metrics and what they are called; those of the task stand in between.
+LOSS = {"loss": {"train/loss": "training", "val/loss": "validation", "val/ema_loss": "validation (running mean)"}}
+SPEED = {"learning rate": {"lr": "training"}, "images/s": {"img_per_sec": "training"}}
 CAPTIONS = {
     "curves": "By step. Training metrics are of the augmented images, under dropout: the loss of their mixed and "
     "smoothed labels, accuracies of those before mixing.",
@@ -50,7 +39,7 @@ def write(
     config: ConfigDict,
     model: nn.Module,
     state: states.TrainState,
-    source: Source | SceneSource,
+    source: Source,
     mesh: jax.sharding.Mesh,
     best_step: int | None,
 ) -> None:
@@ -71,11 +60,11 @@ def write(
     if jax.process_index():
         return
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    sheet, titles = crops(config, source) if config.task == "segment" else augmented(config, model, source)
-    figures = {
-        "curves": plots.curves(curves(lines)),
-        "images": plots.image_sheet(sheet, titles, limits=(0.0, 1.0)),
-    }
+    task = tasks.of(config)
+    figures = {"curves": plots.curves(curves(lines, task))}
+    sheet = task.sheet(config, model, source, plans.make(config, len(source)).mixing > 0)
+    if sheet is not None:
+        figures["images"] = plots.image_sheet(*sheet, limits=(0.0, 1.0))
     positions = ""
     try:
         found = studies.study(f"{model.joining}, {model.pe}", model, jax.device_get(variables))
@@ -96,64 +85,16 @@ def write(
             file.write(content)
 
 
-def curves(lines: Sequence[Line]) -> dict[str, dict[str, tuple[list, list]]]:
+def curves(lines: Sequence[Line], task: Task) -> dict[str, dict[str, tuple[list, list]]]:
     """The lines of metrics.jsonl as `lape_jax.analysis.plots.curves` takes them."""
     panels: dict[str, dict[str, tuple[list, list]]] = {}
-    for title, names in PANELS.items():
+    for title, names in (LOSS | dict(task.panels) | SPEED).items():
         for name, shown in names.items():
             points = [(line["step"], math.nan if line[name] is None else line[name]) for line in lines if name in line]
             if points:
                 x, y = zip(*points, strict=True)
                 panels.setdefault(title, {})[shown] = (list(x), list(y))
     return panels
-
-
-def augmented(config: ConfigDict, model: nn.Module, source: Source) -> tuple[np.ndarray, list[str]]:
-    """Training images as the model sees them at step 0, but for the normalisation, and what their labels are."""
-    images, labels = [], []
-    count = min(SHEET, len(source))
-    for position, index in enumerate(order.batch_indices(config.seed, 0, count, len(source))):
-        example = source[int(index)]
-        rng = order.augment_rng(config.seed, 0, position)
-        with contextlib.suppress(CorruptImage):  # training has said so
-            crop = setup.host_crop(config)
-            images.append(decode.train_image(example.image, config.data.channels, example.name, rng=rng, **crop))
-            labels.append(example.label)
-    batch = {
-        "image": jnp.asarray(np.stack(images)),
-        "label": jnp.asarray(labels, jnp.int32),
-        "mask": jnp.ones(len(labels)),
-    }
-    mesh = sharding.make_mesh(configs.base().mesh, jax.local_devices()[:1])
-    augment = recipe.make(config, num_classes=model.num_classes, mesh=mesh)
-    mixing = plans.make(config, len(source)).mixing > 0
-    seen = jax.jit(lambda batch, key: augment(batch, key, mixing))(batch, jax.random.key(config.seed))
-    images = np.asarray(seen["image"]) * np.asarray(config.data.std) + np.asarray(config.data.mean)
-    least = 2 * config.loss.label_smoothing / model.num_classes + 1e-3
-    return images, [_label(target, source.classes, least) for target in np.asarray(seen["target"])]
-
-
-def crops(config: ConfigDict, source: SceneSource) -> tuple[np.ndarray, list[str]]:
-    """Crops of training images at step 0 under the colours of their labels, and the classes that cover most of them."""
-    images, titles = [], []
-    classes, count = source.classes, min(SHEET, len(source))
-    colours = overlays.palette(len(classes))
-    for position, index in enumerate(order.batch_indices(config.seed, 0, count, len(source))):
-        rng = order.augment_rng(config.seed, 0, position)
-        with contextlib.suppress(CorruptImage):
-            whole = masks.decode_scene(source[int(index)], config.data.channels, len(classes))
-            pixels, labels = scene_transforms.train_scene(*whole, rng=rng, **setup.scene_crop(config))
-            images.append(overlays.overlay(pixels, labels, colours))
-            titles.append(", ".join(classes[label][:9] for label in list(overlays.shares(labels, len(classes)))[:2]))
-    return np.stack(images) / 255, titles
-
-
-def _label(target: np.ndarray, classes: tuple[str, ...], least: float) -> str:
-    """The class, or the two that were mixed."""
-    second, first = np.argsort(target, kind="stable")[-2:]
-    if target[second] < least:
-        return classes[first][:16]
-    return f"{target[first]:.2f} {classes[first][:8]} + {target[second]:.2f} {classes[second][:8]}"
 
 
 def markdown(
@@ -177,7 +118,7 @@ def markdown(
         f"{config.model.name}, joining {model.joining}, position embedding {model.pe}: {count:,} parameters. Data: "
         f"{data}, {classes} classes, images of {config.data.image_size} pixels. {last['step']:,} steps of "
         f"{config.batch_size} images ({last['epoch']:.4g} epochs), seed {config.seed}, {config.dtype}. Augmentation: "
-        f"{recipe.describe(config)}. Best checkpoint: step {best_step}.",
+        f"{tasks.of(config).describe_augmentation(config)}. Best checkpoint: step {best_step}.",
         "\n".join(["| | last value |", "|---|---|", *rows]),
         *(f"![{figure}](figures/{figure}.png)\n\n{CAPTIONS[figure]}" for figure in figures),
         positions,

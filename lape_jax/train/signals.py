@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from lape_jax.train import hosts
+from lape_jax.parallel import hosts
 
 _POLL = 1.0  # seconds between looks at what the other processes want
 _LONG = 600_000  # milliseconds; by then a process that does not answer has been missed by all

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lape_jax.tasks import classify
-from lape_jax.train import sharding
+from lape_jax.parallel import sharding
+from lape_jax.tasks.task import Task
 
 NEVER = -1  # value of `first_bad_step` while every step was finite
 
@@ -35,20 +35,20 @@ class TrainState:
         return {"params": self.params, **self.collections}
 
 
-def zero_sums(task: Any = classify) -> dict[str, jax.Array]:
-    return {name: jnp.zeros((), jnp.float32) for name in (*task.SUMS, "grad_norm", "steps")}
+def zero_sums(task: Task) -> dict[str, jax.Array]:
+    return {name: jnp.zeros((), jnp.float32) for name in (*task.sums, "grad_norm", "steps")}
 
 
-def means(sums: dict[str, Any], task: Any = classify) -> dict[str, float]:
+def means(sums: dict[str, Any], task: Task) -> dict[str, float]:
     """What a log line says of the steps that `sums` covers."""
     values = {name: float(value) for name, value in jax.device_get(sums).items()}
-    return task.training_means(values) | {"train/grad_norm": values["grad_norm"] / values["steps"]}
+    return task.means(values) | {"train/grad_norm": values["grad_norm"] / values["steps"]}
 
 
 def initialiser(
-    model: Any, tx: optax.GradientTransformation, ema: bool, task: Any = classify
+    model: Any, tx: optax.GradientTransformation, ema: bool, task: Task
 ) -> Callable[[jax.Array], TrainState]:
-    """The function key -> state at step 0; `task` is a module of `lape_jax.tasks`."""
+    """The function key -> state at step 0."""
 
     def init(key: jax.Array) -> TrainState:
         variables = model.init(key, jnp.zeros((1, *model.input_shape), jnp.float32))
@@ -96,8 +96,8 @@ def update_function(
 
     Args:
         loss: (params, collections, batch, key, *frozen) -> (summed loss, (dict of sums with "examples", collections as
-            they are afterwards)), as in `lape_jax.tasks.classify`; `frozen`, a teacher's variables, reaches it from the
-            update's arguments.
+            they are afterwards)), see `lape_jax.tasks.task.Task.loss`; `frozen`, a teacher's variables, reaches it from
+            the update's arguments.
         tx: the optimiser.
         augment: (batch, key, step) -> batch, applied to the whole batch before it is cut up and differentiated.
         seed: with the step it determines all randomness of the update.

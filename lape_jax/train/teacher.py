@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from lape_jax import tasks
 from lape_jax.errors import UserError
-from lape_jax.port.contents import directory_weights
-from lape_jax.tasks import distill
-from lape_jax.train import config as configs
-from lape_jax.train import finished, sharding
-from lape_jax.train.feed import place
+from lape_jax.parallel import sharding
+from lape_jax.parallel.arrays import place
+from lape_jax.tasks import config as configs
+from lape_jax.train import finished
 
 SHARED = ("image_size", "channels", "mean", "std")  # of the data: the teacher is shown the student's images
 
@@ -25,30 +25,29 @@ class Teacher(NamedTuple):
 
 
 def load(config: ConfigDict, student: nn.Module, classes: tuple[str, ...], mesh: jax.sharding.Mesh) -> Teacher | None:
-    """The teacher that `config.distill` names, None if it names none, or the labels.
+    """The teacher that the task names, None if it names none.
 
-    Of a run, the best checkpoint that was evaluated, or else the newest one, is the teacher; `distill.model` is for
-    files, and what the run's own config says of the model holds. The teacher computes in the student's type.
+    Of a run, the best checkpoint that was evaluated, or else the newest one, is the teacher, and what the run's own
+    config says of the model holds. The teacher computes in the student's type.
 
     Raises:
         UserError: there is a distillation token and no teacher, or the reverse; the teacher does not exist or cannot
             be read; or it was made for other classes, image sizes, channels or another normalisation.
     """
-    distill.check(config, student)
-    if config.distill.teacher in ("", distill.LABELS):
+    found = tasks.of(config).teacher(config, student)
+    if found is None:
         return None
-    path = Path(config.distill.teacher).expanduser()
-    if path.is_dir() and not directory_weights(path):
-        return _from_run(path, config, classes, mesh)
-    model, variables = distill.load_teacher(config, student)
+    if isinstance(found, Path):
+        return _from_run(found, config, classes, mesh)
+    model, variables = found
     return Teacher(model, jax.tree.map(lambda array: place(array, sharding.replicated(mesh)), variables))
 
 
 def _from_run(path: Path, config: ConfigDict, classes: tuple[str, ...], mesh: jax.sharding.Mesh) -> Teacher:
     theirs = configs.from_json(path / "config.json")
-    if theirs.task != "classify":
+    if theirs.task != config.task:
         raise UserError(
-            f"the teacher in {str(path)!r} gives a class to each pixel: one that classifies images can teach"
+            f"the teacher in {str(path)!r} has learned the task {theirs.task!r}, and this run learns {config.task!r}"
         )
     for key in SHARED:
         if theirs.data[key] != config.data[key]:

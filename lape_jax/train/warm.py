@@ -10,10 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError
+from lape_jax.parallel import sharding
 from lape_jax.port.contents import directory_weights
 from lape_jax.port.transfer import Transfer, transfer, warm_start
-from lape_jax.train import config as configs
-from lape_jax.train import finished, sharding
+from lape_jax.tasks import config as configs
+from lape_jax.train import finished
 from lape_jax.train import state as states
 
 _log = logging.getLogger(__name__)

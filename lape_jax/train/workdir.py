@@ -13,7 +13,7 @@ import jax
 
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
-from lape_jax.train import hosts
+from lape_jax.parallel import hosts
 
 DATA = "data.json"
 SECONDS = 10  # after which a network file system should show what was written

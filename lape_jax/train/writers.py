@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lape_jax.config.reading import to_json
 from lape_jax.errors import UserError
-from lape_jax.train.config import to_json
 
 # What a progress line shows, if it is among the scalars: (name, how).
 _SHOWN = (

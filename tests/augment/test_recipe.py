@@ -10,7 +10,7 @@ import pytest
 
 from lape_jax.augment import recipe
 from lape_jax.errors import UserError
-from lape_jax.train import sharding
+from lape_jax.parallel import sharding
 from tests.quick import jit
 
 SIZE, CLASSES, BATCH = 8, 5, 16

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lape_jax.data import decode, order
+from lape_jax.data.batches import Batches
 from lape_jax.data.example import Example
-from lape_jax.data.pipeline import Batches, eval_batches, train_batches
+from lape_jax.data.pipeline import eval_batches, train_batches
 from lape_jax.errors import UserError
 
 FIELDS = ("image", "label", "mask")

@@ -9,12 +9,21 @@ import pytest
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
+from tests import quick
 from tests.models import families, stepwise
 from tests.quick import jit
 from tests.reference import big_vision_cases
 from tests.reference.big_vision_cases import CASES, BigVisionCase
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+FIRST = (
+    "gap-learn-lape",
+    "tok-learn-lape-cls_pe",
+    "tok-learn-unshared-cls_pe",
+    "gap-sincos2d-default",
+    "none-learn-lape",
+    "map-learn-lape-rep-headless",
+)
+each_case = quick.cases(CASES, FIRST)
 
 
 def create(case: BigVisionCase, scan=True, dtype="float64"):

@@ -17,7 +17,13 @@ from tests import quick
 from tests.models import families
 from tests.reference.compact_cases import CASES
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+FIRST = (
+    "vit_lite-lape-learnable-layernorm",
+    "cvt-default-sincos_1d",
+    "cct_3x1-shared-learnable+relative",
+    "cct_3x2-lape_sharing-sincos_1d-scalar_norm",
+)
+each_case = quick.cases(CASES, FIRST)
 
 
 def count(tree):

@@ -10,13 +10,15 @@ import pytest
 from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.port import swin
+from tests import quick
 from tests.models import families
 from tests.models.compare import assert_close
 from tests.quick import jit
 from tests.reference.swin_cases import CASES
 
 TINY = {"image_size": 24, "patch_size": 2, "width": 8, "depths": (2, 1), "heads": (2, 4), "window_size": 3}
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+FIRST = ("default-none", "lape-learnable+relative-layernorm", "unshared-learnable+relative")
+each_case = quick.cases(CASES, FIRST)
 
 
 def count(tree):

@@ -8,8 +8,8 @@ import pytest
 
 from lape_jax import models
 from lape_jax.errors import UserError
+from lape_jax.tasks.config import base
 from lape_jax.train.chrono import Chrono, flops_per_image, peak_flops, steps, training_flops
-from lape_jax.train.config import base
 
 
 @pytest.mark.parametrize(

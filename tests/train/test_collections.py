@@ -11,8 +11,10 @@ import optax
 import pytest
 
 from lape_jax.nn.batch_norm import BatchNorm
-from lape_jax.tasks import classify
-from lape_jax.train import sharding, state
+from lape_jax.parallel import sharding
+from lape_jax.tasks import TASKS
+from lape_jax.tasks.classify import loss as classify
+from lape_jax.train import state
 from lape_jax.train.checkpoint import Checkpoints
 from tests.quick import jit
 
@@ -45,7 +47,7 @@ def prepare(accumulate=1, ema=True):
     options = {"seed": 0, "accumulate": accumulate, "ema_decay": DECAY * ema}
     loss = classify.training_loss(Normed())
     update = state.update_function(loss, tx, lambda batch, key, step: batch, **options)
-    return state.initialiser(Normed(), tx, ema), jit(update)
+    return state.initialiser(Normed(), tx, ema, TASKS["classify"]), jit(update)
 
 
 @functools.cache

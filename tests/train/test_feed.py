@@ -10,7 +10,9 @@ import pytest
 
 from lape_jax.data import order
 from lape_jax.errors import UserError
-from lape_jax.train import feed, sharding
+from lape_jax.parallel import sharding
+from lape_jax.tasks import TASKS
+from lape_jax.train import feed
 from lape_jax.train.state import TrainState
 
 SIZE, BATCH, STEPS, SEED = 20, 8, 5, 3  # two batches an epoch
@@ -76,9 +78,10 @@ def resident(update, mesh, shardings, first=0):
 
 
 def streamed(update, mesh, shardings, first=0):
-    return feed.Streamed(update, Batches(first), shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    return feed.Streamed(update, Batches(first), shardings, mesh, batch_size=BATCH, shapes=SHAPES)
 
 
+SHAPES = TASKS["classify"].shapes((1, 1, 1))
 EXPECTED = np.stack([order.batch_indices(SEED, step, BATCH, SIZE) for step in range(STEPS)])
 
 
@@ -104,6 +107,22 @@ def test_the_order_is_that_of_seed_and_step(open_feed, counts, devices):
 
 
 @pytest.mark.parametrize("open_feed", [resident, streamed])
+def test_on_several_cpu_devices_a_program_waits_for_the_one_before(open_feed):
+    def slow(state, batch):
+        seen = jax.lax.fori_loop(0, 200, lambda _, x: x[::-1], batch["label"])
+        return state.replace(step=state.step + 1, ema=state.ema + seen.sum())
+
+    mesh = mesh_of(8)
+    state, shardings = start(mesh)
+    batches = open_feed(slow, mesh, shardings)
+    for step in range(2):
+        state = batches.run(state, step, 1)
+        assert all(leaf.is_ready() for leaf in jax.tree.leaves(state))
+    assert int(state.ema) == EXPECTED[:2].sum()
+    batches.close()
+
+
+@pytest.mark.parametrize("open_feed", [resident, streamed])
 def test_a_resumed_run_goes_on_where_it_stopped(open_feed):
     mesh = mesh_of(1)
     state, shardings = start(mesh)
@@ -123,7 +142,7 @@ def test_epochs_are_permutations():
 def test_the_stream_is_closed_with_its_feed():
     mesh = mesh_of(1)
     batches = Batches()
-    opened = feed.Streamed(Recorder(), batches, start(mesh)[1], mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    opened = feed.Streamed(Recorder(), batches, start(mesh)[1], mesh, batch_size=BATCH, shapes=SHAPES)
     opened.close()
     assert batches.closed
 
@@ -157,7 +176,7 @@ def test_waiting_is_the_time_in_which_the_device_has_nothing_to_do(reading, comp
     mesh = mesh_of(1)
     state, shardings = start(mesh)
     source = Slow(reading)
-    batches = feed.Streamed(slow_update(computing), source, shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    batches = feed.Streamed(slow_update(computing), source, shardings, mesh, batch_size=BATCH, shapes=SHAPES)
     state = batches.run(state, 0, 1)  # compiles
     before = batches.waited
     state = batches.run(state, 1, STEPS - 1)
@@ -185,7 +204,7 @@ class Failing(Batches):
 def test_what_cannot_be_read_leaves_the_state_of_the_step_before():
     mesh = mesh_of(1)
     state, shardings = start(mesh)
-    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, shapes=SHAPES)
     for step in range(3):
         state = batches.run(state, step, 1)
         batches.check(state, step + 1)
@@ -198,7 +217,7 @@ def test_several_processes_stand_still_instead(monkeypatch):
     mesh = mesh_of(8)
     state, shardings = start(mesh)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, image_shape=(1, 1, 1))
+    batches = feed.Streamed(Recorder(), Failing(), shardings, mesh, batch_size=BATCH, shapes=SHAPES)
     monkeypatch.undo()
     for step in range(5):
         state = batches.run(state, step, 1)

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.train import optim, rules
+from lape_jax.models import rules
+from lape_jax.train import optim
 
 PARAMS = {
     "patch_embed": {"proj": {"kernel": (2, 2, 1, 4), "bias": (4,)}},

@@ -9,6 +9,9 @@ from PIL import Image
 
 from lape_jax.data import order, sources
 from lape_jax.errors import UserError
+from lape_jax.tasks import TASKS
+from lape_jax.tasks.classify import inputs, sheet
+from lape_jax.tasks.task import SHEET
 from lape_jax.train import report, setup
 from tests import runs
 
@@ -67,7 +70,7 @@ def test_curves_leave_gaps_where_json_has_no_number():
         {"step": 2, "train/loss": None, "lr": 0.2},
         {"step": 2, "val/loss": 3},
     ]
-    panels = report.curves(lines)
+    panels = report.curves(lines, TASKS["classify"])
     assert list(panels) == ["loss", "learning rate"]
     steps, values = panels["loss"]["training"]
     assert steps == [1, 2]
@@ -80,9 +83,9 @@ def test_curves_leave_gaps_where_json_has_no_number():
 def test_the_sheet_shows_the_first_images_of_the_run():
     config = runs.load(**{"loss.label_smoothing": 0.1})
     source = sources.open_split(config.data, "train")
-    images, titles = report.augmented(config, setup.build_model(config, 10), source)
-    first = order.batch_indices(config.seed, 0, report.SHEET, len(source))
-    expected = setup.training_set(config, source)
+    images, titles = sheet.augmented(config, setup.build_model(config, 10), source, mixing=False)
+    first = order.batch_indices(config.seed, 0, SHEET, len(source))
+    expected = inputs.training_set(config, source)
     np.testing.assert_allclose(images * 255, expected["image"][first], atol=1e-3)
     assert titles == [source.classes[label] for label in expected["label"][first]]
 
@@ -90,7 +93,7 @@ def test_the_sheet_shows_the_first_images_of_the_run():
 def test_mixed_labels_are_named_with_their_weights():
     config = runs.load(**{"augment.mixup": 0.8, "loss.label_smoothing": 0.0})
     source = sources.open_split(config.data, "train")
-    _, titles = report.augmented(config, setup.build_model(config, 10), source)
+    _, titles = sheet.augmented(config, setup.build_model(config, 10), source, mixing=True)
     mixed = [title for title in titles if " + " in title]
     assert len(mixed) > len(titles) // 2  # of different classes
     for title in mixed:

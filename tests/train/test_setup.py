@@ -4,10 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lape_jax.config.reading import to_json
 from lape_jax.data.sources import ArraySource
 from lape_jax.errors import UserError
+from lape_jax.tasks.classify import inputs
+from lape_jax.tasks.config import base
 from lape_jax.train import setup
-from lape_jax.train.config import base, to_json
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ class Counting(ArraySource):
 def test_evaluation_batches_hold_every_example_once(config, resident):
     config.data.resident = resident
     source = Counting()
-    batches = setup.evaluation_batches(config, source)
+    batches = inputs.evaluation_batches(config, source)
     assert source.reads == 0  # an evaluation may never come
     for evaluation in (1, 2):
         found = list(batches(4, 0, 1))

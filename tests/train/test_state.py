@@ -11,8 +11,10 @@ import pytest
 
 from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.tasks import classify
-from lape_jax.train import sharding, state
+from lape_jax.parallel import sharding
+from lape_jax.tasks import TASKS
+from lape_jax.tasks.classify import loss as classify
+from lape_jax.train import state
 from tests.quick import jit
 
 # ---- By hand: loss = sum over rows of mask * (w . x - y)^2 / 2, gradient descent at rate 1 ---------------------------
@@ -44,7 +46,7 @@ def hand_update(ema_decay=0.0, accumulate=1, seed=0, loss=squared_error):
         collections={},
         ema={"params": params} if ema_decay else None,
         opt_state=tx.init(params),
-        sums=state.zero_sums(),
+        sums=state.zero_sums(TASKS["classify"]),
         first_bad_step=jnp.full((), state.NEVER, jnp.int32),
     )
     return jit(update), start
@@ -172,7 +174,7 @@ def prepare(stochastic=True, accumulate=1):
     tx = optax.sgd(0.5, momentum=0.9)
     loss = classify.training_loss(model)
     update = state.update_function(loss, tx, augment, seed=0, accumulate=accumulate, ema_decay=0.9)
-    return state.initialiser(model, tx, ema=True), jit(update, donate_argnums=0)
+    return state.initialiser(model, tx, ema=True, task=TASKS["classify"]), jit(update, donate_argnums=0)
 
 
 @functools.cache
@@ -245,7 +247,7 @@ def test_eight_devices_equal_one(trained):
 
 
 def test_each_device_holds_its_shard_only():
-    init = state.initialiser(models.create("vit_micro", **TINY), optax.adam(1e-3), ema=True)
+    init = state.initialiser(models.create("vit_micro", **TINY), optax.adam(1e-3), ema=True, task=TASKS["classify"])
     abstract = state.abstract(init, mesh_of(8, fsdp=4), ((".*qkv/kernel", "fsdp(1)"), (".*", "replicate")))
     copies = (abstract.params, abstract.ema["params"], abstract.opt_state[0].mu, abstract.opt_state[0].nu)
     for tree in copies:
@@ -255,6 +257,6 @@ def test_each_device_holds_its_shard_only():
 
 
 def test_uncovered_parameters_are_user_errors():
-    init = state.initialiser(models.create("vit_micro", **TINY), optax.sgd(1.0), ema=False)
+    init = state.initialiser(models.create("vit_micro", **TINY), optax.sgd(1.0), ema=False, task=TASKS["classify"])
     with pytest.raises(UserError, match="cls_token"):
         state.abstract(init, mesh_of(1), (("blocks/.*", "replicate"),))

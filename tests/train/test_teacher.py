@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from lape_jax import models, port
+from lape_jax.config.reading import to_json
 from lape_jax.errors import UserError
-from lape_jax.train import optim, setup, sharding, teacher
+from lape_jax.parallel import sharding
+from lape_jax.tasks import TASKS
+from lape_jax.tasks.config import base, from_json
+from lape_jax.train import optim, setup, teacher
 from lape_jax.train import state as states
 from lape_jax.train.checkpoint import Checkpoints
-from lape_jax.train.config import base, from_json, to_json
 from tests.quick import jit
 
 CLASSES = tuple("0123456789")
@@ -42,7 +45,7 @@ def workdir(tmp_path_factory):
     (path / "data.json").write_text(json.dumps({"train": 3, "val": 3, "classes": CLASSES}))
     model = setup.build_model(config, len(CLASSES))
     tx = optim.make(config.optimizer, model.param_shapes(), float)
-    state = jit(states.initialiser(model, tx, ema=True))(jax.random.key(0))
+    state = jit(states.initialiser(model, tx, ema=True, task=TASKS["classify"]))(jax.random.key(0))
     with Checkpoints(path) as checkpoints:
         for step, top1 in ((1, 50.0), (2, 60.0), (3, None)):
             state = state.replace(params=jax.tree.map(lambda x, n=step: jnp.full_like(x, n), state.params))
@@ -133,7 +136,9 @@ def test_a_run_that_segments_is_a_user_error(workdir, tmp_path):
     config = from_json(path / "config.json")
     config.task = "segment"
     (path / "config.json").write_text(to_json(config))
-    with pytest.raises(UserError, match=r"the teacher in '.*copy' gives a class to each pixel"):
+    with pytest.raises(
+        UserError, match=r"the teacher in '.*copy' has learned the task 'segment', and this run learns 'classify'"
+    ):
         load(config_of(distilled=True, path=path))
 
 

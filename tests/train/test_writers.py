@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from lape_jax.errors import UserError
-from lape_jax.train.config import base, from_json
+from lape_jax.tasks.config import base, from_json
 from lape_jax.train.writers import Console, Writers, clock_time
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
-from lape_jax.data.example import Example, Scene, SceneSource, Source
+from lape_jax.data.example import Example, Source
 from lape_jax.data.offline import tfds_files
 from lape_jax.errors import UserError
 
@@ -29,17 +29,22 @@ SHARD = 4096
 VERSION = "1.0.0"
 OPTIONS = "options.json"
 PAUSE = 10.0  # seconds between two lines about progress
-Item = TypeVar("Item", Example, Scene)
+Item = TypeVar("Item")  # with the attributes image, bytes, and name
 Transform = Callable[[Item], Item]
 
 
+def _label(example: Example) -> int:
+    return example.label
+
+
 def write(
-    splits: Mapping[str, Source | SceneSource],
+    splits: Mapping[str, Source],
     out: Path,
     name: str,
     transform: Transform,
     *,
     target: str = tfds_files.LABEL,
+    learned: Callable[[Item], int | bytes] = _label,
     options: dict[str, Any],
     about: str,
     threads: int,
@@ -53,7 +58,8 @@ def write(
       splits: name -> source of encoded images, and maps if these are learned, all with the same classes.
       transform: what is read -> what is written, under the name of the former; runs in threads. CorruptImage: leave it
         out.
-      target: what is learned, `tfds_files.LABEL` of Examples or `tfds_files.MAP` of Scenes.
+      target: the feature that is learned, `tfds_files.LABEL` or `tfds_files.MAP`.
+      learned: what is read -> what is learned of it, a class or an encoded map.
       options: all that the result depends on, beside the images; a copy that was begun with others is not gone on with.
       about: the description of the data set, a sentence without its full stop.
       threads: how many images are read at a time.
@@ -82,7 +88,7 @@ def write(
                     _compare(options, work)
                 tfds_files.write_text(work / OPTIONS, json.dumps(options))
                 log = CorruptLog(max_corrupt, "--max-corrupt")
-                notes = _write_shards(splits, work, name, transform, shard_size, threads, log, say)
+                notes = _write_shards(splits, work, name, (transform, learned), shard_size, threads, log, say)
                 shards = {split: [tfds_files.Shard(n["records"], n["bytes"]) for n in notes[split]] for split in splits}
                 about += f"; {len(log.reasons)} that cannot be read are left out." if log.reasons else "."
                 tfds_files.write_text(work / "set" / OPTIONS, json.dumps(options | {"left_out": log.reasons}, indent=2))
@@ -112,10 +118,10 @@ def _places(out: Path, name: str) -> tuple[Path, Path]:
 
 
 def _write_shards(
-    splits: Mapping[str, Source | SceneSource],
+    splits: Mapping[str, Source],
     work: Path,
     name: str,
-    transform: Transform,
+    making: tuple[Transform, Callable[[Item], int | bytes]],
     shard_size: int,
     threads: int,
     log: CorruptLog,
@@ -133,7 +139,7 @@ def _write_shards(
                 note = _read_note(work, file)
                 if note is None:
                     note = {"before": 0, "after": 0, "corrupt": {}}
-                    records = _records(source, indices, transform, pool, note, log, progress)
+                    records = _records(source, indices, making, pool, note, log, progress)
                     shard = tfds_files.write_shard(work / "set" / file, records)
                     note |= {"records": shard.records, "bytes": shard.bytes}
                     tfds_files.write_text(work / "notes" / f"{file}.json", json.dumps(note))
@@ -152,9 +158,9 @@ def _write_shards(
 
 
 def _records(
-    source: Source | SceneSource,
+    source: Source,
     indices: range,
-    transform: Transform,
+    making: tuple[Transform, Callable[[Item], int | bytes]],
     pool: ThreadPoolExecutor,
     note: dict[str, Any],
     log: CorruptLog,
@@ -162,6 +168,7 @@ def _records(
 ) -> Iterator[bytes]:
     """The records of a shard, made in the threads of `pool`; fills in the note on it."""
     root = f"{getattr(source, 'root', '')}/"
+    transform, learned = making
 
     def make(index: int) -> tuple[int, int, bytes] | CorruptImage:
         try:
@@ -169,8 +176,8 @@ def _records(
             made = transform(found)
         except CorruptImage as error:
             return error
-        target = made.mask if isinstance(made, Scene) else made.label
-        return _bytes(found), _bytes(made), tfds_files.record(made.image, target, found.name.removeprefix(root))
+        sizes = (len(item.image) + _length(learned(item)) for item in (found, made))
+        return *sizes, tfds_files.record(made.image, learned(made), found.name.removeprefix(root))
 
     for made in pool.map(make, indices):
         progress.step()
@@ -183,8 +190,8 @@ def _records(
             yield made[2]
 
 
-def _bytes(item: Example | Scene) -> int:
-    return len(item.image) + (len(item.mask) if isinstance(item, Scene) else 0)
+def _length(learned: int | bytes) -> int:
+    return len(learned) if isinstance(learned, bytes) else 0
 
 
 def _cut(count: int, size: int) -> list[range]:
@@ -202,7 +209,7 @@ def _read_note(work: Path, file: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() and (work / "set" / file).exists() else None
 
 
-def _fingerprint(source: Source | SceneSource) -> str:
+def _fingerprint(source: Source) -> str:
     """Tells data sets apart by their classes, their number of examples and the names of their files."""
     text = json.dumps([source.classes, len(source), getattr(source, "files", None)])
     return hashlib.sha256(text.encode()).hexdigest()

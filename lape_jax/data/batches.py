@@ -1,0 +1,216 @@
+"""Batches made ahead of the step by threads (Grain), the same whoever makes them.
+
+Which examples a batch holds, and how each is read, is a function of (seed, step, position in the global batch) alone.
+So a run resumes at any step at once, on any number of hosts or threads, with the same pixels.
+"""
+
+import dataclasses
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from typing import TypedDict, TypeVar
+
+import grain
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from lape_jax.data import order
+from lape_jax.data.corrupt import CorruptImage, CorruptLog
+from lape_jax.data.example import Source
+from lape_jax.errors import UserError
+
+Item = TypeVar("Item")
+# Examples per task: handing a task to a thread costs as much time as decoding a tiny image.
+_CHUNK = 8
+# Whole batches kept ready, beside those that the threads work on.
+_READY = 2
+
+
+class Batch(TypedDict):
+    """A host's share of a global batch. Where mask is 0 there is no example: image and label are zero.
+
+    A label is a class, or a map of them.
+    """
+
+    image: UInt8[np.ndarray, "b size size channels"]
+    label: Int32[np.ndarray, "b ..."]
+    mask: Float32[np.ndarray, " b"]
+
+
+def shuffled_batches(
+    source: Source[Item],
+    read: Callable[[Item, np.random.Generator], tuple[np.ndarray, int | np.ndarray]],
+    shape: tuple[int, int, int],
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    total_steps: int,
+    threads: int,
+    max_corrupt: int,
+    label_shape: tuple[int, ...] = (),
+    chunk: int = _CHUNK,
+    repeats: int = 1,
+    repeat_ranks: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Batches":
+    """The batches of steps start_step .. total_steps-1: shuffled epochs of what `read` makes of the source's items.
+
+    An item for which reading raises CorruptImage is skipped (mask 0), logged once, and listed in `Batches.corrupt`.
+
+    Args:
+      read: (item, the randomness of its place) -> (pixels, label), in threads.
+      shape, label_shape: of these.
+      batch_size: of the global batch; this process makes an equal, contiguous share of it.
+      max_corrupt: how many distinct corrupt items are tolerated, on each process.
+      chunk: how many items are a task for a thread.
+      repeats, repeat_ranks: see `order.batch_indices`.
+
+    Raises:
+      UserError: a batch that does not fit the data set or the processes; while iterating: what `read` raises, or too
+        many corrupt items.
+    """
+    order.steps_per_epoch(len(source), batch_size, repeats, repeat_ranks)  # fails here, not in a thread
+    shuffling = threading.Lock()  # or at the start of an epoch every thread would shuffle it, all at the same time
+
+    @functools.lru_cache(maxsize=max(8, threads + 1))  # as many steps as threads may work on at once
+    def indices(step: int) -> np.ndarray:
+        with shuffling:
+            return order.batch_indices(seed, step, batch_size, len(source), repeats, repeat_ranks)
+
+    def read_at(step: int, position: int) -> tuple[np.ndarray, int | np.ndarray]:
+        return read(source[int(indices(step)[position])], order.augment_rng(seed, step, position))
+
+    positions = order.host_slice(batch_size, process_index, process_count)
+    steps = range(start_step, total_steps)
+    return Batches(read_at, steps, positions, shape, threads, max_corrupt, label_shape, chunk)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Some consecutive examples of a batch, and what went wrong with them (the rest is of no use after a failure)."""
+
+    batch: Batch
+    corrupt: tuple[CorruptImage, ...] = ()
+    failure: Exception | None = None  # carried, because Grain rewrites the message of an exception that it passes on
+
+
+class Batches(Iterator[Batch]):
+    """Iterates over batches that threads make ahead of time, beginning as soon as this is created.
+
+    Close it, or use it as a context manager, to stop the threads before the end. An error in a thread is raised by
+    next() when its batch is due, and closes it.
+
+    Args:
+      read: (step, position in the global batch) -> (pixels, label), None for a place to be left empty, or CorruptImage.
+        Runs in threads.
+      steps: those to make, one batch each.
+      positions: those that belong to this process.
+      shape: of one image.
+      threads: how many read at a time.
+      max_corrupt: how many distinct corrupt images are tolerated.
+      label_shape: of one label.
+      chunk: how many examples are a task for a thread.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], tuple[np.ndarray, int | np.ndarray] | None],
+        steps: range,
+        positions: range,
+        shape: tuple[int, int, int],
+        threads: int,
+        max_corrupt: int,
+        label_shape: tuple[int, ...] = (),
+        chunk: int = _CHUNK,
+    ):
+        if threads < 1:
+            raise UserError(f"data.threads is {threads}, but at least one thread must read")
+        chunks = [positions[i : i + chunk] for i in range(0, len(positions), chunk)]
+        stopped = threading.Event()
+
+        def make_part(task: int) -> _Part:
+            step, part = divmod(task, len(chunks))
+            return _read_part(read, steps[step], chunks[part], shape, label_shape, stopped)
+
+        self._log = CorruptLog(max_corrupt)
+        tasks = grain.MapDataset.range(len(steps) * len(chunks)).map(make_part)
+        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        batches = tasks.to_iter_dataset(ahead).batch(len(chunks), batch_fn=_concatenate)
+        # Joins parts to batches in a thread of its own, which also keeps the others busy during a long step.
+        iterator = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_READY))
+        iterator.start_prefetch()
+        self._running = [iterator]
+        # Also called when this is dropped, and when the interpreter exits while Grain can still be closed.
+        self._stop = weakref.finalize(self, _stop, self._running, stopped)
+
+    @property
+    def corrupt(self) -> dict[str, str]:
+        """The corrupt images in the batches so far: name -> reason."""
+        return self._log.reasons
+
+    def __next__(self) -> Batch:
+        if not self._running:
+            raise StopIteration
+        try:
+            part = next(self._running[0])
+            if part.failure is not None:
+                raise part.failure
+            for error in part.corrupt:
+                self._log.add(error)
+        except BaseException:
+            self.close()
+            raise
+        return part.batch
+
+    def close(self) -> None:
+        """Stops the threads; a closed iterator has ended."""
+        self._stop()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _stop(running: list[grain.DatasetIterator], stopped: threading.Event) -> None:
+    stopped.set()
+    while running:
+        running.pop().close()
+
+
+def _read_part(
+    read: Callable[[int, int], tuple[np.ndarray, int | np.ndarray] | None],
+    step: int,
+    positions: range,
+    shape: tuple[int, int, int],
+    label_shape: tuple[int, ...],
+    stopped: threading.Event,
+) -> _Part:
+    image = np.zeros((len(positions), *shape), np.uint8)
+    label = np.zeros((len(positions), *label_shape), np.int32)
+    mask = np.zeros(len(positions), np.float32)
+    corrupt = []
+    for row, position in enumerate(positions):
+        if stopped.is_set():
+            raise CancelledError  # reaches nobody, but ends the making of a batch that nobody will look at
+        try:
+            if (found := read(step, position)) is not None:
+                image[row], label[row] = found
+                mask[row] = 1
+        except CorruptImage as error:
+            corrupt.append(error)
+        except Exception as error:
+            return _Part(Batch(image=image, label=label, mask=mask), failure=error)
+    return _Part(Batch(image=image, label=label, mask=mask), tuple(corrupt))
+
+
+def _concatenate(parts: Sequence[_Part]) -> _Part:
+    fields = ("image", "label", "mask")
+    batch = Batch(**{field: np.concatenate([part.batch[field] for part in parts]) for field in fields})
+    failures = [part.failure for part in parts if part.failure is not None]
+    return _Part(batch, tuple(error for part in parts for error in part.corrupt), failures[0] if failures else None)

@@ -1,0 +1,75 @@
+"""Images of a user's own, as `predict` is given them: which, what to call their results, and how they are read."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lape_jax.data import decode, listing, sources
+from lape_jax.data.corrupt import CorruptImage
+from lape_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TOP = 5  # classes of an image that are named
+Found = dict[Path, Path]  # images -> what to call them below the output directory, without suffix
+
+
+def find(given: Sequence[str], out: Path) -> Found:
+    """The images that are meant, and what to call them.
+
+    Raises:
+        UserError: a path that is not there, or a directory without images.
+    """
+    found: Found = {}
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = [path / name for name in listing.list_files(str(path), sources.SUFFIXES)[0]]
+            inside = [image for image in inside if out.resolve() not in image.resolve().parents]
+            if not inside:
+                raise UserError(
+                    f"{path} has no images ({', '.join(sources.SUFFIXES)}), other than those in --out={out}"
+                )
+            found |= {image: image.relative_to(path).with_suffix("") for image in inside}
+        elif path.exists():
+            found[path] = Path(path.stem)
+        else:
+            raise UserError(f"there is no image or directory {str(path)!r}")
+    return found
+
+
+def readable(images: Sequence[Path], read: Callable[[Path], np.ndarray], ahead: int) -> Iterator[tuple[Path, Any]]:
+    """Image and what `read` makes of it, in order, made by so many threads; those that raise CorruptImage are named."""
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting: deque = deque()
+        for image in (*images, *[None] * ahead):  # at the end what still waits
+            if image is not None:
+                waiting.append((image, pool.submit(read, image)))
+            if waiting and (image is None or len(waiting) > ahead):
+                first, reading = waiting.popleft()
+                try:
+                    yield first, reading.result()
+                except CorruptImage as error:
+                    logger.warning("%s", error)
+
+
+def pixels(image: Path, channels: int) -> np.ndarray:
+    """uint8 (h, w, channels).
+
+    Raises:
+        CorruptImage: it cannot be read.
+    """
+    return decode.decode(listing.read(str(image)), channels, str(image))
+
+
+def named(parts: Iterable[tuple[str, float]]) -> str:
+    """Names and their parts of a whole, for a line.
+
+    >>> named([("cat", 0.9), ("dog", 0.1)])
+    'cat 90.0%, dog 10.0%'
+    """
+    return ", ".join(f"{name} {100 * part:.1f}%" for name, part in parts)

@@ -1,0 +1,21 @@
+"""Semantic segmentation: a class for each pixel.
+
+task.py        what ties the room together
+recipes.py     the published recipes
+scene.py       what a data set gives: an image and its map
+sources.py     scenes by index: `digits`, `ade20k`, `folder`, `tfds`
+records.py     ... those that TFDS prepared as array_record
+digits.py      ... those that need no files
+prepare.py     files turned into such records, once
+masks.py       the files of a scene -> pixels and labels
+transforms.py  sizes, crops, mirror images and colours
+inputs.py      what of it a config asks for
+pipeline.py    batches of training scenes, and whole scenes for the evaluation, read ahead
+loss.py        cross entropy of pixels, and mIoU from a matrix of confusions
+sliding.py     windows over an image, and how their logits become those of its pixels
+tiles.py       logits of windows become classes of pixels, tile by tile
+evaluate.py    whole images of any size
+predict.py     maps of a user's own images
+overlays.py    colours, legends, scores of classes
+show.py        training crops, comparisons
+"""

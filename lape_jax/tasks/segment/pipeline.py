@@ -1,0 +1,143 @@
+"""Batches of training scenes, and the whole scenes of an evaluation, read ahead by threads.
+
+As in `lape_jax.data.batches`, a batch is a function of (seed, step, position in the global batch) alone.
+"""
+
+import functools
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from lape_jax.data.batches import Batches, shuffled_batches
+from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data.example import Source
+from lape_jax.errors import UserError
+from lape_jax.tasks.segment import masks, transforms
+from lape_jax.tasks.segment.scene import Scene
+
+
+def train_scene_batches(
+    source: Source[Scene],
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    total_steps: int,
+    size: int,
+    channels: int,
+    scale: tuple[int, int],
+    scale_range: tuple[float, float],
+    max_class: float,
+    flip: bool,
+    distort: bool,
+    threads: int,
+    max_corrupt: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """The batches of steps start_step .. total_steps-1: shuffled epochs of random crops.
+
+    The crops are those of `transforms.train_scene`, and the labels of a batch are int32 (b, size, size). A scene
+    whose image or map cannot be read is skipped (mask 0, image and labels 0), logged once, and listed in
+    `Batches.corrupt`.
+
+    Args:
+      batch_size: of the global batch; this process makes an equal, contiguous share of it.
+      max_corrupt: how many distinct unreadable scenes are tolerated, on each process.
+
+    Raises:
+      UserError: a batch that does not fit the data set or the processes; while iterating: a map that does not fit its
+        image or the classes (`masks.decode_scene`), or too many unreadable scenes.
+    """
+    transform = functools.partial(
+        transforms.train_scene,
+        size=size,
+        scale=tuple(scale),
+        scale_range=tuple(scale_range),
+        max_class=max_class,
+        flip=flip,
+        distort=distort,
+    )
+
+    def read(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return transform(*masks.decode_scene(scene, channels, len(source.classes)), rng=rng)
+
+    shape = (size, size)
+    return shuffled_batches(
+        source,
+        read,
+        (*shape, channels),
+        seed=seed,
+        batch_size=batch_size,
+        start_step=start_step,
+        total_steps=total_steps,
+        threads=threads,
+        max_corrupt=max_corrupt,
+        label_shape=shape,
+        chunk=1,  # a scene takes a thread long enough to be a task of its own
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def scenes(source: Source[Scene], indices: Sequence[int], channels: int, threads: int) -> "Scenes":
+    """The scenes of these indices, whole and in this order: (pixels uint8 (h, w, c), labels int32 (h, w), name)."""
+    return Scenes(source, indices, channels, threads)
+
+
+class Scenes(Iterator[tuple[np.ndarray, np.ndarray, str]]):
+    """Iterates over scenes that threads decode ahead of time, at most one more than there are threads.
+
+    Close it, or use it as a context manager, to stop the threads before the end. An error is raised by next() when its
+    scene is due, and closes it: UserError for what `masks.decode_scene` refuses and for a file that cannot be read.
+    """
+
+    def __init__(self, source: Source[Scene], indices: Sequence[int], channels: int, threads: int):
+        if threads < 1:
+            raise UserError(f"data.threads is {threads}, but at least one thread must read")
+        self._source, self._channels, self._left = source, channels, iter(indices)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="scenes")
+        self._pending: deque[Future] = deque()
+        # Also called when this is dropped.
+        self._stop = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        for _ in range(threads + 1):
+            self._submit()
+
+    def _submit(self) -> None:
+        for index in self._left:
+            self._pending.append(self._pool.submit(_read, self._source, int(index), self._channels))
+            return
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray, str]:
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        try:
+            scene = self._pending.popleft().result()
+            self._submit()
+        except CorruptImage as error:
+            self.close()
+            raise UserError(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        return scene
+
+    def close(self) -> None:
+        """Stops the threads; a closed iterator has ended."""
+        self._pending.clear()
+        self._stop()
+
+    def __enter__(self) -> "Scenes":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _read(source: Source[Scene], index: int, channels: int) -> tuple[np.ndarray, np.ndarray, str]:
+    scene = source[index]
+    return *masks.decode_scene(scene, channels, len(source.classes)), scene.name

@@ -1,0 +1,102 @@
+"""Maps of a user's own images: the class of each pixel, and overlays to look at."""
+
+import io
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from lape_jax.analysis import plots
+from lape_jax.data.corrupt import CorruptImage
+from lape_jax.errors import UserError
+from lape_jax.parallel import sharding
+from lape_jax.port import files
+from lape_jax.tasks.images import TOP, Found, named, pixels, readable
+from lape_jax.tasks.segment import overlays
+from lape_jax.tasks.segment.evaluate import SceneEvaluator
+from lape_jax.tasks.segment.transforms import canvas_size
+from lape_jax.tasks.task import Candidate
+
+LEGEND, CLASSES = "legend.png", "classes.txt"
+
+
+def check_places(images: Found, out: Path) -> None:
+    """Raises UserError if two maps would be called the same, or a file take the place of one that may be the user's.
+
+    That is every image, and whatever lies beside one; elsewhere in `out` earlier predictions are replaced.
+    """
+    makers: dict[Path, Path] = {}
+    for image, name in images.items():
+        for place_ in _places(out, name):
+            if place_ in makers or place_ in (out / LEGEND, out / CLASSES):
+                other = makers.get(place_, "the legend")
+                raise UserError(f"{place_} would be of {other} and of {image}: predict them into two directories")
+            makers[place_] = image
+    beside = {image.resolve().parent for image in images}
+    for place_ in (*makers, out / LEGEND, out / CLASSES):
+        if place_.exists() and place_.resolve().parent in beside:
+            raise UserError(f"{place_} is there already, beside an image: use another --out")
+
+
+def _places(out: Path, name: Path) -> tuple[Path, Path]:
+    """Where the map and the overlay of an image go."""
+    return out / f"{name}.png", out / f"{name}_overlay.png"
+
+
+def predict(run: Candidate, images: Found, out: Path) -> int:
+    """Writes the map and the overlay of each image that can be read; returns how many can."""
+    config, model, variables, classes = run
+    mesh = sharding.make_mesh(config.mesh)
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    colours = overlays.palette(len(classes))
+    covered = np.zeros(len(classes))
+    waiting: deque = deque()  # read, but not yet predicted
+
+    def whole(image: Path) -> np.ndarray:
+        found = pixels(image, config.data.channels)
+        try:
+            for scale in config.segment.scales:
+                canvas_size(*found.shape[:2], config.segment.scale, scale, config.data.image_size)
+        except UserError as error:
+            raise CorruptImage(str(image), str(error)) from error
+        return found
+
+    def read() -> Iterator[np.ndarray]:
+        for image, found in readable(list(images), whole, ahead=1):
+            waiting.append((image, found))
+            yield found
+
+    evaluator = SceneEvaluator(model, config, mesh, None)
+    done = 0
+    for labels in evaluator.maps(variables, read()):
+        image, found = waiting.popleft()
+        map_place, overlay_place = _places(out, images[image])
+        shown = _png(Image.fromarray(overlays.overlay(found, labels, colours)))
+        files.write_all(map_place.parent, {map_place.name: map_png(labels, colours), overlay_place.name: shown})
+        shares = overlays.shares(labels, len(classes))
+        for label, share in shares.items():
+            covered[label] += share
+        print(f"{image}: {named((classes[label], share) for label, share in list(shares.items())[:TOP])}")
+        done += 1
+    files.write_all(out, {CLASSES: "".join(f"{name}\n" for name in classes).encode()})
+    if done:
+        order = np.argsort(-covered, kind="stable")[: np.count_nonzero(covered)]
+        files.write_all(out, {LEGEND: plots.render(overlays.legend(order.tolist(), classes), "png")})
+    return done
+
+
+def map_png(labels: np.ndarray, colours: np.ndarray) -> bytes:
+    """A map (h, w) of labels from 0 as an indexed PNG."""
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette(colours.tobytes())
+    return _png(image, bits=8)
+
+
+def _png(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
