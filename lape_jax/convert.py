@@ -2,12 +2,12 @@
 
     python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision] [--model.join=lape ...]
 
-SRC is a file (.pth, .pt, .pth.tar, .npz, .safetensors; of a checkpoint with several sets of weights FILE:KEY, such as
+SRC is a file (known by its content; of a checkpoint with several sets of weights that fit FILE:KEY, such as
 checkpoint.pth.tar:state_dict_ema) or the workdir of a run, of which the best checkpoint is taken; DST a file (.npz,
 .safetensors). Whose names SRC has is recognised. Number of classes, joining method, learned tables, distillation token,
-windows and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does not give them; all
-else is the model's. (A .safetensors file that `convert` or `export` wrote says it all itself, and names its model.)
-They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a
+windows, patches, channels and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does
+not give them; all else is the model's. (A .safetensors file that `convert` or `export` wrote says it all itself, and
+names its model.) They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a
 PyTorch file, a sinusoid from a learned table, which under our own names is not among the weights at all. Every weight
 must have its place: nothing is dropped, made up or reshaped.
 """

@@ -70,7 +70,7 @@ def test_misfits_leave_what_was_there(tmp_path):
     for options, message in (
         ([*SIZES, "--model.join=lape"], r"a.npz: .*it lacks blocks.0-1.pe_norm"),
         ([*SIZES, "--model.num_classes=4"], r"head.weight is \(5, 32\) and should be \(4, 32\)"),
-        ([], r"blocks.0.norm1.weight is \(32,\) and should be \(192,\)"),
+        ([], r"blocks.0-1.attn.proj.bias is \(32,\) and should be \(192,\)"),
         (["--model.widht=3"], "widht.*width"),
         (["--to=bigvision"], "bigvision.*big_vision"),
     ):

@@ -58,7 +58,8 @@ def choose(
         except UserError as error:
             first = first or error
     if not fitting and found[0].outside:
-        raise UserError(f"{first} (KEY of FILE:KEY can end with {found[0].label!r}, to leave out the rest)") from first
+        ends = " or ".join(repr(part.label) for part in found[:3])
+        raise UserError(f"{first} (KEY of FILE:KEY can end with {ends}, to leave out the rest)") from first
     if not fitting:
         raise first
     if len(fitting) > 1:

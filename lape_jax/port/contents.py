@@ -91,7 +91,7 @@ def directory_weights(directory: Path) -> Path | None:
 
 def say(place: str, notes: tuple[str, ...]) -> None:
     """Logs what was done to get at the weights in `place`, a line each, on the first process."""
-    for note in notes if jax.process_index() == 0 else ():
+    for note in notes if notes and jax.process_index() == 0 else ():
         _log.warning("%s: %s", place, note)
 
 
@@ -148,7 +148,7 @@ def _read_safetensors(path: Path, skipped: set[str]) -> dict[str, np.ndarray]:
 
 def _read_shards(path: Path, skipped: set[str]) -> dict[str, Any]:
     """The arrays of all files that an index of shards, as Hugging Face's libraries write it, lists by array."""
-    with reading(path, "index of shards (*.index.json)"):
+    with reading(path, "*.index.json"):
         places = json.loads(path.read_text())["weight_map"]
         if not all(isinstance(file, str) and file and Path(file).name == file for file in places.values()):
             raise RefusedError("its weight_map does not name files that lie beside it")

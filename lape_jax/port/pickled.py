@@ -46,7 +46,7 @@ SUBCLASS = "torch._tensor._rebuild_from_type_v2"  # of a tensor that has attribu
 GLOBALS = frozenset([*DTYPES, NAMESPACE, ORDERED_DICT, DEFAULT_DICT, *SETS, *TENSORS, *PARAMETERS, SUBCLASS])
 # What no checkpoint refers to, and files made to do harm do. They would do none here: refusing them is for the reader.
 HARMFUL = re.compile(
-    r"(os|posix|nt|sys|subprocess|commands|pty|socket|shutil|runpy|importlib|imp|ctypes|code|webbrowser)\..*"
+    r"(os|posix|nt|sys|subprocess|pty|socket|shutil|runpy|importlib|ctypes|webbrowser)\..*"
     r"|(builtins|__builtin__)\.(eval|exec|execfile|compile|open|__import__|input|breakpoint)"
 )
 

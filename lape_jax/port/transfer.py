@@ -93,8 +93,9 @@ def _backbone(part: Part, model: nn.Module) -> tuple[nn.Module, _Backbone]:
         arrays = canonical(arrays)
 
     def attempt(source: nn.Module) -> _Backbone:
-        stored, known = files.stored_shapes(arrays, source), files.known(source)
-        absent = frozenset(path for path in shapes(source) if path not in stored and ON_TOP.fullmatch(path))
+        stored, paths = files.stored_shapes(arrays, source), shapes(source)
+        known = files.known(source) | frozenset(map(pattern, paths))
+        absent = frozenset(path for path in paths if path not in stored and ON_TOP.fullmatch(path))
         own = {re.match("[^./]*", name)[0] for name in known} - {"head", "head_dist"}
         beside = [
             name

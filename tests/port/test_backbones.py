@@ -10,7 +10,7 @@ from lape_jax.errors import UserError
 from lape_jax.port.params import flatten
 from lape_jax.port.resize import recolour_kernel, resize_kernel, resize_table
 from lape_jax.port.transfer import transfer as port_transfer
-from tests.port.test_checkpoint import prefixed
+from tests.port.test_checkpoint import FAMILIES, prefixed
 from tests.port.tiny import random_variables, tiny
 
 KERNEL = "patch_embed/proj/kernel"
@@ -61,6 +61,21 @@ def test_without_a_head(tmp_path, model, source, backbone, format):
     assert np.all(ours["head/kernel"] == 0.5)
     with pytest.raises(UserError, match=r"it lacks head.bias, head.weight|it lacks head/bias, head/kernel"):
         port.load(tmp_path / "w.npz", source)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_without_a_head(tmp_path, name):
+    source = models.create(name, **FAMILIES[name], num_classes=3, join="default")
+    arrays = port.to_torch(random_variables(source), source)
+    tops = ("head.", "classifier.fc.", "encoder.head.", "decoder.")
+    headless = {key: array for key, array in arrays.items() if not key.startswith(tops)}
+    model = models.create(name, **FAMILIES[name], num_classes=5)
+    _, moved = started(tmp_path / "w.npz", model, prefixed("module.", headless))
+    assert moved.dropped == moved.resized == ()
+    assert len(moved.notes) == 1
+    assert "module." in moved.notes[0]
+    lacking = {path.split("/")[0] for path in moved.initialised if "pe_norm" not in path}
+    assert lacking == {"decoder" if "segmenter" in name else "head"}
 
 
 EXTRAS = {
