@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
+from lape_jax.port.contents import directory_weights
 from lape_jax.port.transfer import Transfer, transfer, warm_start
 from lape_jax.tasks import config as configs
 from lape_jax.train import finished
@@ -25,7 +26,7 @@ def create(
     """The state at step 0, with the weights that `config.init` names.
 
     `init.weights` is a file, see `lape_jax.port.warm_start`, or the workdir of a run, whose best checkpoint is taken.
-    What was loaded, resized, initialised and dropped is logged.
+    What was loaded, resized, initialised, dropped and left out is logged.
 
     Raises:
         UserError: there is no such file or run, or its weights do not fit.
@@ -57,7 +58,7 @@ def create(
 def _moved(config: ConfigDict, model: nn.Module, fresh: dict, mesh: jax.sharding.Mesh) -> tuple[dict, Transfer]:
     """The `fresh` variables of `model` with what could be had from `config.init.weights`."""
     path = Path(config.init.weights).expanduser()
-    if not path.is_dir():
+    if not path.is_dir() or directory_weights(path):
         return warm_start(path, model, fresh, config.init.pe_norm)
     what = "the run"
     theirs = configs.from_json(path / "config.json")

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
+from lape_jax.port.contents import directory_weights, split
 from lape_jax.tasks.classify.loss import cross_entropy, in_top, training_outputs
 
 LABELS = "labels"  # for `distill.teacher`: no teacher, the distillation token learns the labels as the class token does
@@ -47,7 +48,7 @@ def teacher(config: Any, student: nn.Module) -> Path | tuple[nn.Module, dict] | 
     if config.distill.teacher in ("", LABELS):
         return None
     path = Path(config.distill.teacher).expanduser()
-    return path if path.is_dir() else load_teacher(config, student)
+    return path if path.is_dir() and not directory_weights(path) else load_teacher(config, student)
 
 
 def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
@@ -65,7 +66,7 @@ def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
             with these classes and images.
     """
     path, name = Path(config.distill.teacher).expanduser(), config.distill.model
-    if not path.exists():
+    if not split(path)[0].exists():
         raise UserError(
             f"config.distill.teacher is {str(path)!r}, which does not exist: it must be a file of weights, or the "
             f"workdir of a run"
