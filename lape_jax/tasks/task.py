@@ -102,7 +102,7 @@ class Task:
     def check(self, config: ConfigDict, model: Any) -> None:
         """Raises UserError, saying why, if the model cannot learn this. Asked before training."""
 
-    def teacher(self, config: ConfigDict, model: Any) -> Path | tuple[Any, dict] | None:
+    def teacher(self, config: ConfigDict, model: Any, classes: Sequence[str]) -> Path | tuple[Any, dict] | None:
         """Who teaches: the workdir of a run, or a model and its variables on the host; None if nobody does.
 
         Asked before training. Raises UserError if the model cannot have this teacher, or not do without one.

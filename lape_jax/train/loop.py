@@ -73,7 +73,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         StopRequest() as stop,
     ):
         restored = checkpoints.restore(abstract)
-        state, step = restored or (warm.create(config, model, init, abstract, mesh), 0)
+        state, step = restored or (warm.create(config, model, source.classes, init, abstract, mesh), 0)
         if step > total:
             raise UserError(f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for")
         evaluator = task.evaluator(config, model, mesh, val_source)

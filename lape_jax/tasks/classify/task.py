@@ -90,8 +90,8 @@ class Classify(Task):
                 "config.model.pool='none' gives each patch logits of its own, and images have one label each"
             )
 
-    def teacher(self, config: ConfigDict, model: Any) -> Path | tuple[Any, dict] | None:
-        return distill.teacher(config, model)
+    def teacher(self, config: ConfigDict, model: Any, classes: Sequence[str]) -> Path | tuple[Any, dict] | None:
+        return distill.teacher(config, model, classes)
 
     def open_split(self, config: ConfigDict, split: str) -> Source:
         return sources.open_split(config.data, split)
