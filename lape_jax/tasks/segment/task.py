@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from lape_jax.config import rules
 from lape_jax.data.batches import Batches
 from lape_jax.data.example import Source
+from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
-from lape_jax.tasks.segment import inputs, loss, pipeline, predict, prepare, show, sources
+from lape_jax.tasks.segment import check, inputs, limits, loss, pipeline, predict, prepare, show, sources, survey
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
 from lape_jax.tasks.task import Candidate, Preparation, Task
@@ -71,6 +72,18 @@ class Segment(Task):
     def open_split(self, config: ConfigDict, split: str) -> Source[Scene]:
         return sources.open_scenes(config.data, split)
 
+    def recognises(self, data: DataSet) -> bool:
+        return check.recognises(data)
+
+    def check_data(
+        self, data: DataSet, wanted: str, *, everything: bool, threads: int, say: Callable[[str], None]
+    ) -> None:
+        check.report(data, wanted, everything=everything, threads=threads, say=say)
+
+    def survey(self, config: ConfigDict, model: Any, train: Source[Scene], val: Source[Scene]) -> list[str]:
+        bounds = limits.of(config, max(model.grid_of((1, *model.input_shape))), model.num_classes)
+        return survey.start(train, val, config.data.orientation, bounds, config.data.threads)
+
     def shapes(self, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         return super().shapes(image_shape) | {"label": jax.ShapeDtypeStruct(image_shape[:2], jnp.int32)}
 
@@ -87,6 +100,7 @@ class Segment(Task):
             channels=data.channels,
             threads=data.threads,
             max_corrupt=data.max_corrupt,
+            orientation=data.orientation,
             process_index=part[0],
             process_count=part[1],
             **inputs.crop(config),
