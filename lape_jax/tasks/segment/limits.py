@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from ml_collections import ConfigDict
+from typing import Any, NamedTuple
 
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment.transforms import canvas_size
@@ -50,7 +48,7 @@ class Limits(NamedTuple):
                 )
 
 
-def of(config: ConfigDict, grid: int, classes: int) -> Limits:
+def of(config: Any, grid: int, classes: int) -> Limits:
     """Those of a run whose windows have so many patches in a row."""
     segment = config.segment
     return Limits(segment.scale, segment.scales, config.data.image_size, segment.stride, grid, classes)

@@ -39,8 +39,8 @@ def examine_scene(scene: Scene, channels: int, orientation: str) -> tuple[decode
     if not isinstance(indices, np.ndarray):
         indices = read_indices(indices, f"the mask of {scene.name}")
     shape = found.pixels.shape[:2]
-    if indices.shape != shape and orientation == "view":
-        indices = exif.turn(indices, found.orientation)
+    if orientation == "view" and indices.shape == exif.shown_size(*shape, found.orientation) != shape:
+        indices = exif.turn(indices, found.orientation)  # it has the size of the stored image
     if indices.shape != shape:
         (height, width), (mask_height, mask_width) = shape, indices.shape
         hint = ""
