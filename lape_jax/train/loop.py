@@ -90,6 +90,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
             clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
             _introduce(writers.console, config, model, mesh, params, step, total, plan.steps_per_epoch)
+            for line in task.survey(config, model, source, val_source) if jax.process_index() == 0 else ():
+                writers.console.line(line)
 
             # ---- The loop ------------------------------------------------------------------------------------------
             results: dict[str, float] = {}

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.augment import recipe
 from lape_jax.config import rules
-from lape_jax.data import pipeline, sources
+from lape_jax.data import pipeline, sources, survey
 from lape_jax.data.batches import Batch, Batches
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
@@ -98,6 +98,9 @@ class Classify(Task):
 
     def open_alone(self, config: ConfigDict, split: str, learned: Sequence[str]) -> Source:
         return sources.open_alone(config.data, split, learned)
+
+    def survey(self, config: ConfigDict, model: Any, train: Source, val: Source) -> list[str]:
+        return survey.start(train, config.data.orientation, config.data.threads)
 
     def training_batches(
         self, config: ConfigDict, source: Source, start: int, total: int, part: tuple[int, int] = (0, 1)
