@@ -2,12 +2,12 @@
 
     python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision] [--model.join=lape ...]
 
-SRC is a file (.pth, .pt, .pth.tar, .npz, .safetensors; of a checkpoint with several sets of weights FILE:KEY, such as
+SRC is a file (known by its content; of a checkpoint with several sets of weights that fit FILE:KEY, such as
 checkpoint.pth.tar:state_dict_ema) or the workdir of a run, of which the best checkpoint is taken; DST a file (.npz,
 .safetensors). Whose names SRC has is recognised. Number of classes, joining method, learned tables, distillation token,
-windows and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does not give them; all
-else is the model's. (A .safetensors file that `convert` or `export` wrote says it all itself, and names its model.)
-They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a
+windows, patches, channels and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does
+not give them; all else is the model's. (A .safetensors file that `convert` or `export` wrote says it all itself, and
+names its model.) They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a
 PyTorch file, a sinusoid from a learned table, which under our own names is not among the weights at all. Every weight
 must have its place: nothing is dropped, made up or reshaped.
 """
@@ -29,6 +29,8 @@ from lape_jax.config.reading import literal
 from lape_jax.errors import UserError, listed, nearest
 from lape_jax.parallel import sharding
 from lape_jax.port import about, files
+from lape_jax.port.checkpoint import Part, choose
+from lape_jax.port.contents import directory_weights
 from lape_jax.port.infer import infer
 from lape_jax.port.params import flatten
 from lape_jax.tasks import config as configs
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     args, settings = parse(argv)
     if args.to not in FORMATS:
         raise UserError(f"--to={nearest(args.to, FORMATS)}")
-    if Path(args.src).is_dir():
+    if Path(args.src).is_dir() and not directory_weights(Path(args.src)):
         if args.model or settings:
             raise UserError("a run says itself which model it has trained: leave out --model")
         model, variables, texts = from_run(Path(args.src))
@@ -110,11 +112,16 @@ def from_weights(
     """
     asked = create(name, settings)
     fixed = {key: getattr(asked, key) for key in settings}
-    try:
-        candidates = infer(lambda probe: files.stored_shapes(weights, probe), asked)
-        return files.fit_first(weights, [candidate.clone(**fixed) for candidate in candidates])
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+
+    def attempt(part: Part) -> tuple[nn.Module, dict[str, Any]]:
+        given = {**part.arrays, **part.outside}
+        candidates = infer(lambda probe: files.stored_shapes(given, probe), asked)
+        return files.fit_first([one.clone(**fixed) for one in candidates], lambda model: files.fit(given, model))
+
+    with files.speaking_of(place):
+        part, found = choose(weights, files.known(asked), attempt)
+    files.say(place, part.notes)
+    return found
 
 
 def table(variables: dict[str, Any]) -> None:

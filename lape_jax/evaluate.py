@@ -5,8 +5,8 @@
     both, if it segments: [--out=DIR [--overlays=N]]
 
 Without --step a workdir's newest checkpoint is evaluated. FILE holds weights of the config's very model under the
-names of PyTorch, lape_jax or big_vision: .npz, .safetensors, .pth, .pt or .pth.tar, the latter three perhaps as
-FILE:KEY, such as last.pth.tar:state_dict_ema. The last line printed is one JSON object.
+names of PyTorch, lape_jax or big_vision (.npz, safetensors, or what torch.save writes); where there are two sets of
+them, FILE:KEY says which, as in last.pth.tar:state_dict_ema. The last line printed is one JSON object.
 
 Written to --out, of a run without the running mean of its weights:
     iou.csv         a line for each class: IoU and accuracy in percent (nothing where they have no value), pixels of it

@@ -19,6 +19,7 @@ from lape_jax import cli
 from lape_jax.data import pipeline, resident
 from lape_jax.errors import UserError
 from lape_jax.parallel import hosts, sharding
+from lape_jax.tasks import TASKS
 from lape_jax.tasks.classify.evaluate import Evaluator
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
@@ -161,7 +162,7 @@ def unreadable_evaluation(workdir):
 def evaluator(batches):
     mesh = sharding.make_mesh(SimpleNamespace(data=2, fsdp=1, tensor=1), one_each())
     config = SimpleNamespace(eval_batch_size=4, data=SimpleNamespace(mean=(0.25,), std=(0.5,)))
-    return Evaluator(Linear(), config, mesh, batches, len(IMAGES["label"]))
+    return Evaluator(Linear(), config, mesh, batches, len(IMAGES["label"]), TASKS["classify"].shapes((2, 2, 1)))
 
 
 rng = np.random.default_rng(1)

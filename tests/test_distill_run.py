@@ -61,7 +61,8 @@ def test_the_student_is_evaluated_without_its_teacher(student, tmp_path, capsys)
     config = from_json(alone / "config.json")
     config.distill.teacher = str(tmp_path / "gone")
     evaluate.main(
-        config, argparse.Namespace(workdir=str(alone), step="last", weights="", config="", out="", overlays="")
+        config,
+        argparse.Namespace(workdir=str(alone), step="last", weights="", config="", out="", overlays="", overrides={}),
     )
     found = json.loads(capsys.readouterr().out)
     assert found["val/loss"] == pytest.approx(runs.metrics(student)[-1]["val/loss"], rel=1e-6)

@@ -73,7 +73,7 @@ def test_the_average_is_evaluated_beside_the_weights(workdir):
 
 @pytest.mark.parametrize("step", ["last", "22"])
 def test_the_evaluate_command_finds_the_same_numbers(workdir, capsys, step):
-    args = argparse.Namespace(workdir=str(workdir), step=step, weights="", config="", out="", overlays="")
+    args = argparse.Namespace(workdir=str(workdir), step=step, weights="", config="", out="", overlays="", overrides={})
     evaluate.main(from_json(workdir / "config.json"), args)
     found = json.loads(capsys.readouterr().out)
     number = {"last": 44}.get(step) or int(step)

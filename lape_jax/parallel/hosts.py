@@ -32,6 +32,7 @@ from lape_jax.models import rules
 CONNECT = 300  # seconds until all processes must have started
 HEARTBEAT = 100  # seconds without a sign of life after which a process counts as dead
 AUTO = "auto"
+_KEYS = {"coordinator_address": "coordinator", "num_processes": "process_count", "process_id": "process_id"}
 _FAILED, _KNOWS, _GONE = "lape_jax/failed", "lape_jax/knows", "lape_jax/gone"
 _POLL, _GRACE, _LAST = 0.5, 1.0, 10.0  # seconds: between looks, to speak for oneself, to wait for the others at the end
 
@@ -109,7 +110,7 @@ def settings(distributed: Any, environ: Mapping[str, str]) -> dict[str, Any] | N
         raise UserError(
             "several processes need all of config.distributed.coordinator, process_id and process_count (or "
             "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID and JAX_NUM_PROCESSES), but there is only "
-            + " and ".join(f"{name} {value}" for name, value in known.items())
+            + " and ".join(f"{_KEYS[name]} {value}" for name, value in known.items())
         )
     return None
 

@@ -59,9 +59,9 @@ def write(name: str, model: nn.Module, mean: Sequence[float], std: Sequence[floa
 
 
 def read(path: str | Path) -> About | None:
-    """What the file at `path` says of itself; None if it is no `.safetensors` file of ours, or says nothing."""
+    """What the file at `path` says of itself; None if it is no safetensors file of ours, or says nothing."""
     path = Path(path).expanduser()
-    if path.suffix != ".safetensors" or not path.is_file():
+    if not path.is_file():
         return None
     with contextlib.suppress(safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError):
         with safetensors.safe_open(path, framework="numpy") as file:

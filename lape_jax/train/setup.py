@@ -50,11 +50,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
             raise UserError(f"config.model.{key} is {given[key]!r}, but by {_ORIGINS[key]} it is {shown}: leave it out")
     with _keys_named(config):
         model = models.create(**{**implied, **given})
-    task = tasks.of(config)
-    if model.answers != task.answers:
-        raise UserError(
-            f"config.task is {config.task!r}, but {config.model.name} gives a class to each {model.answers}"
-        )
+    tasks.of(config).check_answers(config, model)
     return model
 
 

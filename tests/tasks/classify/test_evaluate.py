@@ -77,7 +77,7 @@ class Slow(Linear):
 
 
 def test_on_several_cpu_devices_a_program_waits_for_the_one_before():
-    evaluator = Evaluator(Slow(), CONFIG, mesh_of(8), lambda *part: resident.batches(DATA, *part), EXAMPLES)
+    evaluator = Evaluator(Slow(), CONFIG, mesh_of(8), lambda *part: resident.batches(DATA, *part), EXAMPLES, SHAPES)
     program, made = evaluator._sums, []
 
     def sums(*arguments):
