@@ -156,7 +156,7 @@ def test_resolve_completes_a_config_made_by_hand():
         ({"augment": {"flip": 1}}, "config.augment.flip is 1: it must be true or false"),
         ({"data": 3}, "config.data is 3: it must be a group of keys"),
         ({"seed": {}}, "config.seed is {}: it must be one value"),
-        ({"total_steps": 3, "total_epochs": 4.0}, "config sets total_steps and total_epochs, but"),
+        ({"total_steps": 3, "total_epochs": 4.0}, "config.total_steps and config.total_epochs are the same duration"),
         ({"model": {"dtype": object}}, "config.model.dtype has .*object"),
     ],
 )
