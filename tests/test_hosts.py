@@ -210,7 +210,10 @@ def in_numpy():
     ("task", "first", "second"),
     [
         ("fails", "error: process 1: a mistake of one process", "error: a mistake of one process"),
-        ("misfits", *["error: process 1 was started with another config: seed is 1 there, and 0 for process 0"] * 2),
+        (
+            "misfits",
+            *["error: process 1 was started with another config: config.seed is 1 there, and 0 for process 0"] * 2,
+        ),
     ],
 )
 def test_an_error_of_one_process_ends_both(task, first, second, tmp_path):
@@ -293,12 +296,18 @@ def test_the_config_goes_before_the_environment():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"coordinator": "host0:1234"}, "there is only coordinator_address host0:1234"),
-        ({"process_count": 2}, "there is only num_processes 2"),
-        ({"JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"}, "there is only num_processes 2 and process_id 1"),
-        (WHOLE | {"coordinator": "host0"}, "the coordinator is 'host0': it must be host:port of process 0"),
-        (WHOLE | {"process_id": 4}, "process_id is 4, but must lie between 0 and process_count - 1 = 3"),
-        (WHOLE | {"JAX_PROCESS_ID": "three"}, "JAX_PROCESS_ID is 'three': it must be a number"),
+        ({"coordinator": "host0:1234"}, "there is only coordinator host0:1234"),
+        ({"process_count": 2}, "there is only process_count 2"),
+        ({"JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"}, "there is only process_count 2 and process_id 1"),
+        (
+            WHOLE | {"coordinator": "host0"},
+            r"coordinator \(or JAX_COORDINATOR_ADDRESS\) is 'host0': it must be host:port of process 0",
+        ),
+        (
+            WHOLE | {"process_id": 4},
+            r"process_id \(or JAX_PROCESS_ID\) is 4, but must lie between 0 and process_count - 1 = 3",
+        ),
+        (WHOLE | {"JAX_PROCESS_ID": "three"}, "JAX_PROCESS_ID is 'three': it must be a whole number"),
     ],
     ids=str,
 )

@@ -216,7 +216,7 @@ def _check_same(config: ConfigDict, arguments: dict[str, Any]) -> None:
             if first.get(name) != other.get(name):
                 raise UserError(
                     f"process {index} was started with another config: config.{name.replace('/', '.')} is "
-                    f"{other.get(name)!r} there, and {first.get(name)!r} for process 0; give all the same"
+                    f"{other.get(name)!r} there, and {first.get(name)!r} for process 0"
                 )
 
 

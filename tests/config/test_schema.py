@@ -174,7 +174,10 @@ def test_validate_accepts():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"total_epochs": None}, "config has no total duration: set one of total_steps, total_epochs, total_examples"),
+        (
+            {"total_epochs": None},
+            "config has no total duration: set one of config.total_steps, config.total_epochs, config.total_examples",
+        ),
         ({"total_epochs": 0.0}, "config.total_epochs is 0.0: it must be above 0"),
         ({"warmup_percent": -1.0}, "config.warmup_percent is -1.0: it must be at least 0"),
         ({"warmup_percent": 101.0}, "config.warmup_percent is 101.0: it must be at most 100"),
