@@ -20,7 +20,9 @@ def classes(path: Path, what: str) -> tuple[str, ...]:
     try:
         return tuple(json.loads((path / workdirs.DATA).read_text())["classes"])
     except (OSError, ValueError, KeyError):
-        raise UserError(f"{str(path / workdirs.DATA)!r} does not say which classes {what} knows") from None
+        raise UserError(
+            f"{str(path / workdirs.DATA)!r} does not say which classes {what} knows: is it the workdir of a run?"
+        ) from None
 
 
 def state(
