@@ -3,7 +3,7 @@
     python -m lape_jax.main --config=configs/images.py:path=DIR --workdir=runs/mine
     python -m lape_jax.main --config=configs/images.py:tfds=cifar10,path=DATA_DIR,size=32,patch=4 --workdir=runs/cifar10
 
-DIR holds one folder per class in train/ and val/, JPEG or PNG. DeiT's learning rate and weight decay (Touvron et al.
+DIR holds one folder per class in train/ and val/. DeiT's learning rate and weight decay (Touvron et al.
 2021), with random crops and flips as the only augmentation: a start from which to try things. Time and accuracy depend
 on the images. `debug` without a path runs on scikit-learn's digits.
 """
@@ -30,6 +30,7 @@ def get_config(arg=""):
     config.data.name = arg.tfds
     config.data.path = arg.path
     config.data.val_split = arg.val or ("test" if arg.tfds else "val")
+    config.data.orientation = "view"
     config.data.image_size = arg.size
     config.data.crop_ratio = 0.875 if arg.size > 64 else 1.0
     config.data.scale = (0.3, 1.0)

@@ -7,6 +7,7 @@ FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/conf
 """
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from lape_jax.config import reading
 from lape_jax.config.reading import unknown_key
 from lape_jax.errors import UserError, nearest
 from lape_jax.tasks import config as configs
@@ -37,6 +39,7 @@ def run(
     required: Sequence[str] = (),
     options: Mapping[str, str] | None = None,
     files: str = "",
+    assumed: Mapping[str, str] | None = None,
 ) -> int:
     """Calls `main(config, args)` with what the command line says, and returns the exit code.
 
@@ -54,12 +57,14 @@ def run(
         required: the options that must be given.
         options: further options, name -> help text, beside --config and --workdir.
         files: help text of arguments that are no options, one or more, in `args.files`; "" if there are none.
+        assumed: keys of the config and the texts that the command sets them to, unless the command line says otherwise.
+            A run from before there was such a key goes on with what it had.
     """
 
     def command() -> None:
         args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {}, files)
         args.overrides = dict(overrides)
-        main(load_config(args.config, args.workdir, overrides), args)
+        main(load_config(args.config, args.workdir, overrides, assumed or {}), args)
 
     return exit_code(command)
 
@@ -67,6 +72,7 @@ def run(
 def exit_code(command: Callable[[], None]) -> int:
     """Calls `command` and returns the exit code; a user's mistake becomes one line on stderr."""
     quiet_logs()
+    print_any_name()
     try:
         command()
     except (UserError, KeyboardInterrupt, jax.errors.JaxRuntimeError) as error:
@@ -106,6 +112,12 @@ def quiet_logs() -> None:
             handler.setFormatter(logging.Formatter(line))
 
 
+def print_any_name() -> None:
+    """Of the names of files, which need not be text, stdout shows what it cannot as escapes; stderr does anyway."""
+    if hasattr(sys.stdout, "reconfigure"):  # which what stands in for it in a notebook need not have
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def parse(
     argv: Sequence[str], description: str, required: Sequence[str], options: Mapping[str, str], files: str = ""
 ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -137,15 +149,21 @@ def parse(
     return args, overrides
 
 
-def load_config(file: str, workdir: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
-    """The valid config of `--config=file`, or else of the run in `workdir`, with the overrides put in."""
+def load_config(
+    file: str, workdir: str, overrides: Sequence[tuple[str, str]] = (), assumed: Mapping[str, str] | None = None
+) -> ConfigDict:
+    """The valid config of `--config=file`, or else of the run in `workdir`, with the overrides put in, see `run`."""
+    assumed = dict(assumed or {})
     if file:
         config = configs.resolve(read_config_file(file))
     elif workdir:
-        config = configs.from_json(Path(workdir) / "config.json")
+        path = Path(workdir) / "config.json"
+        config = configs.from_json(path)
+        known = reading.flat(ConfigDict(json.loads(path.read_text())))
+        assumed = {key: text for key, text in assumed.items() if key in known}
     else:
         raise UserError("--config=FILE is missing, and so is a --workdir=DIR to take the config from")
-    configs.override(config, overrides)
+    configs.override(config, [*assumed.items(), *overrides])
     configs.validate(config)
     return config
 

@@ -3,8 +3,9 @@
     python -m lape_jax.predict IMAGE_OR_DIR ... --workdir=DIR --out=DIR [--step=N|last|best] [--ema=true]
     python -m lape_jax.predict IMAGE_OR_DIR ... --weights=FILE --config=FILE.py --out=DIR [--config.key=value ...]
 
-Of a directory all JPEG and PNG images in and below it are taken, but hidden ones and those in --out. They are resized
-and cut as in evaluation; EXIF orientation is ignored. Without --step a workdir's best checkpoint predicts. In --out:
+Of a directory all images in and below it are taken, but hidden ones and those in --out. They are turned as EXIF says,
+as a viewer shows them (--config.data.orientation=stored: as they are stored), and resized and cut as in evaluation.
+Without --step a workdir's best checkpoint predicts. In --out, as they come:
 
 classification
     predictions.csv     a line for each image: the five most probable classes, and their probabilities
@@ -55,4 +56,5 @@ if __name__ == "__main__":
         "out": "directory to write to",
     }
     files = "images, and directories of images"
-    sys.exit(cli.run(main, description=__doc__, required=("out",), options=options, files=files))
+    assumed = {"data.orientation": "view"}
+    sys.exit(cli.run(main, description=__doc__, required=("out",), options=options, files=files, assumed=assumed))

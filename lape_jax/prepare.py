@@ -6,9 +6,11 @@
     python -m lape_jax.prepare tfds NAME --path=DATA_DIR [--manual=DIR]
     python -m lape_jax.prepare cifar --path=OFFICIAL_FILES --out=OUT
 
-check   says what is there and which images cannot be read; exit code 2 if something cannot be used.
+check   says what is there and which images cannot be read, also of images/, masks/ and classes.txt (or ADE20K's files);
+        exit code 2 if something cannot be used.
 resize  writes a copy with the shorter side of every image reduced to N pixels, as OUT/NAME_N/1.0.0, a TFDS data set in
-        array_record. The same command goes on with a copy that was interrupted.
+        array_record. The same command goes on with a copy that was interrupted. Images are turned as EXIF says, unless
+        --orientation=stored, which is the default for TFDS data sets.
 scenes  writes images and maps of classes (ADEChallengeData2016, or images/, masks/ and classes.txt) as OUT/NAME/1.0.0,
         such a TFDS data set too, once it has looked at all of them; classes count from 0 and 255 is none. With --short
         images and maps of a longer shorter side are reduced to it, also those that an evaluation counts.
@@ -28,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lape_jax import cli
+from lape_jax.data import exif
 from lape_jax.data.offline import check, cifar, splits
 from lape_jax.errors import UserError
 from lape_jax.tasks import TASKS
@@ -40,13 +43,15 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     match args.command:
         case "check":
-            check.report(args.set, args.splits, everything=args.all, threads=args.threads, say=say)
+            task = next((task for task in TASKS.values() if task.recognises(args.set)), None)
+            report = task.check_data if task else check.report
+            report(args.set, args.splits, everything=args.all, threads=args.threads, say=say)
         case "resize":
             from lape_jax.data.offline import resize  # imports TFDS, as does `download`: half a second
 
             resize.copy(
                 args.set, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
-                threads=args.threads, max_corrupt=args.max_corrupt, say=say,
+                threads=args.threads, max_corrupt=args.max_corrupt, orientation=args.orientation, say=say,
             )  # fmt: skip
         case "tfds":
             from lape_jax.data.offline import download
@@ -67,9 +72,8 @@ def of_tasks() -> dict[str, Preparation]:
 
 
 def say(line: str) -> None:
-    """Prints a line, and of the name of a file, which need not be text, what cannot be printed as an escape."""
-    encoding = sys.stdout.encoding
-    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    """Prints a line at once."""
+    print(line, flush=True)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -95,6 +99,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add[name]("--quality", type=int, default=90, help="of JPEG (default %(default)s)")
     add["check"]("--all", action="store_true", help="read all images, not only some of each split")
     add["resize"]("--max-corrupt", type=int, default=10, help="how many unreadable images are left out at most")
+    add["resize"]("--orientation", default="", choices=exif.CHOICES, help="by EXIF (default: view; of TFDS stored)")
     add["resize"]("--as", dest="new_name", default="", metavar="NAME", help="of the copy, instead of NAME_N")
     for name, one in of_tasks().items():
         one.options(parsers[name])
@@ -109,6 +114,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise UserError(f"--{name.replace('_', '-')} is {value}: it must be {low} to {high}")
     if args.command in ("check", "resize"):
         args.set = splits.DataSet(args.source or ("tfds" if args.name else "folder"), args.path, args.name, args.train)
+    if args.command == "resize":
+        args.orientation = args.orientation or ("stored" if args.set.kind == "tfds" else "view")
     return args
 
 

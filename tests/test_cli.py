@@ -1,3 +1,5 @@
+import io
+import json
 import logging
 import subprocess
 import sys
@@ -80,6 +82,32 @@ def test_config_of_a_workdir(run, file, tmp_path):
     (tmp_path / "config.json").write_text(to_json(config))
     code, again, _, _ = run(f"--workdir={tmp_path}", "--config.eval_batch_size=9")
     assert (code, again.seed, again.eval_batch_size) == (0, 7, 9)
+
+
+def test_what_a_command_assumes(run, file, tmp_path):
+    """Unless the command line says otherwise, or the run is older than the key."""
+    seen = []
+    assumed = {"data.orientation": "view"}
+    main = lambda config, args: seen.append(config.data.orientation)  # noqa: E731
+    assert cli.run(main, [f"--config={file}"], assumed=assumed) == 0
+    assert cli.run(main, [f"--config={file}", "--config.data.orientation=stored"], assumed=assumed) == 0
+    values = cli.load_config(str(file), "").to_dict()
+    for name, known in (("new", True), ("old", False)):
+        if not known:
+            del values["data"]["orientation"]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(values))
+        assert cli.run(main, [f"--workdir={tmp_path / name}"], assumed=assumed) == 0
+        assert cli.run(main, [f"--workdir={tmp_path / name}"]) == 0
+    assert seen == ["view", "stored", "view", "stored", "stored", "stored"]
+
+
+def test_names_that_are_no_text_are_printed(monkeypatch):
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8")  # strict, as in most shells
+    monkeypatch.setattr("sys.stdout", printed)
+    monkeypatch.setattr(cli, "quiet_logs", lambda: None)
+    assert cli.exit_code(lambda: print("caf\udce9.jpg", flush=True)) == 0
+    assert printed.buffer.getvalue() == b"caf\\udce9.jpg\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lape_jax import port, predict
+from lape_jax import cli, port, predict
 from lape_jax.augment.photometric import normalise
 from lape_jax.data import sources
 from lape_jax.errors import UserError
@@ -130,6 +131,67 @@ def test_what_cannot_be_read_is_named_and_left_out(digits, folder, tmp_path, cap
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 5
 
 
+def test_names_that_are_no_text(digits, folder, tmp_path, monkeypatch):
+    """They stand as escapes in what is printed and written; JSON gives the name back."""
+    image = folder / "caf\udce9.png"  # as Python calls b"caf\xe9.png"
+    (folder / "a.png").rename(image)
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr("sys.stdout", printed)
+    monkeypatch.setattr(cli, "quiet_logs", lambda: None)
+    assert cli.exit_code(lambda: run(digits, folder, out=str(tmp_path / "out"))) == 0
+    printed.flush()
+    assert b"caf\\udce9.png: " in printed.buffer.getvalue()
+    lines = (tmp_path / "out/predictions.jsonl").read_text().splitlines()
+    assert json.loads(lines[2])["image"] == str(image)
+    assert len(lines) == 5
+    rows = list(csv.reader((tmp_path / "out/predictions.csv").read_text().splitlines()))
+    assert rows[3][0].endswith(r"/caf\udce9.png")
+
+
+def test_what_was_predicted_stays_when_the_rest_fails(digits, folder, tmp_path, monkeypatch):
+    """As after a kill: every line is there as soon as it is printed."""
+    counts = []
+
+    def look(line, **_):
+        counts.append([len(path.read_text().splitlines()) for path in sorted((tmp_path / "out").iterdir())])
+        if len(counts) == 2:
+            raise MemoryError
+
+    monkeypatch.setattr("builtins.print", look)
+    with pytest.raises(MemoryError):
+        run(digits, folder, out=str(tmp_path / "out"))
+    assert counts == [[2, 1], [3, 2]]
+    assert len(list(csv.reader((tmp_path / "out/predictions.csv").read_text().splitlines()))) == 3
+
+
+def test_images_are_predicted_as_they_are_viewed(digits, tmp_path):
+    """EXIF or not, with the run's orientation=view; a run that says "stored" does not follow it."""
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)).resize((56, 36))
+    note = Image.Exif()
+    note[0x0112] = 6
+    pixels.save(tmp_path / "noted.png", exif=note)
+    pixels.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    pixels.save(tmp_path / "plain.png")
+    images = [tmp_path / f"{name}.png" for name in ("noted", "upright", "plain")]
+
+    def top(orientation):
+        digits[1].data.orientation = orientation
+        run(digits, *images, out=str(tmp_path / orientation))
+        lines = (tmp_path / orientation / "predictions.jsonl").read_text().splitlines()
+        return [json.loads(line)["top"] for line in lines]
+
+    noted, upright, plain = top("view")
+    assert noted == upright != plain
+    noted, upright, plain = top("stored")
+    assert noted == plain != upright
+
+
+def test_too_few_bits_are_said(digits, tmp_path, caplog):
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "x.png")
+    run(digits, tmp_path / "x.png", out=str(tmp_path / "out"))
+    assert f"{tmp_path}/x.png is nearly black: of their 16 bits the upper two are not used" in caplog.text
+
+
 @pytest.fixture
 def photos(tmp_path):
     """A grey PNG, a large JPEG, a broken file, and a small one with a dot in its name."""
@@ -146,11 +208,11 @@ def photos(tmp_path):
 def test_maps_and_overlays(scenes, photos, tmp_path, capsys, caplog):
     _, config, model, variables = scenes
     out = tmp_path / "out"
-    Image.new("RGB", (100_000, 1)).save(photos / "narrow.png")  # as high as a window it would be 10^8 pixels
+    Image.new("RGB", (6000, 1)).save(photos / "narrow.png")  # as high as a window it would have 8,000 windows
     with pytest.raises(UserError, match=r"^2 of 4 images cannot be read"):
         run(scenes, photos, out=str(out))
     printed = capsys.readouterr().out
-    for name, reason in {"broken": "not a JPEG or PNG", "narrow": "100000 x 1 pixels .* too narrow"}.items():
+    for name, reason in {"broken": "not a JPEG, PNG", "narrow": "6000 x 1 pixels .* too narrow"}.items():
         assert re.search(f"{name}.png cannot be read: .*{reason}", caplog.text)
     written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     maps = {"a.png": "a.jpg", "sub/b.c.png": "sub/b.c.png"}
@@ -229,7 +291,7 @@ def test_a_file_of_weights(scenes, photos, tmp_path):
         ({"ema": "yes"}, "--ema=yes: it is true or false"),
         ({"step": "7"}, "7"),
         ({"files": ["none.png"]}, "there is no image or directory 'none.png'"),
-        ({"files": ["{tmp}"]}, r"has no images \(.jpg, .jpeg, .png\), other than those in --out="),
+        ({"files": ["{tmp}"]}, r"has no images \(.jpg, .jpeg, .*\), other than those in --out="),
         ({"files": ["{folder}"], "out": "{folder}"}, "has no images .* other than those in --out="),
         ({"out": "{folder}/a.png"}, "a.png cannot be made"),
     ],

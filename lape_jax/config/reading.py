@@ -4,6 +4,7 @@ import ast
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,49 @@ from lape_jax.config.schema import DURATIONS
 from lape_jax.errors import UserError, nearest
 
 _WORDS = {bool: "true or false", int: "an int", float: "a finite number", str: "a string", tuple: "a tuple"}
+# NAME="text", NAME='text' or NAME=text, up to a comma without a backslash before it, or the end.
+_ITEM = re.compile(r"""\s*(?:(?P<name>[^=,]*=)(?P<quoted>"[^"]*"|'[^']*')\s*|(?P<text>(?:\\,|[^,])*))(?:,|$)""")
 _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 def parse_arg(arg: str | None, **defaults: bool | int | float | str) -> ConfigDict:
-    """Reads the `a=1,b,c=x` of `--config=FILE:a=1,b,c=x`; each value gets its default's type, a bare bool is true.
+    r"""Reads the `a=1,b,c=x` of `--config=FILE:a=1,b,c=x`; each value gets its default's type, a bare bool is true.
+
+    A comma belongs to a value that stands in quotes, single or double, or if a backslash stands before it.
 
     >>> parse_arg("join=default,debug", join="lape", debug=False, seed=0).to_dict()
     {'debug': True, 'join': 'default', 'seed': 0}
+    >>> parse_arg("path='/a,b',seed=1", path="", seed=0).path, parse_arg(r"path=/a\,b", path="").path
+    ('/a,b', '/a,b')
 
     Raises UserError for a name that is not among `defaults`, a value of another type, or a name given twice.
     """
-    values = dict(defaults)
-    seen = set()
-    for item in filter(None, (item.strip() for item in (arg or "").split(","))):
+    values, seen = dict(defaults), set()
+    for item in split(arg or ""):
         name, equals, text = item.partition("=")
         if name not in defaults:
-            raise UserError(f"config argument {item!r}: {nearest(name, sorted(defaults))}")
+            hint = "; a comma in a value is written as \\, or within quotes" if seen and not equals else ""
+            raise UserError(f"config argument {item!r}: {nearest(name, sorted(defaults))}{hint}")
         if name in seen:
             raise UserError(f"config argument {name!r} is given twice")
         kind = type(defaults[name])
         values[name] = _parse(text if equals or kind is not bool else "true", kind, f"config argument {name!r}")
         seen.add(name)
     return ConfigDict(values)
+
+
+def split(arg: str) -> list[str]:
+    """The items of an argument, without the empty ones; what protected commas in their values is gone.
+
+    >>> split(r'a=1, b,c="x, y",d=/it\'s\\,so')
+    ['a=1', 'b', 'c=x, y', "d=/it's,so"]
+    """
+    items = []
+    for match in _ITEM.finditer(arg):
+        name, quoted, text = match["name"], match["quoted"], match["text"]
+        item = f"{name}{quoted[1:-1]}" if quoted else text.replace(r"\,", ",").strip()
+        items += [item] if item else []
+    return items
 
 
 def resolve(values: Mapping[str, Any] | ConfigDict, config: ConfigDict) -> ConfigDict:

@@ -56,6 +56,7 @@ def common() -> ConfigDict:
     data.val_split = "val"
     data.image_size = 224  # to segment: side of the training crops and of the evaluation's windows
     data.channels = 3
+    data.orientation = "stored"  # image files as they are stored, or as EXIF says that they are shown: "view"
     data.mean = (0.485, 0.456, 0.406)  # of images scaled to [0, 1]: x -> (x - mean) / std
     data.std = (0.229, 0.224, 0.225)
     data.resident = False  # keep the whole set on the device (small sets)

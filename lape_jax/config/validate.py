@@ -45,6 +45,7 @@ def _check_duration(config: ConfigDict, name: str) -> None:
 _CHOICES = {
     "data.match": ("name", "order"),
     "dtype": ("float32", "bfloat16"),
+    "data.orientation": ("view", "stored"),
     "init.pe_norm": ("ones", "norm1"),
     "optimizer.name": ("adamw", "sgd"),
     "optimizer.schedule": ("step", "step_prefix", "epoch", "epoch_lag", "poly"),

@@ -15,11 +15,12 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
+from lape_jax.data import exif
 from lape_jax.data.boxes import Box
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all of them Huffman-coded
-_SCAN = 0xDA
+_SCAN, _EXIF = 0xDA, 0xE1
 # Interpolating the colours of the last row takes the samples below it; four rows at most share one.
 _MARGIN = 8
 # How many times larger than the square a reduced box must be: the inverse DCT passes more detail than Pillow's filter.
@@ -27,11 +28,18 @@ _SPARE = 1.25
 
 
 class Header(NamedTuple):
-    """Of a JPEG file: its height and width in pixels, and where in the file the height (two bytes) stands."""
+    """Of a JPEG file.
+
+    Attributes:
+        height, width: in pixels, as it is stored.
+        offset: where in the file the height (two bytes) stands.
+        orientation: how it is to be shown, see `exif`.
+    """
 
     height: int
     width: int
     offset: int
+    orientation: int
 
 
 def read_header(data: bytes) -> Header | None:
@@ -42,20 +50,35 @@ def read_header(data: bytes) -> Header | None:
     """
     if not data.startswith(_START) or not data.endswith(_END):
         return None
-    place, end = len(_START), len(data) - 9
+    place, end, orientation = len(_START), len(data) - 9, 1
     while place < end and data[place] == 0xFF:
         marker = data[place + 1]
         if marker in _FRAMES:
             height, width = (int.from_bytes(data[place + i : place + i + 2], "big") for i in (5, 7))
             usual = data[place + 4] == 8 and data[place + 9] == 3 and height > 0 and width > 0
-            return Header(height, width, place + 5) if usual else None
+            return Header(height, width, place + 5, orientation) if usual else None
         if marker == 0xFF:  # a marker may be preceded by any number of these
             place += 1
         elif marker == _SCAN or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             return None  # other kinds of compression
         else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+            start, place = place + 4, place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+            if marker == _EXIF and orientation == 1:
+                orientation = exif.orientation(data[start:place])
     return None
+
+
+def without_orientation(data: bytes) -> bytes:
+    """The file with an EXIF orientation of 1, if there is one in it; all else stays as it is."""
+    place = len(_START)
+    while data[place : place + 1] == b"\xff" and data[place + 1] != _SCAN:
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if data[place + 1] == 0xFF:
+            end = place + 1
+        elif data[place + 1] == _EXIF:
+            data = data[: place + 4] + exif.without(data[place + 4 : end]) + data[end:]
+        place = end
+    return data
 
 
 def reduction(box: Box, size: int) -> int:

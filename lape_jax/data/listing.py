@@ -5,11 +5,19 @@ import os
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.errors import UserError
 
+# What other programs leave beside files, in small letters: thumbnails, waste and copies of Synology, QNAP, macOS and
+# Windows, and what file systems keep. It is looked at as little as hidden files.
+CLUTTER = frozenset(
+    {"@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot", "~snapshot", "__macosx", "icon\r"}
+    | {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "system volume information"}
+    | {"network trash folder", "lost+found", "__pycache__"}
+)
+
 
 def list_files(directory: str, suffixes: tuple[str, ...], above: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
     """All (files with one of these lower-case suffixes, other files) below `directory`: sorted paths relative to it.
 
-    Letters of either case match. Hidden files and directories are left out; symbolic links are followed.
+    Letters of either case match. Hidden files and directories, and CLUTTER, are left out; symbolic links are followed.
 
     Raises:
       UserError: a directory cannot be listed, or links lead around in a circle.
@@ -28,14 +36,14 @@ def list_files(directory: str, suffixes: tuple[str, ...], above: tuple[str, ...]
 
 
 def entries(directory: str) -> list[os.DirEntry[str]]:
-    """What is not hidden in a directory.
+    """What is neither hidden in a directory nor CLUTTER.
 
     Raises:
       UserError: it cannot be listed.
     """
     try:
         with os.scandir(directory) as found:
-            return [entry for entry in found if not entry.name.startswith(".")]
+            return [entry for entry in found if not entry.name.startswith(".") and entry.name.lower() not in CLUTTER]
     except OSError as error:
         raise UserError(f"cannot list {directory}: {error.strerror}") from error
 
@@ -57,7 +65,7 @@ def check_directory(root: str, *parts: str) -> str:
 
 
 def names(directory: str) -> list[str]:
-    """The names of what is not hidden in a directory."""
+    """The names of `entries`."""
     return [entry.name for entry in entries(directory)]
 
 

@@ -22,6 +22,7 @@ def train_batches(
     threads: int,
     max_corrupt: int,
     interpolation: str = "bicubic",
+    orientation: str = "stored",
     repeats: int = 1,
     repeat_ranks: int = 4,
     process_index: int = 0,
@@ -35,6 +36,7 @@ def train_batches(
       batch_size: of the global batch; this process makes an equal, contiguous share of it.
       max_corrupt: how many distinct corrupt images are tolerated, on each process.
       interpolation: of the crops: bicubic | bilinear | random.
+      orientation: view | stored, as for `decode.decode`.
       repeats: copies of an image in an epoch, see `order.batch_indices`, as for repeat_ranks.
 
     Raises:
@@ -42,7 +44,7 @@ def train_batches(
         too many corrupt images.
     """
     resample.check_interpolation(interpolation)
-    crop = {"size": size, "scale": scale, "ratio": ratio, "interpolation": interpolation}
+    crop = {"size": size, "scale": scale, "ratio": ratio, "interpolation": interpolation, "orientation": orientation}
 
     def read(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         return decode.train_image(example.image, channels, example.name, rng=rng, **crop), example.label
@@ -72,6 +74,7 @@ def eval_batches(
     channels: int,
     crop_ratio: float,
     threads: int,
+    orientation: str = "stored",
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -87,14 +90,16 @@ def eval_batches(
 
     def read(step: int, position: int) -> tuple[np.ndarray, int] | None:
         index = step * batch_size + position
-        return read_eval(source[index], size, channels, crop_ratio) if index < len(source) else None
+        return read_eval(source[index], size, channels, crop_ratio, orientation) if index < len(source) else None
 
     positions = order.host_slice(batch_size, process_index, process_count)
     steps = range(-(-len(source) // batch_size))
     return Batches(read, steps, positions, (size, size, channels), threads, max_corrupt=0)
 
 
-def read_eval(example: Example, size: int, channels: int, crop_ratio: float) -> tuple[np.ndarray, int] | None:
+def read_eval(
+    example: Example, size: int, channels: int, crop_ratio: float, orientation: str
+) -> tuple[np.ndarray, int] | None:
     """An example as evaluation sees it: (uint8 pixels (size, size, channels), label); None if its label is negative.
 
     Raises:
@@ -102,5 +107,5 @@ def read_eval(example: Example, size: int, channels: int, crop_ratio: float) -> 
     """
     if example.label < 0:
         return None
-    pixels = decode.decode(example.image, channels, example.name)
+    pixels = decode.decode(example.image, channels, example.name, orientation)
     return decode.eval_crop(pixels, size, crop_ratio), example.label

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
+from lape_jax.data.boxes import Box
 from lape_jax.errors import UserError, nearest
 
 # Choices of `interpolation`, and the filters that a crop may get.
@@ -36,6 +37,16 @@ def resize(
     """Pillow's antialiased resize. c is 1 or 3; `interpolation` is "bicubic" or "bilinear"."""
     resized = to_pillow(image).resize((width, height), _PILLOW[interpolation])
     return np.asarray(resized).reshape(height, width, image.shape[-1])
+
+
+def resize_part(
+    image: UInt8[np.ndarray, "h w c"], height: int, width: int, box: Box
+) -> UInt8[np.ndarray, "{box.height} {box.width} c"]:
+    """The box of `resize(image, height, width)`, bicubic, but for what the filter takes from outside the box."""
+    down, across = image.shape[0] / height, image.shape[1] / width
+    edges = (box.left * across, box.top * down, box.right * across, box.bottom * down)
+    resized = to_pillow(image).resize((box.width, box.height), _PILLOW["bicubic"], box=edges)
+    return np.asarray(resized).reshape(box.height, box.width, image.shape[-1])
 
 
 def resize_fast(

@@ -12,13 +12,23 @@ from lape_jax.data.example import Source
 from lape_jax.data.pipeline import read_eval
 
 
-def load(source: Source, *, size: int, channels: int, crop_ratio: float, threads: int, max_corrupt: int = 0) -> Batch:
+def load(
+    source: Source,
+    *,
+    size: int,
+    channels: int,
+    crop_ratio: float,
+    threads: int,
+    orientation: str = "stored",
+    max_corrupt: int = 0,
+) -> Batch:
     """Decodes and centre-crops every example, in order, into one Batch as long as the data set.
 
     A corrupt image keeps its place, with mask 0, and is logged by name: so indices, and the number of steps in an
     epoch, are those of the data set, as they are in the pipeline.
 
     Args:
+      orientation: view | stored, as for `decode.decode`.
       max_corrupt: how many corrupt images are tolerated; leave it 0 for evaluation.
 
     Raises:
@@ -35,7 +45,7 @@ def load(source: Source, *, size: int, channels: int, crop_ratio: float, threads
         errors = []
         for index in indices:
             try:
-                if (found := read_eval(source[index], size, channels, crop_ratio)) is not None:
+                if (found := read_eval(source[index], size, channels, crop_ratio, orientation)) is not None:
                     data["image"][index], data["label"][index] = found
                     data["mask"][index] = 1
             except CorruptImage as error:

@@ -14,13 +14,13 @@ from jaxtyping import Int, UInt8
 
 from lape_jax.data import listing
 from lape_jax.data.example import Example, Source
+from lape_jax.data.pictures import NAMES, SUFFIXES
 from lape_jax.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
 # By `data.source`, the key of the config that it cannot do without.
 SOURCES = {"digits": "", "folder": "path", "arrays": "path", "tfds": "name"}
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def open_split(data_config: Any, split: str) -> Source:
@@ -198,10 +198,11 @@ class FolderSource:
 
 
 def folder(root: str, split: str, train: str = "train") -> FolderSource:
-    """The JPEG and PNG files below root/split/CLASS/, at any depth, sorted by class and path.
+    """The image files below root/split/CLASS/, at any depth, sorted by class and path.
 
-    Classes are the directories of root/`train`, sorted; those of another split must be among them. Hidden files and
-    directories are left out, as are other files (with a warning); symbolic links are followed.
+    They are told by their suffixes (`pictures.SUFFIXES`). Classes are the directories of root/`train`, sorted; those of
+    another split must be among them. Hidden files and directories and what other programs leave there
+    (`listing.CLUTTER`) are left out, as are other files (with a warning); symbolic links are followed.
 
     Raises:
       UserError: a directory is missing, has no classes or an unknown class, or a class has no images.
@@ -223,11 +224,9 @@ def folder(root: str, split: str, train: str = "train") -> FolderSource:
         listings = list(pool.map(lambda path: listing.list_files(path, SUFFIXES), directories))
     for path, (images, others) in zip(directories, listings, strict=True):
         if not images:
-            raise UserError(f"class directory {path} holds no JPEG or PNG file; it holds {listing.some(others)}")
+            raise UserError(f"class directory {path} holds no {NAMES} file; it holds {listing.some(others)}")
     if others := [f"{name}/{path}" for name, (_, rest) in zip(names, listings, strict=True) for path in rest]:
-        logger.warning(
-            "%s: left out %d files that are no JPEG or PNG: %s", directory, len(others), listing.some(others)
-        )
+        logger.warning("%s: left out %d files that are no %s: %s", directory, len(others), NAMES, listing.some(others))
     files = [f"{name}/{path}" for name, (images, _) in zip(names, listings, strict=True) for path in images]
     number = {name: label for label, name in enumerate(classes)}
     labels = np.repeat([number[name] for name in names], [len(images) for images, _ in listings])

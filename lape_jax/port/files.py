@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import flax.linen as nn
 import numpy as np
@@ -166,6 +166,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def growing(path: Path) -> Iterator[TextIO]:
+    """A new text file in the place of `path`, in which each line stands as soon as it is written.
+
+    What is no text, as in names of files, becomes an escape with a backslash.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="", buffering=1) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:

@@ -16,7 +16,7 @@ from lape_jax.port import files
 from lape_jax.port.big_vision import canonical
 from lape_jax.port.checkpoint import Part, choose, parts, pattern
 from lape_jax.port.infer import STEMS, cuts_patches, sources
-from lape_jax.port.params import copy, first_few, shapes, to_flat, unflatten
+from lape_jax.port.params import copy, first_few, flatten, shapes, to_flat, unflatten
 from lape_jax.port.resize import Grid, recolour_kernel, resize_bias_table, resize_kernel, resize_table
 from lape_jax.port.segmenter import ENCODER
 
@@ -42,6 +42,10 @@ BESIDE = re.compile(
 )
 
 
+# What has an entry for each class.
+HEAD = re.compile(r"(.*/)?(head|head_dist|cls_emb)(/.*)?")
+
+
 class Transfer(NamedTuple):
     """What became of which path; together all paths of either model."""
 
@@ -55,6 +59,26 @@ class Transfer(NamedTuple):
         """The notes, and one line for each kind of path that there is, for people."""
         paths = {kind: paths for kind, paths in self._asdict().items() if kind != "notes" and paths}
         return [*self.notes, *(f"{kind}: {', '.join(names)}" for kind, names in paths.items())]
+
+
+def without_head(
+    result: Mapping[str, Any], moved: Transfer, variables: Mapping[str, Any], why: str
+) -> tuple[dict, Transfer]:
+    """The `result` of `transfer`, in which what belongs to classes keeps its initial value, as in `variables`.
+
+    Args:
+        why: a note, which is added if that makes a difference.
+    """
+    heads = [path for path in moved.loaded if HEAD.fullmatch(path)]
+    if not heads:
+        return dict(result), moved
+    kept, fresh = flatten(result), flatten(variables)
+    kept |= {path: fresh[path] for path in heads}
+    return unflatten(kept), moved._replace(
+        loaded=tuple(path for path in moved.loaded if path not in heads),
+        initialised=(*moved.initialised, *heads),
+        notes=(*moved.notes, why),
+    )
 
 
 def warm_start(

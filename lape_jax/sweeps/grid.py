@@ -7,6 +7,7 @@ A config file may have, beside `get_config(arg)`, a `sweep(arg) -> Sweep`. Publi
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from lape_jax.config import reading
 from lape_jax.errors import UserError, nearest
 
 JOINS = {"default": "default", "shared": "shared", "unshared": "unshared", "lape_sharing": "LaPE (sharing)"}
@@ -144,7 +145,7 @@ def paper(
         UserError: there is no such sweep, or `arg` gives a seed.
     """
     name, _, rest = arg.partition(",")
-    if any(part.strip().startswith("seed=") for part in rest.split(",")):
+    if any(part.startswith("seed=") for part in reading.split(rest)):
         raise UserError(f"sweep {arg!r}: the seeds of a sweep are given by --seeds")
     models = models or {}
     source = SOURCES.get(name, "")

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lape_jax.data import decode, listing, sources
+from lape_jax.data import decode, listing, survey
 from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data.pictures import SUFFIXES
 from lape_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,10 @@ def find(given: Sequence[str], out: Path) -> Found:
     found: Found = {}
     for path in map(Path, given):
         if path.is_dir():
-            inside = [path / name for name in listing.list_files(str(path), sources.SUFFIXES)[0]]
+            inside = [path / name for name in listing.list_files(str(path), SUFFIXES)[0]]
             inside = [image for image in inside if out.resolve() not in image.resolve().parents]
             if not inside:
-                raise UserError(
-                    f"{path} has no images ({', '.join(sources.SUFFIXES)}), other than those in --out={out}"
-                )
+                raise UserError(f"{path} has no images ({', '.join(SUFFIXES)}), other than those in --out={out}")
             found |= {image: image.relative_to(path).with_suffix("") for image in inside}
         elif path.exists():
             found[path] = Path(path.stem)
@@ -57,13 +56,16 @@ def readable(images: Sequence[Path], read: Callable[[Path], np.ndarray], ahead: 
                     logger.warning("%s", error)
 
 
-def pixels(image: Path, channels: int) -> np.ndarray:
-    """uint8 (h, w, channels).
+def pixels(image: Path, channels: int, orientation: str) -> np.ndarray:
+    """uint8 (h, w, channels), as for `decode.decode`; says so if it is nearly black for want of bits.
 
     Raises:
         CorruptImage: it cannot be read.
     """
-    return decode.decode(listing.read(str(image)), channels, str(image))
+    found = decode.examine(listing.read(str(image)), channels, str(image), orientation)
+    if found.dim:
+        logger.warning("%s is %s", image, survey.DIM)
+    return found.pixels
 
 
 def named(parts: Iterable[tuple[str, float]]) -> str:

@@ -16,6 +16,7 @@ from lape_jax.augment.photometric import normalise
 from lape_jax.config.rules import Rule
 from lape_jax.data import labels
 from lape_jax.data.example import Source
+from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Task:
     def check(self, config: ConfigDict, model: Any) -> None:
         """Raises UserError, saying why, if the model cannot learn this. Asked before training."""
 
-    def teacher(self, config: ConfigDict, model: Any) -> Path | tuple[Any, dict] | None:
+    def teacher(self, config: ConfigDict, model: Any, classes: Sequence[str]) -> Path | tuple[Any, dict] | None:
         """Who teaches: the workdir of a run, or a model and its variables on the host; None if nobody does.
 
         Asked before training. Raises UserError if the model cannot have this teacher, or not do without one.
@@ -140,6 +141,26 @@ class Task:
         if tuple(source.classes) == tuple(learned):
             return source
         return labels.Relabelled(source, learned, lambda item: self.relabel(item, found.numbers))
+
+    def recognises(self, data: DataSet) -> bool:
+        """Whether a data set on disk is laid out for this task in particular. Asked by `prepare check`."""
+        return False
+
+    def check_data(
+        self, data: DataSet, wanted: str, *, everything: bool, threads: int, say: Callable[[str], None]
+    ) -> None:
+        """Looks over a data set that the task recognises, see `lape_jax.data.offline.check.report`, which does others.
+
+        Raises UserError if something in it cannot be used. Asked by `prepare check`.
+        """
+        raise NotImplementedError
+
+    def survey(self, config: ConfigDict, model: Any, train: Any, val: Any) -> list[str]:
+        """What a look at some examples shows that its owner may not know, in lines: EXIF orientations, say.
+
+        Asked by the loop at the start of a run, while the first batch is made.
+        """
+        return []
 
     def shapes(self, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and type of everything in a batch, of one image. Asked for what takes a batch's place."""

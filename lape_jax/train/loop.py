@@ -73,7 +73,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         StopRequest() as stop,
     ):
         restored = checkpoints.restore(abstract)
-        state, step = restored or (warm.create(config, model, init, abstract, mesh), 0)
+        state, step = restored or (warm.create(config, model, source.classes, init, abstract, mesh), 0)
         if step > total:
             raise UserError(f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for")
         evaluator = task.evaluator(config, model, mesh, val_source)
@@ -90,6 +90,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
             clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
             _introduce(writers.console, config, model, mesh, params, step, total, plan.steps_per_epoch)
+            for line in task.survey(config, model, source, val_source) if jax.process_index() == 0 else ():
+                writers.console.line(line)
 
             # ---- The loop ------------------------------------------------------------------------------------------
             results: dict[str, float] = {}

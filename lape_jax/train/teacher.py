@@ -34,7 +34,7 @@ def load(config: ConfigDict, student: nn.Module, classes: tuple[str, ...], mesh:
         UserError: there is a distillation token and no teacher, or the reverse; the teacher does not exist or cannot
             be read; or it was made for other classes, image sizes, channels or another normalisation.
     """
-    found = tasks.of(config).teacher(config, student)
+    found = tasks.of(config).teacher(config, student, classes)
     if found is None:
         return None
     if isinstance(found, Path):

@@ -38,6 +38,29 @@ def test_parse_arg():
 
 
 @pytest.mark.parametrize(
+    ("arg", "path", "seed"),
+    [
+        (r"path=/a\,b,seed=1", "/a,b", 1),
+        (r"seed=1,path=\,\,", ",,", 1),
+        ("path='/a, b' ,seed=1", "/a, b", 1),
+        ('path="/it\'s,a",seed=1', "/it's,a", 1),
+        ("path=/it's,seed=1", "/it's", 1),
+        ("path='seed=2,',seed=1", "seed=2,", 1),
+        (r"path=C:\x,seed=1", r"C:\x", 1),
+        ("path='/a,seed=1", "'/a", 1),
+        ('path="",seed=1', "", 1),
+    ],
+)
+def test_a_comma_in_a_value(arg, path, seed):
+    assert parse_arg(arg, path="", seed=0).to_dict() == {"path": path, "seed": seed}
+
+
+def test_a_comma_that_is_not_protected_says_how():
+    with pytest.raises(UserError, match=r"argument 'b': 'b' is not one of path; a comma in a value is written as \\,"):
+        parse_arg("path=/a,b", path="")
+
+
+@pytest.mark.parametrize(
     ("arg", "message"),
     [
         ("jion=default", "'jion' is not one of debug, join, seed .did you mean 'join'"),

@@ -79,10 +79,9 @@ def test_black_and_white(encode):
     assert decode.decode(file.getvalue(), 3, "x").tolist() == [[[0] * 3, [255] * 3]]
 
 
-def test_the_orientation_tag_is_ignored(encode, photo):
-    exif = Image.Exif()
-    exif[274] = 6  # "rotate by 90 degrees to show"
-    assert decode.decode(encode(photo, "JPEG", exif=exif.tobytes()), 3, "x").shape == photo.shape
+def test_orientations_are_two(photo):
+    with pytest.raises(UserError, match=r"data\.orientation: 'views' is not one of view, stored \(did you mean 'view'"):
+        decode.decode(photo, 3, "x", "views")
 
 
 @pytest.mark.parametrize("part", [0.05, 0.3, 0.6, 0.9, 0.99])
@@ -102,9 +101,9 @@ def test_a_truncated_file_is_corrupt(encode, photo, form, options, part):
 def test_what_is_no_image_is_corrupt(encode, photo):
     for data, reason in [
         (b"", "it is empty"),
-        (b"<html>404 Not Found</html>", "it is not a JPEG or PNG image"),
-        (bytes(1000), "it is not a JPEG or PNG image"),
-        (encode(photo, "GIF"), "it is not a JPEG or PNG image"),
+        (b"<html>404 Not Found</html>", "it is not a JPEG, PNG, WebP, BMP, TIFF or GIF image"),
+        (bytes(1000), "it is not a JPEG, PNG, WebP, BMP, TIFF or GIF image"),
+        (encode(photo, "PPM"), "it is not a JPEG, PNG, WebP, BMP, TIFF or GIF image"),
     ]:
         with pytest.raises(CorruptImage, match=reason):
             decode.decode(data, 3, "x")
@@ -267,6 +266,19 @@ def test_evaluation_of_an_image_of_the_right_size_changes_nothing(photo):
     # A margin of 5.5 goes to 6, one of 4.5 to 4, as Python's (and torchvision's) round does.
     np.testing.assert_array_equal(decode.eval_crop(photo[:, :51], 40, 1.0), photo[:, 6:46])
     np.testing.assert_array_equal(decode.eval_crop(photo[:, :49], 40, 1.0), photo[:, 4:44])
+
+
+def test_of_a_very_narrow_image_only_the_centre_is_made(monkeypatch):
+    """As the whole would have been, but for what lies outside; nothing of 2 x 10^8 pixels is made."""
+    row = np.random.default_rng(0).integers(0, 256, (2, 600, 3), np.uint8)
+    whole = decode.eval_crop(row, 14, 0.875)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    part = decode.eval_crop(row, 14, 0.875)
+    assert np.abs(part.astype(int) - whole).max() <= 1
+    monkeypatch.undo()
+    assert (
+        decode.eval_crop(np.full((1, 6000, 3), 7, np.uint8), 224, 0.875).tolist() == np.full((224, 224, 3), 7).tolist()
+    )
 
 
 def test_crop_ratio_is_checked(photo):

@@ -8,6 +8,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data.offline.splits import DataSet
+from lape_jax.data.pictures import SUFFIXES
 from lape_jax.data.sources import arrays, digits, folder, open_split
 from lape_jax.errors import UserError
 
@@ -80,7 +82,22 @@ def test_hidden_and_other_files_are_left_out(tree, caplog):
         source = folder(root, "train")
     assert source.files == ["cat/1.png"]
     assert source.classes == ("cat",)
-    assert "left out 1 files that are no JPEG or PNG: cat/notes.txt" in caplog.text
+    assert "left out 1 files that are no JPEG, PNG, WebP, BMP, TIFF or GIF: cat/notes.txt" in caplog.text
+
+
+def test_what_other_programs_leave_is_no_image_and_no_class(tree, caplog):
+    clutter = [f"train/{name}/1.png" for name in ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", ".AppleDouble")]
+    clutter += [f"train/cat/{name}" for name in ("@eaDir/1.jpg/S.jpg", "Thumbs.db", "Desktop.ini", "#recycle/2.png")]
+    root = tree("train/cat/1.jpg", "@eaDir/x/1.png", *clutter)
+    with caplog.at_level(logging.WARNING):
+        source = folder(root, "train")
+    assert (source.files, source.classes, caplog.text) == (["cat/1.jpg"], ("cat",), "")
+    assert DataSet("folder", root).split_names() == ["train"]
+
+
+def test_files_of_every_format_are_found(tree):
+    names = [f"cat/{number}{suffix.upper()}" for number, suffix in enumerate(SUFFIXES)]
+    assert folder(tree(*(f"train/{name}" for name in names)), "train").files == names
 
 
 def test_symbolic_links_are_followed(tree):
@@ -109,8 +126,16 @@ def test_the_home_directory_is_expanded(tree, monkeypatch):
         (["training/a/1.png", "test/a/1.png"], "train", "has no directory 'train'; it holds test, training"),
         (["train/a/1.png", "test/a/1.png"], "val", "has no directory 'val'; it holds test, train"),
         (["train/1.png"], "train", "train has no class directories, only 1.png; it must hold one directory per class"),
-        (["train/a/1.png", "train/b/1.gif"], "train", r"train/b holds no JPEG or PNG file; it holds 1\.gif"),
-        (["train/a/1.png", "train/b/.1.png"], "train", "train/b holds no JPEG or PNG file; it holds nothing"),
+        (
+            ["train/a/1.png", "train/b/1.svg"],
+            "train",
+            r"train/b holds no JPEG, PNG, WebP, BMP, TIFF or GIF file; it holds 1\.svg",
+        ),
+        (
+            ["train/a/1.png", "train/b/.1.png"],
+            "train",
+            "train/b holds no JPEG, PNG, WebP, BMP, TIFF or GIF file; it holds nothing",
+        ),
         (["train/cat/1.png", "val/cats/1.png"], "val", r"class 'cats' of .*val is not a class of .*train .*mean 'cat'"),
         (["train/cat/1.png", "val/owl/1.png"], "val", r"class 'owl' of .*val is not a class of .*train$"),
     ],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lape_jax.data import decode
+from lape_jax.data import decode, survey
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
 from lape_jax.data.offline.splits import DataSet
@@ -20,11 +20,12 @@ CHUNK = 64  # images per task
 
 
 class Found(NamedTuple):
-    """What reading images brought to light: counts by label and by (height, width), and reasons by name."""
+    """What reading images brought to light: counts by label and by (height, width), reasons by name, notes on files."""
 
     labels: Counter[int]
     sizes: Counter[tuple[int, int]]
     corrupt: dict[str, str]
+    notes: survey.Notes
 
 
 def report(
@@ -83,10 +84,9 @@ def _list_sets(path: str, say: Callable[[str], None]) -> None:
 
 def _command(data: DataSet, names: list[str]) -> str:
     val = next((name for name in ("val", "validation", "test") if name in names), names[-1])
-    if data.kind == "tfds":
-        args = f"tfds={data.name},path={data.path}" if data.path else f"tfds={data.name}"
-    else:
-        args = f"path={data.path}"
+    path = data.path.replace(",", r"\,")  # as `lape_jax.config.reading.parse_arg` reads it
+    parts = [f"tfds={data.name}"] if data.kind == "tfds" else []
+    args = ",".join([*parts, *([f"path={path}"] if path else [])])
     config = shlex.quote(f"configs/images.py:{args},val={val}")
     command = f"python -m lape_jax.main --config={config} --workdir=DIR"
     command += f" --config.data.source={data.kind}" if data.kind == "arrays" else ""
@@ -97,21 +97,22 @@ def _command(data: DataSet, names: list[str]) -> str:
 def _check_split(source: Source, split: str, everything: bool, threads: int, say: Callable[[str], None]) -> int:
     """Says what one split holds, and returns how many of the images that were read are unreadable."""
     count = len(source)
-    number = count if everything else min(count, SAMPLE)
-    chosen = [count * i // number for i in range(number)]
+    chosen = survey.spread(count, count if everything else SAMPLE)
     found = _read(source, chosen, threads)
     labels = Counter(np.asarray(source.labels).tolist()) if hasattr(source, "labels") else found.labels
     say(f"{split}: {count:,} examples of {len(source.classes):,} classes, {_disk_size(source, threads) / 1e6:,.1f} MB")
     if hasattr(source, "labels") or everything:
         per_class = [labels[label] for label in range(len(source.classes))]
-        say(f"  examples per class: {_span(per_class)}")
+        say(f"  examples per class: {span(per_class)}")
         if empty := [source.classes[label] for label, n in enumerate(per_class) if not n]:
             say(f"  classes without examples: {_some(empty)}")
     if found.sizes:
         heights, widths = zip(*found.sizes, strict=True)
         usual = found.sizes.most_common(1)[0][0]
-        say(f"  height {_span(heights)}, width {_span(widths)} pixels; most often {usual[0]} x {usual[1]}")
+        say(f"  height {span(heights)}, width {span(widths)} pixels; most often {usual[0]} x {usual[1]}")
     say(f"  {len(chosen):,} read{'' if everything else ' (--all reads all)'}, {len(found.corrupt)} of them unreadable")
+    for line in found.notes.lines():
+        say(f"  {line}")
     for name, reason in found.corrupt.items():
         say(f"  unreadable: {name}: {reason}")
     return len(found.corrupt)
@@ -121,25 +122,27 @@ def _read(source: Source, indices: list[int], threads: int) -> Found:
     """Decodes these examples. Raises UserError where one has no label."""
 
     def look(part: list[int]) -> Found:
-        found = Found(Counter(), Counter(), {})
+        found = Found(Counter(), Counter(), {}, survey.Notes())
         for index in part:
             try:
                 example = source[index]
-                pixels = decode.decode(example.image, 3, example.name)
+                pixels, *said = decode.examine(example.image, 3, example.name)
             except CorruptImage as error:
                 found.corrupt[error.name] = error.reason
             else:
                 found.labels[example.label] += 1
                 found.sizes[pixels.shape[:2]] += 1
+                found.notes.add(*said, example.name)
         return found
 
-    whole = Found(Counter(), Counter(), {})
+    whole = Found(Counter(), Counter(), {}, survey.Notes())
     pool = ThreadPoolExecutor(threads)
     try:
         for part in pool.map(look, [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]):
             whole.labels.update(part.labels)
             whole.sizes.update(part.sizes)
             whole.corrupt.update(part.corrupt)
+            whole.notes.update(part.notes)
     finally:
         pool.shutdown(cancel_futures=True)
     return whole
@@ -160,7 +163,11 @@ def _disk_size(source: Source, threads: int) -> int:
         return sum(pool.map(size, source.files, chunksize=CHUNK))
 
 
-def _span(values: list[int] | tuple[int, ...]) -> str:
+def span(values: list[int] | tuple[int, ...]) -> str:
+    """
+    >>> span([3, 1200]), span([7])
+    ('3 to 1,200', '7')
+    """
     return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
 
 

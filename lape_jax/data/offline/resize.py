@@ -17,41 +17,66 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
-from lape_jax.data import decode
+from lape_jax.data import decode, jpeg
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Example
 from lape_jax.data.offline import rewrite, tfds_files
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 
+PNG = b"\x89PNG"  # what such files begin with
 
-def shrink(data: bytes, short: int, quality: int, name: str) -> bytes:
-    """The image file with its shorter side reduced to `short` pixels, or unchanged if that is no longer than this.
+
+def shrink(data: bytes, short: int, quality: int, name: str, orientation: str = "stored") -> bytes:
+    """The image file with its shorter side reduced to `short` pixels, or as `kept` if that is no longer than this.
 
     The longer side becomes floor(short * long / old short), by Pillow's bicubic filter, as in `decode.eval_crop`: so an
     evaluation with floor(image_size / crop_ratio) = short sees the pixels it saw before, but for the compression.
-    PNG stays PNG; JPEG is written as RGB, with 4:2:0 chroma and no metadata.
+    JPEG and WebP become JPEG in RGB, with 4:2:0 chroma and no metadata, all others PNG.
+
+    Args:
+      orientation: view | stored, as for `decode.decode`: which image is written. Either way the copy carries no EXIF
+        orientation, so that it is the same to all readers.
 
     Raises:
       CorruptImage: it cannot be read, whether or not it is small.
     """
-    pixels = decode.decode(data, 3, name)
+    pixels, turned, _ = decode.examine(data, 3, name, orientation)
     height, width = pixels.shape[:2]
     if min(height, width) <= short:
-        return data
+        return kept(data, pixels, turned, orientation)
     size = (short, short * height // width) if width <= height else (short * width // height, short)
     return encode(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), data, quality)
 
 
+def kept(data: bytes, pixels: UInt8[np.ndarray, "h w 3"], turned: int, orientation: str) -> bytes:
+    """The image file at its size, in a format that TFDS reads, and without an EXIF orientation.
+
+    JPEG and PNG files stay as they are, byte by byte, if they carry none. A JPEG file that does loses the note of it if
+    the stored image is meant, and else is written anew, of quality 95. Everything else becomes PNG.
+
+    Args:
+      pixels, turned: what `decode.examine` gives for it and this `orientation`.
+    """
+    is_jpeg = data.startswith(b"\xff\xd8")
+    if turned == 1 and (is_jpeg or data.startswith(PNG)):
+        return data
+    if is_jpeg and orientation == "stored":
+        return jpeg.without_orientation(data)
+    return encode(Image.fromarray(pixels), data if is_jpeg else PNG, 95)
+
+
 def encode(picture: Image.Image, original: bytes, quality: int) -> bytes:
-    """The picture in the format of its original: PNG, or else JPEG of this quality with 4:2:0 chroma."""
+    """The picture as JPEG of this quality with 4:2:0 chroma if its original is JPEG or WebP, or else as PNG."""
     file = io.BytesIO()
-    if original.startswith(b"\x89PNG"):
-        picture.save(file, "PNG")
-    else:
+    if original.startswith((b"\xff\xd8", b"RIFF")):
         picture.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    else:
+        picture.save(file, "PNG")
     return file.getvalue()
 
 
@@ -65,13 +90,14 @@ def copy(
     quality: int,
     threads: int,
     max_corrupt: int,
+    orientation: str = "stored",
     say: Callable[[str], None] = print,
 ) -> None:
     """Writes the copy of the splits `wanted` ("a,b", or "" for all) of a data set, and says how to use it.
 
     Args:
       name: of the copy; "" to make one from the data set's name and `short`.
-      out, short, quality, threads, max_corrupt: see `shrink` and `rewrite.write`.
+      out, short, quality, threads, max_corrupt, orientation: see `shrink` and `rewrite.write`.
 
     Raises:
       UserError: the data set cannot be read, or `name` cannot be one, or as in `rewrite.write`.
@@ -96,12 +122,17 @@ def copy(
         f"{data.title()}, images reduced to a shorter side of at most {short} pixels (Pillow's bicubic filter; JPEG of "
         f"quality {quality}, 4:2:0)"
     )
+
+    def smaller(example: Example) -> Example:
+        image = shrink(example.image, short, quality, example.name, orientation)
+        return Example(image, example.label, example.name)
+
     rewrite.write(
         splits,
         Path(out),
         name,
-        lambda example: Example(shrink(example.image, short, quality, example.name), example.label, example.name),
-        options={"origin": data.title(), "short": short, "quality": quality},
+        smaller,
+        options={"origin": data.title(), "short": short, "quality": quality, "orientation": orientation},
         about=about,
         threads=threads,
         max_corrupt=max_corrupt,

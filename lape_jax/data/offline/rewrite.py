@@ -220,7 +220,7 @@ def _compare(options: dict[str, Any], directory: Path) -> None:
     path = directory / OPTIONS
     if not path.exists():
         raise UserError(f"{directory} holds another data set: choose another --as or --out")
-    before = json.loads(path.read_text())
+    before = {"orientation": "stored"} | json.loads(path.read_text())  # which was all that there was at first
     for key, value in options.items():
         if before.get(key) != value:
             difference = (

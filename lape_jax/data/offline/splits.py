@@ -3,7 +3,7 @@
 import os
 from typing import NamedTuple
 
-from lape_jax.data import sources
+from lape_jax.data import listing, sources
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError, nearest
 
@@ -73,4 +73,4 @@ class DataSet(NamedTuple):
     def _entries(self) -> list[os.DirEntry[str]]:
         if not os.path.isdir(self.path):
             raise UserError(f"--path={self.path} is not a directory" if self.path else "--path=DIR is missing")
-        return [entry for entry in os.scandir(self.path) if not entry.name.startswith(".")]
+        return listing.entries(self.path)

@@ -20,6 +20,7 @@ def host_crop(config: ConfigDict) -> dict[str, Any]:
         "scale": (1.0, 1.0) if whole else data.scale,
         "ratio": (1.0, 1.0) if whole else data.ratio,
         "interpolation": data.interpolation,
+        "orientation": data.orientation,
     }
 
 
@@ -32,6 +33,7 @@ def training_set(config: ConfigDict, source: Source) -> Batch:
         channels=data.channels,
         crop_ratio=1.0,
         threads=data.threads,
+        orientation=data.orientation,
         max_corrupt=data.max_corrupt,
     )
 
@@ -46,6 +48,7 @@ def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int, int
         "channels": config.data.channels,
         "crop_ratio": config.data.crop_ratio,
         "threads": config.data.threads,
+        "orientation": config.data.orientation,
     }
     if not config.data.resident:
         return lambda batch_size, i, n: pipeline.eval_batches(

@@ -1,7 +1,6 @@
 """The most probable classes of a user's own images."""
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -20,29 +19,29 @@ from lape_jax.tasks.task import Candidate
 
 
 def predict(run: Candidate, images: Found, out: Path) -> int:
-    """Prints and writes the most probable classes of each image that can be read; returns how many can."""
+    """Prints and writes the most probable classes of each image that can be read; returns how many can.
+
+    They are written as they come, so that what ends this early leaves what was done. Of a name that is no text, what
+    cannot be written stands there as an escape, in JSON one that gives the name back.
+    """
     data, classes = run.config.data, run.classes
 
     def square(image: Path) -> np.ndarray:
-        return decode.eval_crop(pixels(image, data.channels), data.image_size, data.crop_ratio)
+        return decode.eval_crop(pixels(image, data.channels, data.orientation), data.image_size, data.crop_ratio)
 
-    lines = []
+    done, ranks = 0, range(1, min(TOP, len(classes)) + 1)
     squares = readable(list(images), square, data.threads)
-    for image, probabilities in _probabilities(run, squares, len(images)):
-        best = np.argsort(-probabilities, kind="stable")[:TOP]
-        top = [{"class": classes[i], "number": int(i), "probability": float(probabilities[i])} for i in best]
-        lines.append({"image": str(image), "top": top})
-        print(f"{image}: {named((classes[i], probabilities[i]) for i in best)}")
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    ranks = range(1, min(TOP, len(classes)) + 1)
-    writer.writerow(("image", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability"))))
-    for line in lines:
-        cells = ((one["class"], f"{one['probability']:.6f}") for one in line["top"])
-        writer.writerow((line["image"], *(cell for pair in cells for cell in pair)))
-    objects = "".join(json.dumps(line) + "\n" for line in lines)
-    files.write_all(out, {"predictions.csv": table.getvalue().encode(), "predictions.jsonl": objects.encode()})
-    return len(lines)
+    with files.growing(out / "predictions.csv") as table, files.growing(out / "predictions.jsonl") as objects:
+        write_row = csv.writer(table, lineterminator="\n").writerow
+        write_row(("image", *(f"{name}{rank}" for rank in ranks for name in ("class", "probability"))))
+        for image, probabilities in _probabilities(run, squares, len(images)):
+            best = np.argsort(-probabilities, kind="stable")[:TOP]
+            top = [{"class": classes[i], "number": int(i), "probability": float(probabilities[i])} for i in best]
+            objects.write(json.dumps({"image": str(image), "top": top}) + "\n")
+            write_row((str(image), *(cell for one in top for cell in (one["class"], f"{one['probability']:.6f}"))))
+            print(f"{image}: {named((classes[i], probabilities[i]) for i in best)}")
+            done += 1
+    return done
 
 
 def _probabilities(

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.augment import recipe
 from lape_jax.config import rules
-from lape_jax.data import pipeline, sources
+from lape_jax.data import pipeline, sources, survey
 from lape_jax.data.batches import Batch, Batches
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
@@ -90,14 +90,17 @@ class Classify(Task):
                 "config.model.pool='none' gives each patch logits of its own, and images have one label each"
             )
 
-    def teacher(self, config: ConfigDict, model: Any) -> Path | tuple[Any, dict] | None:
-        return distill.teacher(config, model)
+    def teacher(self, config: ConfigDict, model: Any, classes: Sequence[str]) -> Path | tuple[Any, dict] | None:
+        return distill.teacher(config, model, classes)
 
     def open_split(self, config: ConfigDict, split: str) -> Source:
         return sources.open_split(config.data, split)
 
     def open_alone(self, config: ConfigDict, split: str, learned: Sequence[str]) -> Source:
         return sources.open_alone(config.data, split, learned)
+
+    def survey(self, config: ConfigDict, model: Any, train: Source, val: Source) -> list[str]:
+        return survey.start(train, config.data.orientation, config.data.threads)
 
     def training_batches(
         self, config: ConfigDict, source: Source, start: int, total: int, part: tuple[int, int] = (0, 1)

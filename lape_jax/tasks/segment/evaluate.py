@@ -24,7 +24,7 @@ from jaxtyping import Int32, Int64, UInt8
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.parallel import hosts, sharding
-from lape_jax.tasks.segment import loss, sliding
+from lape_jax.tasks.segment import limits, loss, sliding
 from lape_jax.tasks.segment.pipeline import scenes
 from lape_jax.tasks.segment.scene import PADDING, Scene
 from lape_jax.tasks.segment.tiles import SIDE, Image, Tiles, Tiling, View
@@ -46,6 +46,7 @@ class SceneEvaluator:
         source: the data set; may be None if only `maps` is used.
 
     Attributes:
+        limits: of the size of images.
         matrix: how many pixels of each class (row) were given each class (column), int64, by the last call.
 
     Raises:
@@ -56,6 +57,7 @@ class SceneEvaluator:
         self._model, self._config, self._source = model, config, source
         self._grid = model.grid_of((1, *model.input_shape))
         self._views = _Views(config, self._grid)
+        self.limits = limits.of(config, max(self._grid), model.num_classes)
         self._mesh = _own_part(mesh)
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         self._batch_size = math.ceil(config.eval_batch_size / shards) * shards
@@ -74,14 +76,15 @@ class SceneEvaluator:
             prefix: of the names.
 
         Raises:
-            UserError: an example cannot be read, or none has a label; on all processes, whichever it was.
+            UserError: an example cannot be read or is too narrow, or none has a label; on all processes, whichever it
+                was.
         """
         variables, failure = self._own(variables), None
         tiles = Tiles(self._tiling, self._grid[0])
         data, mine = self._config.data, range(jax.process_index(), len(self._source), jax.process_count())
         try:
-            with scenes(self._source, mine, data.channels, data.threads) as read:
-                for image in self._with_maps(variables, ((pixels, labels) for pixels, labels, _ in read)):
+            with scenes(self._source, mine, data.channels, data.threads, data.orientation) as read:
+                for image in self._with_maps(variables, self._checked(read)):
                     for _ in tiles.predict(image):
                         pass
         except UserError as error:
@@ -105,14 +108,31 @@ class SceneEvaluator:
         Args:
             variables: of the model, all its collections.
             images: taken as they are needed, a few ahead of what is given back.
+
+        Raises:
+            UserError: one is too narrow.
         """
         tiles = Tiles(self._tiling, self._grid[0])
-        unlabelled = ((pixels, np.full(pixels.shape[:2], PADDING, np.int32)) for pixels in images)
-        for image in self._with_maps(self._own(variables), unlabelled):
+
+        def unlabelled() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for pixels in images:
+                self.limits.check(*pixels.shape[:2])
+                yield pixels, np.full(pixels.shape[:2], PADDING, np.int32)
+
+        for image in self._with_maps(self._own(variables), unlabelled()):
             found = np.empty(image.labels.shape, np.int32)
             for place, predicted in tiles.predict(image):
                 found[place] = np.asarray(predicted)[tuple(slice(side) for side in found[place].shape)]
             yield found
+
+    def _checked(self, read: Iterable[tuple[np.ndarray, np.ndarray, str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The scenes without their names, which stand in the error if one is too narrow."""
+        for pixels, labels, name in read:
+            try:
+                self.limits.check(*labels.shape)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+            yield pixels, labels
 
     def _own(self, variables: Any) -> Any:
         """The variables, if there are several processes a copy of them on the devices of this one."""

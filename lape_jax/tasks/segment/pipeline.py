@@ -35,6 +35,7 @@ def train_scene_batches(
     distort: bool,
     threads: int,
     max_corrupt: int,
+    orientation: str = "stored",
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -47,6 +48,7 @@ def train_scene_batches(
     Args:
       batch_size: of the global batch; this process makes an equal, contiguous share of it.
       max_corrupt: how many distinct unreadable scenes are tolerated, on each process.
+      orientation: view | stored, as for `masks.decode_scene`.
 
     Raises:
       UserError: a batch that does not fit the data set or the processes; while iterating: a map that does not fit its
@@ -63,7 +65,7 @@ def train_scene_batches(
     )
 
     def read(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        return transform(*masks.decode_scene(scene, channels, len(source.classes)), rng=rng)
+        return transform(*masks.decode_scene(scene, channels, len(source.classes), orientation), rng=rng)
 
     shape = (size, size)
     return shuffled_batches(
@@ -83,9 +85,11 @@ def train_scene_batches(
     )
 
 
-def scenes(source: Source[Scene], indices: Sequence[int], channels: int, threads: int) -> "Scenes":
+def scenes(
+    source: Source[Scene], indices: Sequence[int], channels: int, threads: int, orientation: str = "stored"
+) -> "Scenes":
     """The scenes of these indices, whole and in this order: (pixels uint8 (h, w, c), labels int32 (h, w), name)."""
-    return Scenes(source, indices, channels, threads)
+    return Scenes(source, indices, channels, threads, orientation)
 
 
 class Scenes(Iterator[tuple[np.ndarray, np.ndarray, str]]):
@@ -95,10 +99,10 @@ class Scenes(Iterator[tuple[np.ndarray, np.ndarray, str]]):
     scene is due, and closes it: UserError for what `masks.decode_scene` refuses and for a file that cannot be read.
     """
 
-    def __init__(self, source: Source[Scene], indices: Sequence[int], channels: int, threads: int):
+    def __init__(self, source: Source[Scene], indices: Sequence[int], channels: int, threads: int, orientation: str):
         if threads < 1:
             raise UserError(f"data.threads is {threads}, but at least one thread must read")
-        self._source, self._channels, self._left = source, channels, iter(indices)
+        self._source, self._channels, self._orientation, self._left = source, channels, orientation, iter(indices)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="scenes")
         self._pending: deque[Future] = deque()
         # Also called when this is dropped.
@@ -108,7 +112,7 @@ class Scenes(Iterator[tuple[np.ndarray, np.ndarray, str]]):
 
     def _submit(self) -> None:
         for index in self._left:
-            self._pending.append(self._pool.submit(_read, self._source, int(index), self._channels))
+            self._pending.append(self._pool.submit(_read, self._source, int(index), self._channels, self._orientation))
             return
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray, str]:
@@ -138,6 +142,6 @@ class Scenes(Iterator[tuple[np.ndarray, np.ndarray, str]]):
         self.close()
 
 
-def _read(source: Source[Scene], index: int, channels: int) -> tuple[np.ndarray, np.ndarray, str]:
+def _read(source: Source[Scene], index: int, channels: int, orientation: str) -> tuple[np.ndarray, np.ndarray, str]:
     scene = source[index]
-    return *masks.decode_scene(scene, channels, len(source.classes)), scene.name
+    return *masks.decode_scene(scene, channels, len(source.classes), orientation), scene.name

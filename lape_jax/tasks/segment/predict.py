@@ -18,7 +18,6 @@ from lape_jax.port import files
 from lape_jax.tasks.images import TOP, Found, named, pixels, readable
 from lape_jax.tasks.segment import overlays
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
-from lape_jax.tasks.segment.transforms import canvas_size
 from lape_jax.tasks.task import Candidate
 
 LEGEND, CLASSES = "legend.png", "classes.txt"
@@ -48,19 +47,19 @@ def _places(out: Path, name: Path) -> tuple[Path, Path]:
 
 
 def predict(run: Candidate, images: Found, out: Path) -> int:
-    """Writes the map and the overlay of each image that can be read; returns how many can."""
+    """Writes the map and the overlay of each image that can be read, as they come; returns how many can."""
     config, model, variables, classes = run
     mesh = sharding.make_mesh(config.mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
     colours = overlays.palette(len(classes))
     covered = np.zeros(len(classes))
     waiting: deque = deque()  # read, but not yet predicted
+    evaluator = SceneEvaluator(model, config, mesh, None)
 
     def whole(image: Path) -> np.ndarray:
-        found = pixels(image, config.data.channels)
+        found = pixels(image, config.data.channels, config.data.orientation)
         try:
-            for scale in config.segment.scales:
-                canvas_size(*found.shape[:2], config.segment.scale, scale, config.data.image_size)
+            evaluator.limits.check(*found.shape[:2])
         except UserError as error:
             raise CorruptImage(str(image), str(error)) from error
         return found
@@ -70,22 +69,23 @@ def predict(run: Candidate, images: Found, out: Path) -> int:
             waiting.append((image, found))
             yield found
 
-    evaluator = SceneEvaluator(model, config, mesh, None)
     done = 0
-    for labels in evaluator.maps(variables, read()):
-        image, found = waiting.popleft()
-        map_place, overlay_place = _places(out, images[image])
-        shown = _png(Image.fromarray(overlays.overlay(found, labels, colours)))
-        files.write_all(map_place.parent, {map_place.name: map_png(labels, colours), overlay_place.name: shown})
-        shares = overlays.shares(labels, len(classes))
-        for label, share in shares.items():
-            covered[label] += share
-        print(f"{image}: {named((classes[label], share) for label, share in list(shares.items())[:TOP])}")
-        done += 1
-    files.write_all(out, {CLASSES: "".join(f"{name}\n" for name in classes).encode()})
-    if done:
-        order = np.argsort(-covered, kind="stable")[: np.count_nonzero(covered)]
-        files.write_all(out, {LEGEND: plots.render(overlays.legend(order.tolist(), classes), "png")})
+    files.write_all(out, {CLASSES: "".join(f"{name}\n" for name in classes).encode("utf-8", "backslashreplace")})
+    try:
+        for labels in evaluator.maps(variables, read()):
+            image, found = waiting.popleft()
+            map_place, overlay_place = _places(out, images[image])
+            shown = _png(Image.fromarray(overlays.overlay(found, labels, colours)))
+            files.write_all(map_place.parent, {map_place.name: map_png(labels, colours), overlay_place.name: shown})
+            shares = overlays.shares(labels, len(classes))
+            for label, share in shares.items():
+                covered[label] += share
+            print(f"{image}: {named((classes[label], share) for label, share in list(shares.items())[:TOP])}")
+            done += 1
+    finally:
+        if done:
+            order = np.argsort(-covered, kind="stable")[: np.count_nonzero(covered)]
+            files.write_all(out, {LEGEND: plots.render(overlays.legend(order.tolist(), classes), "png")})
     return done
 
 

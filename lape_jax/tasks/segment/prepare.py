@@ -3,30 +3,28 @@
 A record has `image` (JPEG or PNG), `segmentation_mask` and `file_name`. In the maps classes count from 0, 255 stands
 for no class, and TFDS's description (LabeledImage) has the names: so ADE20K's wall, 1 in its files, is 0 here, and 0,
 "other objects", is 255. All maps are grey PNGs of 8 bits, which every program reads alike; what is one already, and
-counts like that, is kept byte by byte, as are all images that are not made smaller.
+counts like that, is kept byte by byte, as are all JPEG and PNG images that are not made smaller and carry no EXIF
+orientation. Those that do are written as they are looked at, and without it, so that all readers see the same.
 """
 
 import os
 import re
-import shlex
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from lape_jax.data import listing, resample
-from lape_jax.data.corrupt import CorruptImage
+from lape_jax.data import resample
 from lape_jax.data.offline import resize, rewrite, tfds_files
 from lape_jax.errors import UserError, nearest
-from lape_jax.tasks.segment import masks, transforms
-from lape_jax.tasks.segment.scene import Scene
-from lape_jax.tasks.segment.sources import LAYOUTS, SceneFiles
+from lape_jax.tasks.segment import masks, survey, transforms
+from lape_jax.tasks.segment.check import command
+from lape_jax.tasks.segment.scene import NO_CLASS, Scene
+from lape_jax.tasks.segment.sources import LAYOUTS, SceneFiles, split_names
 
 NAMED = 100  # pairs that cannot be used, before the rest is not looked at
-CONFIG = "configs/segmenter_ti_mask_ade20k.py"
 
 
 def copy(
@@ -39,6 +37,7 @@ def copy(
     short: int,
     quality: int,
     threads: int,
+    orientation: str = "view",
     say: Callable[[str], None] = print,
 ) -> None:
     """Writes out/name/1.0.0 (see `rewrite`), in splits of the same names, and says how to train on it.
@@ -50,7 +49,7 @@ def copy(
       layout: of LAYOUTS, how `path` is laid out: see `lape_jax.tasks.segment.sources`.
       wanted: splits, "a,b"; "" for all.
       name: "" for "ade20k", or that of the directory.
-      short, quality: see `convert`; 0 keeps all sizes.
+      short, quality, orientation: see `convert`; short = 0 keeps all sizes.
       threads: how many pairs are decoded at a time.
 
     Raises:
@@ -65,9 +64,9 @@ def copy(
     tfds_files.check_name(name)
     splits = _open(path, layout, wanted)
     if not rewrite.begun(Path(out), name):
-        _verify(splits, threads, say)
+        _verify(splits, orientation, threads, say)
     about = f"{title}, images and maps of classes, of which 255 is none"
-    options = {"origin": title, "layout": layout, "short": short}
+    options = {"origin": title, "layout": layout, "short": short, "orientation": orientation}
     if short:
         options["quality"] = quality
         about += f", reduced to a shorter side of at most {short} pixels (JPEG of quality {quality}, 4:2:0)"
@@ -76,7 +75,7 @@ def copy(
         splits,
         Path(out),
         name,
-        lambda scene: convert(scene, classes, short, quality),
+        lambda scene: convert(scene, classes, short, quality, orientation),
         target=tfds_files.MAP,
         learned=lambda scene: scene.mask,
         options=options,
@@ -86,62 +85,62 @@ def copy(
         say=say,
     )
     if len(splits) > 1:
-        say(f"train on it: {_command(out, name, list(splits))}")
+        say(f"train on it: {command('tfds', out, name, list(splits))}")
 
 
-def convert(scene: Scene, classes: int, short: int, quality: int) -> Scene:
+def convert(scene: Scene, classes: int, short: int, quality: int, orientation: str = "view") -> Scene:
     """The scene as it is written: a map as above, and both smaller if the shorter side is above `short` > 0.
 
     Sides become int(side short / shorter side + 1/2). The image is resized bilinearly without antialiasing, the map by
-    the nearest place, as in training. The image stays a PNG, or else becomes a JPEG of `quality`.
+    the nearest place, as in training. The image becomes JPEG of `quality` or PNG as in `resize.encode`.
+
+    Args:
+      orientation: view | stored, as for `masks.decode_scene`: which image is written, with the map that belongs to it.
 
     Raises:
       CorruptImage, UserError: as `masks.decode_scene` does.
     """
-    pixels, labels = masks.decode_scene(scene, 3, classes)
+    found, indices = masks.examine_scene(scene, 3, orientation)
+    labels = masks.to_labels(indices, scene, classes)
     height, width = labels.shape
     if 0 < short < min(height, width):
         height, width = transforms.fit(height, width, (height * width, short))
-        smaller = resample.to_pillow(transforms.resize(pixels, height, width))
+        smaller = resample.to_pillow(transforms.resize(found.pixels, height, width))
         labels = transforms.resize_labels(labels, height, width)
         return Scene(resize.encode(smaller, scene.image, quality), _encode(labels), scene.name)
+    image = resize.kept(scene.image, found.pixels, found.orientation, orientation)
     # Bytes 24 and 25 of every PNG are its depth and kind, in its first chunk: 8 bits, grey.
-    plain = scene.first == 0 and scene.mask[24:26] == b"\x08\x00"
-    return Scene(scene.image, scene.mask if plain else _encode(labels), scene.name)
+    plain = scene.first == 0 and scene.mask[24:26] == b"\x08\x00" and found.orientation == 1
+    return Scene(image, scene.mask if plain else _encode(labels), scene.name)
 
 
 def _encode(labels: Int32[np.ndarray, "h w"]) -> bytes:
-    indices = np.where(labels < 0, masks.NO_CLASS, labels).astype(np.uint8)
-    return resize.encode(Image.fromarray(indices), b"\x89PNG", 0)
+    indices = np.where(labels < 0, NO_CLASS, labels).astype(np.uint8)
+    return resize.encode(Image.fromarray(indices), resize.PNG, 0)
 
 
 def _open(path: str, layout: str, wanted: str) -> dict[str, SceneFiles]:
-    """The splits, which are the directories in images/, the one for training first."""
+    """The splits, the one for training first."""
     if layout not in LAYOUTS:
         raise UserError(f"--layout: {nearest(layout, list(LAYOUTS))}")
-    opener, maps = LAYOUTS[layout]
-    for other, (_, directory) in LAYOUTS.items():
+    maps = LAYOUTS[layout].maps
+    for other, (_, directory, _) in LAYOUTS.items():
         if not os.path.isdir(os.path.join(path, maps)) and os.path.isdir(os.path.join(path, directory)):
             raise UserError(f"{path} has no directory {maps!r}, but {directory!r}: its layout is --layout={other}")
-    images = listing.check_directory(path, "images")
-    found = sorted(entry.name for entry in listing.entries(images) if entry.is_dir())
+    found = split_names(path)
     chosen = [split for split in wanted.split(",") if split]
     for split in chosen:
         if split not in found:
-            raise UserError(f"--splits: {nearest(split, found)}")
-    chosen = chosen or sorted(found, key=lambda split: (not split.startswith("train"), split))
-    if not chosen:
-        raise UserError(
-            f"{images} holds no directory of a split, as train/; it holds {listing.some(os.listdir(images))}"
-        )
+            raise UserError(f"--splits: {nearest(split, sorted(found))}")
+    chosen = chosen or found
     splits = {}
     for split in chosen:
         if not re.fullmatch(r"[\w-]+", split):
             raise UserError(
-                f"a split cannot be called {split!r}, only by letters, digits, _ and -: rename {images}/{split}"
+                f"a split cannot be called {split!r}, only by letters, digits, _ and -: rename {path}/images/{split}"
             )
         try:
-            splits[split] = opener(path, split)
+            splits[split] = LAYOUTS[layout].open(path, split)
         except UserError as error:
             others = ",".join(other for other in chosen if other != split)
             hint = f"; --splits={others} leaves {split} out" if splits else ""  # else it may be no matter of splits
@@ -149,44 +148,32 @@ def _open(path: str, layout: str, wanted: str) -> dict[str, SceneFiles]:
     return splits
 
 
-def _verify(splits: dict[str, SceneFiles], threads: int, say: Callable[[str], None]) -> None:
-    """Decodes all pairs, says which cannot be used, and raises UserError if there are such."""
+def _verify(splits: dict[str, SceneFiles], orientation: str, threads: int, say: Callable[[str], None]) -> None:
+    """Decodes all pairs, says which cannot be used, and raises UserError if there are such.
+
+    Also if not a pixel of the first split has a class; of other splits, and of single classes, it says so.
+    """
     progress = rewrite.Progress(sum(map(len, splits.values())), say)
-    pool = ThreadPoolExecutor(threads)
     bad = 0
-    try:
-        for split, source in splits.items():
-            for reason in pool.map(lambda index, source=source: _look(source, index), range(len(source))):
-                progress.step()
-                if not reason:
-                    continue
-                bad += 1
-                say(f"{split}: {reason}")
-                if bad == NAMED:
-                    raise UserError(f"{bad} pairs cannot be used, as said above; the rest was not looked at")
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    def watch(reason: str) -> None:
+        nonlocal bad
+        progress.step()
+        if reason:
+            bad += 1
+            say(f"{split}: {reason}")
+        if bad == NAMED:
+            raise UserError(f"{bad} pairs cannot be used, as said above; the rest was not looked at")
+
+    found = {}
+    for split, source in splits.items():
+        found[split] = survey.look(source, range(len(source)), orientation, None, threads, watch)
     if bad:
         raise UserError(f"{bad} of the {progress.total} pairs cannot be used, as said above: nothing was written")
     say(f"all {progress.total:,} pairs can be used")
-
-
-def _look(source: SceneFiles, index: int) -> str:
-    """What is wrong with a pair, or ""."""
-    try:
-        masks.decode_scene(source[index], 3, len(source.classes))
-    except (CorruptImage, UserError) as error:
-        return str(error)
-    return ""
-
-
-def _command(out: str, name: str, splits: list[str]) -> str:
-    val = next((split for split in ("validation", "val", "test") if split in splits), splits[-1])
-    command = f"python -m lape_jax.main --config={shlex.quote(f'{CONFIG}:path={out},source=tfds')} --workdir=DIR"
-    for key, value, default in (
-        ("name", name, "ade20k"),
-        ("train_split", splits[0], "training"),
-        ("val_split", val, "validation"),
-    ):
-        command += f" --config.data.{key}={value}" if value != default else ""
-    return command
+    for split, one in found.items():
+        for line in one.notes.lines() + one.gaps():
+            say(f"{split}: {line}")
+    first = next(iter(found))
+    if not found[first].labelled:
+        raise UserError(f"{first}: {found[first].gaps()[0]}; nothing was written")

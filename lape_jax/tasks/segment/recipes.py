@@ -42,6 +42,7 @@ def segmenter(arg: str, model: str) -> ConfigDict:
     if arg.source in ("ade20k", "tfds"):
         config.data.train_split, config.data.val_split = "training", "validation"
     config.data.image_size = 512
+    config.data.orientation = "view"  # as mmcv decodes, and masks are drawn
     config.data.threads = 16
     config.augment.flip = True
     config.segment.mean_over = "all" if mmseg else "valid"

@@ -67,6 +67,16 @@ def tfds_scenes(name: str, data_dir: str, split: str) -> SceneRecords:
     return source
 
 
+def has_maps(name: str, data_dir: str) -> bool:
+    """Whether a data set that is there has maps of labels; False if it cannot be opened."""
+    try:
+        builder = open_builder(name, data_dir)
+    except UserError:
+        return False
+    features = builder.info.features
+    return builder.name in KNOWN or any(isinstance(features[key], tfds.features.LabeledImage) for key in features)
+
+
 def _mask_key(builder: tfds.core.DatasetBuilder) -> str:
     features = builder.info.features
     images = [key for key in sorted(features) if isinstance(features[key], tfds.features.Image)]

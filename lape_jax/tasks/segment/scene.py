@@ -7,6 +7,7 @@ from jaxtyping import Integer, UInt8
 
 # In a map of labels, int32 (h, w): classes count from 0; nothing negative is learned or counted.
 IGNORE, PADDING = -1, -2  # an image pixel of unknown class; a place outside the image
+NO_CLASS = 255  # an image pixel of unknown class, in files
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ def crops(config: ConfigDict, source: Source[Scene]) -> tuple[np.ndarray, list[s
     for position, index in enumerate(order.batch_indices(config.seed, 0, count, len(source))):
         rng = order.augment_rng(config.seed, 0, position)
         with contextlib.suppress(CorruptImage):
-            whole = masks.decode_scene(source[int(index)], config.data.channels, len(classes))
+            scene, data = source[int(index)], config.data
+            whole = masks.decode_scene(scene, data.channels, len(classes), data.orientation)
             pixels, labels = transforms.train_scene(*whole, rng=rng, **inputs.crop(config))
             images.append(overlays.overlay(pixels, labels, colours))
             titles.append(", ".join(classes[label][:9] for label in list(overlays.shares(labels, len(classes)))[:2]))
@@ -44,7 +45,7 @@ def crops(config: ConfigDict, source: Source[Scene]) -> tuple[np.ndarray, list[s
 def windows(config: ConfigDict, source: Source[Scene]) -> Iterator[np.ndarray]:
     """The middle of each image, whose shorter side is resized to that of a window; some at a time."""
     data, batch = config.data, []
-    with pipeline.scenes(source, range(len(source)), data.channels, data.threads) as scenes:
+    with pipeline.scenes(source, range(len(source)), data.channels, data.threads, data.orientation) as scenes:
         for pixels, _, _ in scenes:
             batch.append(decode.eval_crop(pixels, data.image_size, 1.0))
             if len(batch) == min(SAMPLES, len(source)):
@@ -77,7 +78,7 @@ def drawn_overlays(runs: Mapping[str, Candidate], source: Source[Scene], count: 
     for other in others:
         if tuple(other.classes) != tuple(first.classes):
             raise UserError("these runs know other classes, or number them otherwise (--images=0 does without)")
-        for key in ("source", "path", "name", "val_split", "channels"):
+        for key in ("source", "path", "name", "val_split", "channels", "orientation"):
             here, there = (run.config.data[key] for run in (first, other))
             if here != there:
                 raise UserError(
@@ -96,8 +97,8 @@ def compare(
     config: ConfigDict, source: Source[Scene], count: int, predictors: Mapping[str, tuple[SceneEvaluator, Any]]
 ) -> "matplotlib.figure.Figure":
     """`count` scenes from all over a set, beside what evaluators (with variables, by title) make of them."""
-    source = Spread(source, count)
-    with pipeline.scenes(source, range(len(source)), config.data.channels, config.data.threads) as scenes:
+    source, data = Spread(source, count), config.data
+    with pipeline.scenes(source, range(len(source)), data.channels, data.threads, data.orientation) as scenes:
         images, truths, names = zip(*scenes, strict=True)
     maps = [list(evaluator.maps(variables, images)) for evaluator, variables in predictors.values()]
     rows = list(zip(images, truths, *maps, strict=True))

@@ -59,7 +59,8 @@ def weights(
     for index, start in enumerate(starts):
         shares[start : start + window, index] = upsampled
         covering[start : start + window] += 1
-    return resized(shares / covering, length).swapaxes(0, 1).astype(np.float32)
+    shares /= covering  # in place: this is the largest array of all
+    return resized(shares, length).swapaxes(0, 1).astype(np.float32)
 
 
 def resized(array: Float64[np.ndarray, "old ..."], size: int) -> Float64[np.ndarray, "size ..."]:

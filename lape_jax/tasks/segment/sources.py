@@ -4,12 +4,14 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from lape_jax.data import listing
 from lape_jax.data.example import Source
-from lape_jax.data.sources import SUFFIXES, open_by
+from lape_jax.data.pictures import NAMES, SUFFIXES
+from lape_jax.data.sources import open_by
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment.digits import DigitScenes
 from lape_jax.tasks.segment.masks import MOST_CLASSES
@@ -100,7 +102,7 @@ def ade20k(root: str, split: str) -> SceneFiles:
 def folder(root: str, split: str) -> SceneFiles:
     """Anybody's images and maps, sorted by path.
 
-        root/images/SPLIT/NAME.jpg (.jpeg, .png)    root/masks/SPLIT/NAME.png    root/classes.txt
+        root/images/SPLIT/NAME.jpg (or another of `pictures.SUFFIXES`)    root/masks/SPLIT/NAME.png    root/classes.txt
 
     NAME may have directories in it. Line n of classes.txt, counted from 0, is the name of the class that the value n
     stands for in the maps, grey or palette PNGs; 255 stands for no class.
@@ -119,6 +121,44 @@ def folder(root: str, split: str) -> SceneFiles:
     return SceneFiles(images, masks, _pairs(images, masks), _folder_classes(root), first=0)
 
 
+class Layout(NamedTuple):
+    """How files may lie: what opens a split, and where in the directory their maps and the names of the classes are."""
+
+    open: Callable[[str, str], SceneFiles]
+    maps: str
+    names: str
+
+
+LAYOUTS = {"ade20k": Layout(ade20k, "annotations", ADE20K_CLASSES), "folder": Layout(folder, "masks", FOLDER_CLASSES)}
+
+
+def layout(root: str) -> str:
+    """Which of LAYOUTS a directory seems to have, "" if none."""
+    root = os.path.expanduser(root)
+    if not os.path.isdir(os.path.join(root, "images")):
+        return ""
+    for name, one in LAYOUTS.items():
+        if os.path.isdir(os.path.join(root, one.maps)) or os.path.isfile(os.path.join(root, one.names)):
+            return name
+    return ""
+
+
+def split_names(root: str) -> list[str]:
+    """The splits, which are the directories in images/, `in_order`."""
+    images = listing.check_directory(root, "images")
+    found = in_order(entry.name for entry in listing.entries(images) if entry.is_dir())
+    if not found:
+        raise UserError(
+            f"{images} holds no directory of a split, as train/; it holds {listing.some(listing.names(images))}"
+        )
+    return found
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Those for training first, or else by name."""
+    return sorted(splits, key=lambda split: (not split.startswith("train"), split))
+
+
 def _split_directory(root: str, kind: str, split: str) -> str:
     directory = listing.check_directory(root, kind)
     if any(name.lower().endswith(SUFFIXES) for name in listing.names(directory)):
@@ -132,7 +172,7 @@ def _pairs(images: str, masks: str) -> list[tuple[str, str]]:
     """(image, map) of the same name, relative to their directories."""
     with ThreadPoolExecutor(2) as pool:  # a network file system answers slowly, but two questions at once
         (pictures, others), (maps, no_maps) = pool.map(listing.list_files, (images, masks), (SUFFIXES, (".png",)))
-    for directory, found, rest, kind in ((images, pictures, others, "JPEG or PNG"), (masks, maps, no_maps, "PNG")):
+    for directory, found, rest, kind in ((images, pictures, others, NAMES), (masks, maps, no_maps, "PNG")):
         if not found:
             raise UserError(f"{directory} holds no {kind} file; it holds {listing.some(rest)}")
     picture_of, map_of = _by_stem(images, pictures), _by_stem(masks, maps)
@@ -146,10 +186,10 @@ def _pairs(images: str, masks: str) -> list[tuple[str, str]]:
     if alone := [path for stem, path in map_of.items() if stem not in picture_of]:
         stem = os.path.splitext(alone[0])[0]
         raise UserError(
-            f"{os.path.join(masks, alone[0])} has no image{_others(alone)}: there is no {stem}.jpg, .jpeg or .png in "
+            f"{os.path.join(masks, alone[0])} has no image{_others(alone)}: there is no {stem}{', '.join(SUFFIXES)} in "
             f"{images}"
         )
-    for directory, rest, kind in ((images, others, "JPEG or PNG"), (masks, no_maps, "PNG")):
+    for directory, rest, kind in ((images, others, NAMES), (masks, no_maps, "PNG")):
         if rest:
             logger.warning("%s: left out %d files that are no %s: %s", directory, len(rest), kind, listing.some(rest))
     return [(path, map_of[stem]) for stem, path in picture_of.items()]

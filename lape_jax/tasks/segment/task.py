@@ -12,10 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.config import rules
+from lape_jax.data import exif
 from lape_jax.data.batches import Batches
 from lape_jax.data.example import Source
+from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
-from lape_jax.tasks.segment import inputs, loss, pipeline, predict, show, sources
+from lape_jax.tasks.segment import check, inputs, limits, loss, pipeline, predict, show, sources, survey
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
 from lape_jax.tasks.task import Candidate, Preparation, Task
@@ -27,6 +29,7 @@ def _scenes_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced"
     )
+    parser.add_argument("--orientation", default="view", choices=exif.CHOICES, help="by EXIF (default %(default)s)")
 
 
 def _prepare_scenes(args: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -34,7 +37,7 @@ def _prepare_scenes(args: argparse.Namespace, say: Callable[[str], None]) -> Non
 
     prepare.copy(
         args.path, args.layout, args.splits, args.out, args.new_name, short=args.short or 0, quality=args.quality,
-        threads=args.threads, say=say,
+        orientation=args.orientation, threads=args.threads, say=say,
     )  # fmt: skip
 
 
@@ -93,6 +96,18 @@ class Segment(Task):
     def relabel(self, item: Scene, numbers: Sequence[int]) -> Scene:
         return dataclasses.replace(item, numbers=tuple(numbers))
 
+    def recognises(self, data: DataSet) -> bool:
+        return check.recognises(data)
+
+    def check_data(
+        self, data: DataSet, wanted: str, *, everything: bool, threads: int, say: Callable[[str], None]
+    ) -> None:
+        check.report(data, wanted, everything=everything, threads=threads, say=say)
+
+    def survey(self, config: ConfigDict, model: Any, train: Source[Scene], val: Source[Scene]) -> list[str]:
+        bounds = limits.of(config, max(model.grid_of((1, *model.input_shape))), model.num_classes)
+        return survey.start(train, val, config.data.orientation, bounds, config.data.threads)
+
     def shapes(self, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
         return super().shapes(image_shape) | {"label": jax.ShapeDtypeStruct(image_shape[:2], jnp.int32)}
 
@@ -109,6 +124,7 @@ class Segment(Task):
             channels=data.channels,
             threads=data.threads,
             max_corrupt=data.max_corrupt,
+            orientation=data.orientation,
             process_index=part[0],
             process_count=part[1],
             **inputs.crop(config),

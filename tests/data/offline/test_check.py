@@ -2,7 +2,10 @@ import shlex
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from lape_jax.config.reading import parse_arg
+from lape_jax.data import survey
 from lape_jax.data.offline import check
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
@@ -39,6 +42,31 @@ def test_the_command_can_be_pasted_into_a_shell(photos, tmp_path):
     path = photos(train=1, val=1).rename(tmp_path / "my photos")
     command = shlex.split(report(DataSet("folder", str(path)))[0][-1].removeprefix("train on it: "))
     assert command[3:] == [f"--config=configs/images.py:path={path},val=val", "--workdir=DIR"]
+
+
+def test_a_comma_in_the_path_of_the_command(photos, tmp_path):
+    path = photos(train=1, val=1).rename(tmp_path / "my, photos")
+    command = shlex.split(report(DataSet("folder", str(path)))[0][-1].removeprefix("train on it: "))
+    arg = command[3].removeprefix("--config=configs/images.py:")
+    assert parse_arg(arg, path="", val="").to_dict() == {"path": str(path), "val": "val"}
+
+
+def test_orientations_and_dim_images_are_counted(photos, encode):
+    path = photos(train=3)
+    note = Image.Exif()
+    note[0x0112] = 6
+    (path / "train/a/00.jpeg").write_bytes(encode(np.zeros((12, 16, 3), np.uint8), "JPEG", exif=note))
+    (path / "train/b/x.png").write_bytes(encode(np.full((12, 16), 4095, np.uint16)))
+    lines, error = report(DataSet("folder", str(path)))
+    assert error is None
+    assert lines[4] == "  1 of 4 images read carry an EXIF orientation"
+    assert lines[5].startswith("  1 of 4 images read are nearly black: of their 16 bits the upper two are not used")
+    assert lines[5].endswith(f", as {path}/train/b/x.png")
+    source = DataSet("folder", str(path)).open("train")
+    turned, dim = survey.start(source, "view", 2)
+    assert turned == "1 of 4 images read carry an EXIF orientation, which is followed (data.orientation=view)"
+    assert dim == lines[5].strip()
+    assert survey.start(source, "stored", 2)[0].endswith("is not followed: --config.data.orientation=view does")
 
 
 def test_unreadable_images_are_named(photos):

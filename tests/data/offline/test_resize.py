@@ -51,6 +51,37 @@ def test_small_images_are_kept_byte_by_byte_but_not_unread(encode, photo):
         resize.shrink(data[:-30], 40, 90, "y")
 
 
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("choice", ["view", "stored"])
+@pytest.mark.parametrize(("form", "options"), [("JPEG", {"quality": 100, "subsampling": 0}), ("PNG", {})])
+@pytest.mark.parametrize("short", [20, 40])
+def test_copies_carry_no_orientation(encode, photo, orientation, choice, form, options, short):
+    note = Image.Exif()
+    note[0x0112] = orientation
+    data = encode(photo, form, exif=note, **options)
+    copy = resize.shrink(data, short, 95, "x", choice)
+    pixels = decode.decode(copy, 3, "x", "view")
+    np.testing.assert_array_equal(pixels, decode.decode(copy, 3, "x", "stored"))
+    assert copy[:2] == data[:2]
+    whole = decode.decode(data, 3, "x", choice)
+    if short == 40 and (form, choice) != ("JPEG", "view"):
+        np.testing.assert_array_equal(pixels, whole)
+    else:
+        size = tuple(round(side * short / 40) for side in whole.shape[1::-1])
+        smaller = np.asarray(Image.fromarray(whole).resize(size, Image.Resampling.BICUBIC))
+        assert np.abs(pixels.astype(int) - smaller).mean() < 10
+
+
+@pytest.mark.parametrize("form", ["WEBP", "BMP", "TIFF", "GIF"])
+def test_what_tfds_does_not_read_becomes_png_or_jpeg(encode, photo, form):
+    data = encode(photo, form)
+    same = resize.shrink(data, 40, 90, "x")
+    assert Image.open(io.BytesIO(same)).format == "PNG"
+    np.testing.assert_array_equal(decode.decode(same, 3, "x"), decode.decode(data, 3, "x"))
+    small = Image.open(io.BytesIO(resize.shrink(data, 20, 90, "x")))
+    assert (small.format, small.size) == ("JPEG" if form == "WEBP" else "PNG", (30, 20))
+
+
 def test_the_copy_is_a_tfds_data_set(photos, tmp_path):
     lines = []
     path = photos(train=5, val=2)

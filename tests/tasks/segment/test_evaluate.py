@@ -53,7 +53,7 @@ def variables():
 def config(views="one", **settings):
     scales, flip = VIEWS[views]
     segment = SimpleNamespace(scale=SCALE, stride=STRIDE, scales=scales, flip=flip)
-    data = SimpleNamespace(image_size=WINDOW, channels=3, mean=MEAN, std=STD, threads=2)
+    data = SimpleNamespace(image_size=WINDOW, channels=3, mean=MEAN, std=STD, threads=2, orientation="stored")
     changed = {"segment": segment, "data": data, "eval_batch_size": 7} | settings
     return SimpleNamespace(**changed)
 
@@ -61,6 +61,14 @@ def config(views="one", **settings):
 def evaluator(views="one", data=1, fsdp=1, source=None, **settings):
     mesh = sharding.make_mesh(SimpleNamespace(data=data, fsdp=fsdp, tensor=1), jax.devices()[: data * fsdp])
     return SceneEvaluator(MODEL, config(views, **settings), mesh, scenes() if source is None else source)
+
+
+def test_what_is_too_narrow_is_named():
+    found = Scenes([*scenes()[:2], Scene(np.zeros((1, 9000, 3), np.uint8), np.zeros((1, 9000), np.uint8), "thin.jpg")])
+    with pytest.raises(UserError, match=r"^thin\.jpg: an image of 9000 x 1 pixels .* too narrow for windows of 16"):
+        evaluator(source=found)(variables())
+    with pytest.raises(UserError, match=r"^an image of 9000 x 1 pixels"):
+        list(evaluator().maps(variables(), [found[2].image]))
 
 
 # ---- In NumPy --------------------------------------------------------------------------------------------------------

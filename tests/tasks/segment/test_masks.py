@@ -1,10 +1,12 @@
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from lape_jax.data import exif
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment.masks import decode_scene, read_indices
@@ -99,8 +101,44 @@ def test_other_sizes_are_named():
         UserError, match=r"pic\.jpg has 3 x 4 pixels \(width x height\), but the image 3 x 2: .* equal$"
     ):
         decoded(np.zeros((4, 3), np.uint8))
-    with pytest.raises(UserError, match=r"has 2 x 3 pixels .*must be equal \(what an image file notes .* EXIF"):
+    with pytest.raises(UserError, match=r"has 2 x 3 pixels .*must be equal$"):
         decoded(INDICES.T)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_of_the_view_and_of_what_is_stored(encode, photo, orientation):
+    """A mask that has the size of the view belongs to it, and another one is turned as the image is."""
+    note = Image.Exif()
+    note[exif.TAG] = orientation
+    image = encode(photo, exif=note)
+    view = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(image))))
+    mask = view[..., 0] % 3
+    scenes = [Scene(image, mask, "x"), Scene(image, encode(mask[..., None]), "x")]
+    if orientation > 4:
+        scenes.append(Scene(image, photo[..., 0] % 3, "x"))
+    for scene in scenes:
+        pixels, labels = decode_scene(scene, 3, 3, "view")
+        np.testing.assert_array_equal(pixels, view)
+        np.testing.assert_array_equal(labels, mask)
+    pixels, labels = decode_scene(Scene(image, photo[..., 0] % 3, "x"), 3, 3, "stored")
+    np.testing.assert_array_equal(pixels, photo)
+    np.testing.assert_array_equal(labels, photo[..., 0] % 3)
+    if orientation > 4:
+        with pytest.raises(
+            UserError, match=r"must be equal \(that is the size of the image as EXIF .*orientation=view"
+        ):
+            decode_scene(scenes[0], 3, 3, "stored")
+        with pytest.raises(UserError, match=r"x has 5 x 7 pixels .* but the image 40 x 60: they must be equal$"):
+            decode_scene(Scene(image, np.zeros((7, 5), np.uint8), "x"), 3, 3, "view")
+
+
+@pytest.mark.parametrize("orientation", [2, 5, 6])
+def test_of_a_square_image_the_view_counts(encode, photo, orientation):
+    note = Image.Exif()
+    note[exif.TAG] = orientation
+    mask = np.arange(1600).reshape(40, 40) % 3
+    labels = decode_scene(Scene(encode(photo[:, :40], exif=note), mask, "x"), 3, 3, "view")[1]
+    np.testing.assert_array_equal(labels, mask)
 
 
 @pytest.mark.parametrize(

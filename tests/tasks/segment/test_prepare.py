@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lape_jax.data import decode
+from lape_jax.data import pictures
 from lape_jax.data.offline import tfds_files
 from lape_jax.data.records import prepared
 from lape_jax.errors import UserError
@@ -134,7 +134,7 @@ def test_maps_of_other_kinds_become_grey(tree, tmp_path, encode):
         copy(path, tmp_path / kind, wanted="val")
         mask = tfds_scenes("rooms", str(tmp_path / kind), "val")[0].mask
         assert mask != (path / "masks/val/0.png").read_bytes()
-        grey = decode.open_picture(mask, "mask", ("PNG",))
+        grey = pictures.open_picture(mask, "mask", ("PNG",))
         assert (grey.mode, mask[24]) == ("L", 8)
         np.testing.assert_array_equal(np.asarray(grey), labels if kind != "1 bit" else labels > 1)
 
@@ -149,7 +149,7 @@ def test_larger_scenes_are_reduced(encode, photo):
     whole = masks.decode_scene(scene, 3, 2)[1]
     np.testing.assert_array_equal(found, whole[np.arange(24) * 40 // 24][:, np.arange(36) * 60 // 36])
     jpeg = scenes.convert(Scene(encode(photo, "JPEG"), encode(labels), "x", first=1), 2, 24, 90).image
-    assert decode.open_picture(jpeg, "x", ("JPEG",)).size == (36, 24)
+    assert pictures.open_picture(jpeg, "x", ("JPEG",)).size == (36, 24)
     tall = Scene(encode(photo.swapaxes(0, 1)), encode(labels.T), "x", first=1)
     assert masks.decode_scene(scenes.convert(tall, 2, 23, 90), 3, 2)[1].shape == (35, 23)  # 34.5 is rounded up
     for short in (0, 40, 41):
