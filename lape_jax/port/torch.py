@@ -57,6 +57,7 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module, absent: Collecti
     """
     if not isinstance(state_dict, Mapping):
         raise UserError(f"a state dict should map names to arrays, and this is a {type(state_dict).__name__}")
+    _family(model)  # says so, if there is none
     known = frozenset(map(pattern, names(model, shapes(model))))
     part, variables = choose(state_dict, known, lambda part: read({**part.arrays, **part.outside}, model, absent))
     for note in part.notes:

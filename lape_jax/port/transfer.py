@@ -11,12 +11,14 @@ import flax.linen as nn
 import numpy as np
 
 from lape_jax.errors import UserError, nearest
+from lape_jax.models.segmenter import Segmenter
 from lape_jax.port import files
 from lape_jax.port.big_vision import canonical
-from lape_jax.port.checkpoint import Part, choose, pattern
+from lape_jax.port.checkpoint import Part, choose, parts, pattern
 from lape_jax.port.infer import STEMS, cuts_patches, sources
 from lape_jax.port.params import copy, first_few, flatten, shapes, to_flat, unflatten
 from lape_jax.port.resize import Grid, recolour_kernel, resize_bias_table, resize_kernel, resize_table
+from lape_jax.port.segmenter import ENCODER
 
 TABLES, BIAS_TABLE = ("pos_embed", "pos_embedding"), "relative_position_bias_table"
 # What the scales of PE norms start as where the source has none:
@@ -115,6 +117,9 @@ def _backbone(part: Part, model: nn.Module) -> tuple[nn.Module, _Backbone]:
     arrays = part.arrays
     if files.format_of(arrays) == "big_vision":
         arrays = canonical(arrays)
+    if isinstance(model, Segmenter):  # its encoder alone, under the names that a Segmenter has for it
+        encoder = parts(arrays, files.known(model.classifier()))[0]
+        arrays = encoder.arrays if encoder.prefix == ENCODER and not encoder.outside else arrays
 
     def attempt(source: nn.Module) -> _Backbone:
         stored, paths = files.stored_shapes(arrays, source), shapes(source)
@@ -124,7 +129,7 @@ def _backbone(part: Part, model: nn.Module) -> tuple[nn.Module, _Backbone]:
         beside = [
             name
             for name in arrays
-            if BESIDE.fullmatch(name) and pattern(name) not in known and re.match("[^./]*", name)[0] not in own
+            if BESIDE.fullmatch(str(name)) and pattern(name) not in known and re.match("[^./]*", name)[0] not in own
         ]
         kept = {name: array for name, array in arrays.items() if name not in beside}
         left = Counter(re.match("[^./]*", name)[0] for name in [*beside, *part.outside])
