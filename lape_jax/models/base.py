@@ -20,6 +20,8 @@ class Classifier(nn.Module):
     """Properties and checks of a family with fields pe, join, pe_norm, image_size, patch_size, in_channels, dtype."""
 
     bare_rows: ClassVar[int] = 0  # of the tokens before the patches, those that have no PE at all
+    unused_rows: ClassVar[int] = 0  # of the rows of a position table before the patches, those that no token has
+    logits_of: ClassVar[str] = "image"  # what the model gives logits to: "image", "pixel" or "nothing"
 
     @property
     def joining(self) -> str:
