@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.reference.cases import uniform
+from tests.reference.cases import Case, uniform
 from tests.reference.vit_adapter_states import (
     Sizes,
     learned,
@@ -17,7 +17,7 @@ from tests.reference.vit_adapter_states import (
 )
 
 torch = pytest.importorskip("torch")
-from tests.reference import torch_deformable, torch_vit_adapter  # noqa: E402  (they need torch)
+from tests.reference import torch_deformable, torch_vit, torch_vit_adapter  # noqa: E402  (they need torch)
 from tests.reference.torch_vit_adapter import Mode, tensors  # noqa: E402
 
 pytestmark = pytest.mark.peer
@@ -154,6 +154,17 @@ def test_padding_takes_its_share_of_the_softmax():
     found = torch_vit_adapter.attention(state, "a", x, 1, (1, 3), 2).flatten()
     e = math.exp(2)  # a token's logit with itself or its like is 1 * 2
     np.testing.assert_allclose(found, [3 * 2 * e / (2 * e + 2)] * 2 + [3 * e / (e + 3)], rtol=1e-14)
+
+
+def test_blocks_are_those_of_the_vit_with_layer_scale():
+    state = backbone("lape")
+    theirs = torch_vit.Block(Case(join="lape", width=16, heads=2, mlp_ratio=2.0, layer_scale=True)).double()
+    mine = {name.removeprefix("blocks.3."): value for name, value in state.items() if name.startswith("blocks.3.")}
+    theirs.load_state_dict({name.replace("gamma", "gamma_"): value for name, value in mine.items()}, strict=True)
+    x, w = draw("x", 2, 12, 16), draw("w", 12, 16)
+    p = torch_vit_adapter.layer_norm(state, "blocks.3.pe_norm", w, 1e-6)
+    found = torch_vit_adapter.block(state, "blocks.3", x, p, 2, (3, 4), None, 1e-6)
+    assert maximum(found - theirs(x, theirs.pe_norm(w))) < 1e-14
 
 
 def test_blocks_with_windows_by_default():
