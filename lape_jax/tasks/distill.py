@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
-from lape_jax.models.segmenter import Segmenter
 from lape_jax.tasks import classify
 
 LABELS = "labels"  # for `distill.teacher`: no teacher, the distillation token learns the labels as the class token does
@@ -28,7 +27,7 @@ def check(config: Any, student: nn.Module) -> None:
     The token of a Segmenter has no head, and nothing to learn from a teacher.
     """
     path = config.distill.teacher
-    distilled = getattr(student, "distilled", False) and not isinstance(student, Segmenter)
+    distilled = getattr(student, "distilled", False) and student.logits_of == "image"
     if distilled and not path:
         raise UserError(
             f"{config.model.name} has a distillation token, which learns from a teacher, but config.distill.teacher is "
@@ -72,8 +71,8 @@ def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
         teacher = models.create(name, **implied, dtype=student.dtype)
     except UserError as error:
         raise UserError(f"config.distill.model: {error}") from error
-    if isinstance(teacher, Segmenter):
-        raise UserError(f"config.distill.model is {name}, which gives a class to each pixel, and not to an image")
+    if getattr(teacher, "logits_of", "image") != "image":
+        raise UserError(f"config.distill.model is {name}, which gives no class to an image")
     try:
         variables = port.load(path, teacher)
     except UserError as error:

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from lape_jax.analysis.overhead import Candidate, Task
 from lape_jax.errors import UserError
-from lape_jax.models.segmenter import Segmenter
 from lape_jax.tasks import classify, segment
 from lape_jax.train import setup, sharding
 from lape_jax.train import state as states
@@ -25,7 +24,7 @@ def bare_config(name: str, model: Any) -> ConfigDict:
     """
     config = base()
     config.model.name = name
-    config.task = "segment" if isinstance(model, Segmenter) else "classify"
+    config.task = "segment" if getattr(model, "logits_of", "image") == "pixel" else "classify"
     config.data.image_size, _, config.data.channels = model.input_shape
     config.data.mean = config.data.std = (0.5,) * config.data.channels
     setup.check_training(config, model)
@@ -81,7 +80,7 @@ def like(tree: Any, placed: jax.sharding.Sharding) -> Any:
 def batch_of(model: Any, size: int) -> dict[str, np.ndarray]:
     """Random images and labels."""
     rng = np.random.default_rng(0)
-    shape = (size, *model.input_shape[:2]) if isinstance(model, Segmenter) else size
+    shape = (size, *model.input_shape[:2]) if getattr(model, "logits_of", "image") == "pixel" else size
     return {
         "image": rng.integers(0, 256, (size, *model.input_shape), np.uint8),
         "label": rng.integers(0, model.num_classes, shape, np.int32),

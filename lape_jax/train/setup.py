@@ -19,7 +19,6 @@ from lape_jax.data import order, pipeline, resident, scene_pipeline, scenes, sou
 from lape_jax.data.example import PADDING, SceneSource, Source
 from lape_jax.errors import UserError
 from lape_jax.models.regnet import RegNet
-from lape_jax.models.segmenter import Segmenter
 from lape_jax.nn import position
 from lape_jax.tasks import classify, distill, segment
 from lape_jax.train import config as configs
@@ -49,10 +48,11 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
                 f"leave it out"
             )
     model = models.create(**{**implied, **given})
-    if (config.task == "segment") != isinstance(model, Segmenter):
+    given = getattr(model, "logits_of", "image")
+    if given != {"classify": "image", "segment": "pixel"}[config.task]:
         raise UserError(
-            f"config.task is {config.task!r}, but {config.model.name} gives a class to each "
-            f"{'pixel' if isinstance(model, Segmenter) else 'image'}"
+            f"config.task is {config.task!r}, but {config.model.name} gives a class to "
+            f"{'nothing' if given == 'nothing' else f'each {given}'}"
         )
     return model
 
@@ -123,7 +123,7 @@ def check_training(config: ConfigDict, model: Any) -> None:
         raise UserError(f"{config.model.name} is here to teach (config.distill.model) and to be evaluated, not trained")
     if getattr(model, "pool", None) == "none":
         raise UserError("config.model.pool='none' gives each patch logits of its own, and images have one label each")
-    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows
+    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows + model.unused_rows
     amplified = model.joining == "lape" and model.pe_norm == "layernorm" and model.depth > 1
     if config.optimizer.clip_norm and flat_row and amplified:
         raise UserError(

@@ -140,7 +140,9 @@ def test_cudnn_is_missed_where_it_is_used_and_not_before():
 
 
 def test_impossible_implementations_are_user_errors():
-    with pytest.raises(UserError, match=r"attention='cuddn' is not one of xla, blocks, cudnn \(did you mean 'cudnn'\?\)"):
+    with pytest.raises(
+        UserError, match=r"attention='cuddn' is not one of xla, blocks, cudnn \(did you mean 'cudnn'\?\)"
+    ):
         check_implementation("cuddn", attn_dropout=0.0)
     with pytest.raises(UserError, match="attention='cudnn' has no attention dropout: use attention='xla' or"):
         check_implementation("cudnn", attn_dropout=0.1)
