@@ -71,8 +71,9 @@ def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
         teacher = models.create(name, **implied, dtype=student.dtype)
     except UserError as error:
         raise UserError(f"config.distill.model: {error}") from error
-    if getattr(teacher, "logits_of", "image") != "image":
-        raise UserError(f"config.distill.model is {name}, which gives no class to an image")
+    if (given := getattr(teacher, "logits_of", "image")) != "image":
+        what = "nothing" if given == "nothing" else f"each {given}"
+        raise UserError(f"config.distill.model is {name}, which gives a class to {what}, and not to an image")
     try:
         variables = port.load(path, teacher)
     except UserError as error:
