@@ -189,6 +189,6 @@ class ViTAdapter(ResizableViT):
         found = []
         for index, (map_, norm) in enumerate(zip(maps, self.map_norms, strict=True)):
             tokens = seen[-1 if self.variant == "detection" else index]
-            patches = tokens.reshape(len(tokens), *grid, -1)
+            patches = tokens.reshape(tokens.shape[0], *grid, -1)
             found.append(norm(map_ + resize_maps(patches, map_.shape[1:3], "bilinear"), train))
         return found

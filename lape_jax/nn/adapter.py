@@ -30,12 +30,12 @@ def as_maps(tokens: Float[Array, "b m d"], grid: Shape) -> list[Float[Array, "b 
     """The three maps of a `pyramid` whose pixels are the tokens, one map after the other."""
     sizes = [rows * columns for rows, columns in pyramid(grid)]
     parts = jnp.split(tokens, np.cumsum(sizes)[:-1].tolist(), axis=1)
-    return [part.reshape(len(tokens), *shape, -1) for part, shape in zip(parts, pyramid(grid), strict=True)]
+    return [part.reshape(tokens.shape[0], *shape, -1) for part, shape in zip(parts, pyramid(grid), strict=True)]
 
 
 def as_tokens(maps: list[Float[Array, "b _h _w d"]]) -> Float[Array, "b m d"]:
     """The inverse of `as_maps`."""
-    return jnp.concatenate([m.reshape(len(m), -1, m.shape[-1]) for m in maps], axis=1)
+    return jnp.concatenate([m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps], axis=1)
 
 
 class SpatialPrior(nn.Module):

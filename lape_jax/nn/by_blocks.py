@@ -21,8 +21,8 @@ def by_blocks(
 ) -> Float[Array, "..."]:
     """function(indices, *queries, *others), worked out for at most `block` queries at a time, forward and backward.
 
-    The gradient makes again what the function makes on the way, block by block, and adds the gradients of the `others`
-    up in their type.
+    If there are more, the gradient makes again what the function makes on the way, block by block, and adds the
+    gradients of the `others` up in their type.
 
     Args:
         function: of the indices of some queries (s,), these queries, and `others`.
@@ -34,6 +34,8 @@ def by_blocks(
     """
     total = queries[0].shape[axis]
     count = -(-total // block)
+    if count == 1:
+        return function(jnp.arange(total), *queries, *others)
     size = -(-total // count)
 
     def cut(array):

@@ -20,7 +20,7 @@ Shape = tuple[int, int]  # rows and columns of a map
 Maps = Float[Array, "b heads rows columns c"]
 Points = Float[Array, "b heads points n"]  # the n queries last: a TPU fills up what is shorter than 128 there
 Found = Float[Array, "b heads n c"]
-BLOCK = 256  # queries at a time of `by_products`
+FETCHED, MULTIPLIED = 1024, 256  # queries at a time of `by_gathers` and `by_products`
 
 
 def centres(shape: Shape) -> Float64[np.ndarray, "n 2"]:
@@ -56,15 +56,19 @@ def by_gathers(maps: Maps, x: Points, y: Points, weights: Points) -> Found:
     """`sample` from the four pixels around each point, which are fetched; in the gradient they are added to."""
     *outer, rows, columns, channels = maps.shape
     full = jnp.promote_types(maps.dtype, jnp.float32)  # in which gradients add up
-    places, shares = [], []
-    for row, share_y in _neighbours(y, rows):
-        for column, share_x in _neighbours(x, columns):
-            places.append(row * columns + column)
-            shares.append(weights * share_y * share_x)
-    places, shares = jnp.concatenate(places, axis=2), jnp.concatenate(shares, axis=2)
-    pixels = maps.reshape(*outer, rows * columns, channels).astype(full)
     fetch = jax.vmap(jax.vmap(lambda pixels, at: pixels.at[at].get(mode="promise_in_bounds")))
-    return jnp.einsum("bhpn,bhpnc->bhnc", shares, fetch(pixels, places))
+
+    def some(_, x, y, weights, pixels):
+        places, shares = [], []
+        for row, share_y in _neighbours(y, rows):
+            for column, share_x in _neighbours(x, columns):
+                places.append(row * columns + column)
+                shares.append(weights * share_y * share_x)
+        found = fetch(pixels, jnp.concatenate(places, axis=2))
+        return jnp.einsum("bhpn,bhpnc->bhnc", jnp.concatenate(shares, axis=2), found)
+
+    pixels = maps.reshape(*outer, rows * columns, channels).astype(full)
+    return by_blocks(some, [x, y, weights], [pixels], axis=3, into=2, block=FETCHED)
 
 
 def _neighbours(at: Points, size: int) -> list[tuple[jax.Array, jax.Array]]:
@@ -94,7 +98,7 @@ def by_products(maps: Maps, x: Points, y: Points, weights: Points) -> Found:
         values = maps_full.astype(maps.dtype)
         return jnp.einsum("bhijn,bhijc->bhnc", matrix, values, preferred_element_type=full)
 
-    return by_blocks(some, [x, y, weights], [maps.astype(full)], axis=3, into=2, block=BLOCK)
+    return by_blocks(some, [x, y, weights], [maps.astype(full)], axis=3, into=2, block=MULTIPLIED)
 
 
 def _shares(at: Points, size: int) -> Float[Array, "b heads points size n"]:

@@ -27,7 +27,7 @@ class PaddedWindowAttention(Attention):
         self, qkv: Float[Array, "b n qkv"], train: bool, mask: Float[Array, "w n n"] | None
     ) -> Float[Array, "b n d"]:
         """What the heads make of queries, keys and values, side by side."""
-        (rows, columns), side, batch = self.patches, self.window, len(qkv)
+        (rows, columns), side, batch = self.patches, self.window, qkv.shape[0]
         down, across = -(-rows // side), -(-columns // side)
         margin = ((0, 0), (0, down * side - rows), (0, across * side - columns), (0, 0))
         maps = jnp.pad(qkv.reshape(batch, rows, columns, -1), margin)

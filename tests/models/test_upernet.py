@@ -128,15 +128,21 @@ def test_folded_it_gives_the_same(name):
         jax.eval_shape(folded.apply, constants, jnp.zeros((1, 32, 64, 3)))
 
 
-def test_export_with_a_batch_of_any_size():
-    model, given = tiny(), jax.tree.map(jnp.asarray, variables())
+@pytest.mark.parametrize(
+    ("name", "depth"), [("vit_adapter_ti", 8), pytest.param("upernet_vit_adapter_ti", 4, marks=pytest.mark.slow)]
+)
+def test_export_with_a_batch_of_any_size(name, depth):
+    """For all platforms, though these sample in other ways; the first model has blocks in windows."""
+    model, given = tiny(name, depth=depth), jax.tree.map(jnp.asarray, variables(name=name, depth=depth))
+    run = quick.jit(lambda x: model.apply(given, x)[0])
     (size,) = jax.export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((size, 64, 64, 3), jnp.float32)
-    program = jax.export.export(jax.jit(lambda x: model.apply(given, x)[0]), platforms=("cpu", "cuda", "tpu"))(shape)
-    expected = jax.jit(lambda x: model.apply(given, x)[0])(IMAGES)
+    program = jax.export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(shape)
     again = jax.export.deserialize(program.serialize())
-    np.testing.assert_allclose(again.call(IMAGES), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(again.call(IMAGES[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+    for images in (IMAGES, IMAGES[:1]):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), again.call(images), run(images)
+        )
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,15 @@ def arguments():
     return uniform("maps", (2, 2, ROWS, COLUMNS, 4)), x, y, uniform("weights", shape)
 
 
+def small_blocks(monkeypatch):
+    """Such as do not divide the queries."""
+    monkeypatch.setattr(deformable, "FETCHED", 4)
+    monkeypatch.setattr(deformable, "MULTIPLIED", 5)
+
+
 @each_form
 def test_by_hand(form, monkeypatch):
-    monkeypatch.setattr(deformable, "BLOCK", 4)  # which does not divide the queries
+    small_blocks(monkeypatch)
     given = arguments()
     with jax.enable_x64(True):
         found = jit(lambda *given: form(*given))(*map(jnp.asarray, given))
@@ -53,7 +59,7 @@ def test_by_hand(form, monkeypatch):
 
 @each_form
 def test_gradients_are_differences(form, monkeypatch):
-    monkeypatch.setattr(deformable, "BLOCK", 4)
+    small_blocks(monkeypatch)
     given, step = arguments(), 1e-6
     g = uniform("g", (2, 2, QUERIES, 4))
     with jax.enable_x64(True):
