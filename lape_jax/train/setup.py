@@ -116,7 +116,7 @@ def check_training(config: ConfigDict, model: Any) -> None:
     nothing.
     """
     tasks.of(config).check(config, model)
-    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows
+    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows + model.unused_rows
     amplified = model.joining == "lape" and model.pe_norm == "layernorm" and model.depth > 1
     if config.optimizer.clip_norm and flat_row and amplified:
         raise UserError(
