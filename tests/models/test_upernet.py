@@ -134,10 +134,14 @@ def test_folded_it_gives_the_same(name):
 def test_export_with_a_batch_of_any_size(name, depth):
     """For all platforms, though these sample in other ways; the first model has blocks in windows."""
     model, given = tiny(name, depth=depth), jax.tree.map(jnp.asarray, variables(name=name, depth=depth))
-    run = quick.jit(lambda x: model.apply(given, x)[0])
+
+    def logits(x):
+        return model.apply(given, x)[0]
+
+    run = quick.jit(logits)
     (size,) = jax.export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((size, 64, 64, 3), jnp.float32)
-    program = jax.export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(shape)
+    program = jax.export.export(jax.jit(logits), platforms=("cpu", "cuda", "tpu"))(shape)
     again = jax.export.deserialize(program.serialize())
     for images in (IMAGES, IMAGES[:1]):
         jax.tree.map(
