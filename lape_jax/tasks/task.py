@@ -229,6 +229,6 @@ class Task:
 
         Args:
             classes: names of what is predicted.
-            images: files -> what to call them below `out`, without suffix.
+            images: files -> what to call them below `out`.
         """
         raise UserError(f"task {self.name!r} cannot predict files")
