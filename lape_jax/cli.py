@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from absl import logging as absl_logging
@@ -48,7 +48,8 @@ def run(
             sys.exit(cli.run(main, description=__doc__, required=("config", "workdir")))
 
     `config` is complete and valid: that of --config or, without it, of DIR/config.json, with the overrides put in.
-    `args` holds the text of every option by its name, "" where it was not given.
+    `args` holds the text of every option by its name, "" where it was not given, and in `overrides` {key: text} of the
+    config's keys that were.
 
     Args:
         main: the command.
@@ -63,6 +64,7 @@ def run(
 
     def command() -> None:
         args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {}, files)
+        args.overrides = dict(overrides)
         main(load_config(args.config, args.workdir, overrides, assumed or {}), args)
 
     return exit_code(command)
@@ -92,6 +94,13 @@ def report(error: BaseException) -> int:
         print(
             f"error: the device's memory does not suffice ({first_line[:200]}): use a smaller --config.batch_size, "
             f"more micro-batches (--config.optimizer.accumulate), or --config.model.remat=attention or full",
+            file=sys.stderr,
+        )
+        return 2
+    if isinstance(error, MemoryError):
+        print(
+            f"error: the memory of the host (not of the device) does not suffice ({str(error)[:200]}): use a smaller "
+            f"--config.batch_size or --config.eval_batch_size, or --config.data.resident=false",
             file=sys.stderr,
         )
         return 2
@@ -128,7 +137,6 @@ def parse(
         description=description,
         epilog="Any key of the config can be set: --config.optimizer.lr=3e-4 --config.total_epochs=100",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file, and its argument")
     parser.add_argument("--workdir", default="", metavar="DIR", help="directory of the run: checkpoints, metrics, ...")
@@ -253,7 +261,10 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[s
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit."""
+    """Raises UserError where argparse would print its usage and exit, and takes no option that is only begun."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> None:
         raise UserError(message)

@@ -2,11 +2,12 @@
 
     python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision] [--model.join=lape ...]
 
-SRC is a file (.pth, .pt, .pth.tar, .npz, .safetensors; of a checkpoint with several sets of weights FILE:KEY, such as
+SRC is a file (known by its content; of a checkpoint with several sets of weights that fit FILE:KEY, such as
 checkpoint.pth.tar:state_dict_ema) or the workdir of a run, of which the best checkpoint is taken; DST a file (.npz,
 .safetensors). Whose names SRC has is recognised. Number of classes, joining method, learned tables, distillation token,
-windows and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does not give them; all
-else is the model's. They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a
+windows, patches, channels and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does
+not give them; all else is the model's. (A .safetensors file that `convert` or `export` wrote says it all itself, and
+names its model.) They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a
 PyTorch file, a sinusoid from a learned table, which under our own names is not among the weights at all. Every weight
 must have its place: nothing is dropped, made up or reshaped.
 """
@@ -25,9 +26,11 @@ import numpy as np
 
 from lape_jax import cli, models, port
 from lape_jax.config.reading import literal
-from lape_jax.errors import UserError, nearest
+from lape_jax.errors import UserError, listed, nearest
 from lape_jax.parallel import sharding
-from lape_jax.port import files
+from lape_jax.port import about, files
+from lape_jax.port.checkpoint import Part, choose
+from lape_jax.port.contents import directory_weights
 from lape_jax.port.infer import infer
 from lape_jax.port.params import flatten
 from lape_jax.tasks import config as configs
@@ -40,28 +43,63 @@ def main(argv: Sequence[str]) -> None:
     args, settings = parse(argv)
     if args.to not in FORMATS:
         raise UserError(f"--to={nearest(args.to, FORMATS)}")
-    if Path(args.src).is_dir():
+    if Path(args.src).is_dir() and not directory_weights(Path(args.src)):
         if args.model or settings:
             raise UserError("a run says itself which model it has trained: leave out --model")
-        model, variables = from_run(Path(args.src))
+        model, variables, texts = from_run(Path(args.src))
         names = "a run"
     else:
-        if not args.model:
-            raise UserError(f"--model=NAME is missing: {', '.join(models.VARIANTS)}")
+        known = about.read(args.src)
+        name, settings = asked(args.src, known, args.model, settings)
         weights, place = files.read(args.src)
         names = f"{FORMATS[files.format_of(weights)]}'s names"
-        model, variables = from_weights(weights, place, args.model, settings)
-    port.save(args.dst, variables, model, format=args.to)
+        model, variables = from_weights(weights, place, name, settings)
+        texts = known and about.write(name, model, known.mean, known.std, known.classes)
+    port.save(args.dst, variables, model, format=args.to, metadata=texts if args.dst.endswith(".safetensors") else None)
     table(variables)
     print(f"{args.src} ({names}) -> {args.dst} ({FORMATS[args.to]}'s names): {describe(model)}")
 
 
-def from_run(path: Path) -> tuple[nn.Module, dict]:
-    """Model and variables of the best checkpoint of a run."""
+def from_run(path: Path) -> tuple[nn.Module, dict, dict[str, str]]:
+    """Model and variables of the best checkpoint of a run, and what a file should say of them."""
     config = configs.from_json(path / "config.json")
     mesh = sharding.data_mesh()  # whatever devices the run had
-    model, variables = finished.best(path, config, len(finished.classes(path, "the run")), mesh, "the run")
-    return model, jax.device_get(variables)
+    classes = finished.classes(path, "the run")
+    model, variables = finished.best(path, config, len(classes), mesh, "the run")
+    return (
+        model,
+        jax.device_get(variables),
+        about.write(config.model.name, model, config.data.mean, config.data.std, classes),
+    )
+
+
+def asked(path: str, known: about.About | None, name: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and settings of the model whose weights a file holds: what it says of itself, or else what is given.
+
+    Raises:
+        UserError: there is no name, or what is given contradicts the file.
+    """
+    if known is None:
+        if not name:
+            raise UserError(f"--model=NAME is missing: it is one of {listed(models.VARIANTS)}")
+        return name, settings
+    if name not in ("", known.model):
+        raise UserError(f"--model={name} contradicts {path}, which holds weights of {known.model}: leave it out")
+    model = create(known.model, known.settings)
+    for key, value in settings.items():
+        if getattr(create(known.model, {key: value}), key) != getattr(model, key):
+            raise UserError(
+                f"--model.{key}={value} contradicts {path}, which says {getattr(model, key)!r}: leave it out"
+            )
+    return known.model, known.settings
+
+
+def create(name: str, settings: dict[str, Any]) -> nn.Module:
+    """The model of --model=NAME with the settings --model.KEY=VALUE; errors name the option."""
+    try:
+        return models.create(name, **settings)
+    except UserError as error:
+        raise UserError(f"--model={name}: {error}") from error
 
 
 def from_weights(
@@ -72,13 +110,18 @@ def from_weights(
     Raises:
         UserError: no such model has these weights; says what the most probable one lacks or has too many.
     """
-    asked = models.create(name, **settings)
+    asked = create(name, settings)
     fixed = {key: getattr(asked, key) for key in settings}
-    try:
-        candidates = infer(lambda probe: files.stored_shapes(weights, probe), asked)
-        return files.fit_first(weights, [candidate.clone(**fixed) for candidate in candidates])
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+
+    def attempt(part: Part) -> tuple[nn.Module, dict[str, Any]]:
+        given = {**part.arrays, **part.outside}
+        candidates = infer(lambda probe: files.stored_shapes(given, probe), asked)
+        return files.fit_first([one.clone(**fixed) for one in candidates], lambda model: files.fit(given, model))
+
+    with files.speaking_of(place):
+        part, found = choose(weights, files.known(asked), attempt)
+    files.say(place, part.notes)
+    return found
 
 
 def table(variables: dict[str, Any]) -> None:

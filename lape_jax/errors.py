@@ -20,4 +20,17 @@ def nearest(word: object, choices: Iterable[object]) -> str:
     names = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{word!r} is not one of {', '.join(names)}{hint}"
+    return f"{word!r} is not one of {listed(names)}{hint}"
+
+
+def listed(items: Iterable[object], most: int = 240) -> str:
+    """The items, separated by commas; of more than about `most` characters only the first, and how many others.
+
+    >>> listed(["one", "two", "three", "four"], most=10)
+    'one, two and 2 more'
+    """
+    names = [str(item) for item in items]
+    shown = list(names)
+    while len(shown) > 1 and len(", ".join(shown)) > most:
+        shown.pop()
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")

@@ -5,8 +5,8 @@
     both, if it segments: [--out=DIR [--overlays=N]]
 
 Without --step a workdir's newest checkpoint is evaluated. FILE holds weights of the config's very model under the
-names of PyTorch, lape_jax or big_vision: .npz, .safetensors, .pth, .pt or .pth.tar, the latter three perhaps as
-FILE:KEY, such as last.pth.tar:state_dict_ema. The last line printed is one JSON object.
+names of PyTorch, lape_jax or big_vision (.npz, safetensors, or what torch.save writes); where there are two sets of
+them, FILE:KEY says which, as in last.pth.tar:state_dict_ema. The last line printed is one JSON object.
 
 Written to --out, of a run without the running mean of its weights:
     iou.csv         a line for each class: IoU and accuracy in percent (nothing where they have no value), pixels of it
@@ -22,12 +22,12 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from lape_jax import cli, port, tasks
+from lape_jax import cli, tasks
 from lape_jax.errors import UserError
 from lape_jax.parallel import hosts, sharding
 from lape_jax.port.files import write_all
 from lape_jax.tasks.task import OVERLAYS
-from lape_jax.train import finished, setup
+from lape_jax.train import trained
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
@@ -39,34 +39,22 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
 
 def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
     """What was evaluated, and its metrics."""
-    if bool(args.weights) == bool(args.workdir):
-        raise UserError("give either --workdir=DIR (a run) or --weights=FILE with --config=FILE.py")
-    if args.weights and args.step:
-        raise UserError("--step is of a run: leave it out with --weights")
-    if args.workdir and args.config:
-        raise UserError("a run is evaluated with its own config: leave out --config (single keys can be overridden)")
+    trained.check_origin(args)
     count = _overlays(config, args)
     if args.out and jax.process_index() == 0:
         write_all(Path(args.out).expanduser(), {})  # says at once if it cannot be
     task = tasks.of(config)
-    train_classes = task.open_split(config, "train").classes
-    source = task.open_split(config, "val")
-    model = setup.build_model(config, len(train_classes))
-    mesh = sharding.make_mesh(config.mesh)
-    if args.weights:
-        variables = jax.device_put(port.load(args.weights, model), sharding.replicated(mesh))
-        tested = {"weights": args.weights}
-    else:
-        state, step = finished.state(Path(args.workdir), config, model, mesh, args.step, config.sharding)
-        variables, tested = state.variables, {"workdir": args.workdir, "step": step}
-    evaluator = task.evaluator(config, model, mesh, source)
-    results = evaluator(variables)
+    found = trained.load(config, args, args.step, config.sharding)
+    source = task.open_for(config, "val", found.classes, found.what)
+    evaluator = task.evaluator(config, found.model, sharding.make_mesh(config.mesh), source)
+    results = evaluator(found.variables)
     if args.out:
-        contents = task.evaluation_files(config, evaluator, variables, source, count)
+        contents = task.evaluation_files(config, evaluator, found.variables, source, count)
         if jax.process_index() == 0:
             write_all(Path(args.out).expanduser(), contents)
-    if args.workdir and state.ema is not None:
-        results |= evaluator(state.ema, prefix="val/ema_")
+    if found.ema is not None:
+        results |= evaluator(found.ema, prefix="val/ema_")
+    tested = {"workdir": args.workdir, "step": found.step} if args.workdir else {"weights": args.weights}
     return tested | results
 
 

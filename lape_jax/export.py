@@ -17,11 +17,8 @@ workdir's best checkpoint is exported.
 """
 
 import argparse
-import dataclasses
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,12 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax import cli, port, tasks
+from lape_jax import cli, port
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError, nearest
 from lape_jax.parallel import sharding
+from lape_jax.port import about
 from lape_jax.port.files import replacing
-from lape_jax.train import finished, setup
+from lape_jax.train import trained
+from lape_jax.train.trained import Trained
 
 FORMATS = {"stablehlo": (".stablehlo",), "safetensors": (".safetensors",), "npz": (".npz",)}
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -51,8 +50,8 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
         raise UserError(f"--out={args.out} should end in {FORMATS[form][0]}, as --format={form} says")
     if args.fold not in ("", "true", "false"):
         raise UserError(f"--fold={args.fold}: it is true or false")
-    check_origin(args)
-    model, variables, classes = weights(config, args)
+    found = weights(config, args)
+    model, variables = found.model, found.variables
     if args.fold == "true":
         if form != "stablehlo":
             raise UserError("--fold=true needs --format=stablehlo: PyTorch has no names for a folded model")
@@ -60,44 +59,32 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
     if form == "stablehlo":
         export_program(path, model, variables, config)
     else:
-        export_weights(path, model, variables, metadata(config, model, classes))
+        export_weights(
+            path,
+            model,
+            variables,
+            about.write(config.model.name, model, config.data.mean, config.data.std, found.classes),
+        )
     size = path.stat().st_size / 1e6
     kind = f"{type(model).__name__}{f' with join {model.joining}' if hasattr(model, 'joining') else ''}"
     print(f"{path}: {size:.1f} MB, {kind}, read again and compared")
 
 
-def check_origin(args: argparse.Namespace) -> None:
-    """Raises UserError unless the options name one origin of weights, a run or a file, and fit it."""
+def weights(config: ConfigDict, args: argparse.Namespace) -> Trained:
+    """What --workdir or --weights name, variables on the host: --ema of a run asks for their running mean."""
     if args.ema not in ("", "true", "false"):
         raise UserError(f"--ema={args.ema}: it is true or false")
-    if bool(args.weights) == bool(args.workdir):
-        raise UserError("give either --workdir=DIR (a run) or --weights=FILE with --config=FILE.py")
-    for name in ("step", "ema"):
-        if args.weights and getattr(args, name):
-            raise UserError(f"--{name} is of a run: leave it out with --weights")
-    if args.workdir and args.config:
-        raise UserError("a run is taken with its own config: leave out --config (single keys can be overridden)")
-
-
-def weights(config: ConfigDict, args: argparse.Namespace) -> tuple[nn.Module, dict, tuple[str, ...]]:
-    """Model, variables on the host, and names of the classes."""
-    if args.weights:
-        classes = tasks.of(config).open_split(config, "train").classes
-        model = setup.build_model(config, len(classes))
-        return model, port.load(args.weights, model), tuple(classes)
-    classes = finished.classes(Path(args.workdir), "the run")
-    mesh = sharding.make_mesh(config.mesh)
-    model = setup.build_model(config, len(classes))
-    state, _ = finished.state(Path(args.workdir), config, model, mesh, args.step or "best", sharding.REPLICATED)
-    if args.ema == "true" and state.ema is None:
-        raise UserError(f"the run in {args.workdir} keeps no running mean of its weights: leave out --ema")
-    return model, jax.device_get(state.ema if args.ema == "true" else state.variables), classes
+    trained.check_origin(args)
+    found = trained.load(config, args, args.step or "best", sharding.REPLICATED)
+    if args.ema == "true" and found.ema is None:
+        raise UserError(f"{found.what} keeps no running mean of its weights: leave out --ema")
+    return found._replace(variables=jax.device_get(found.ema if args.ema == "true" else found.variables))
 
 
 def export_program(path: Path, model: nn.Module, variables: dict, config: ConfigDict) -> None:
     """Writes `logits` as StableHLO with a batch of any size, and compares what it gives with the model."""
     variables = jax.tree.map(jnp.asarray, variables)
-    if getattr(model, "attention", "xla") != "xla":
+    if getattr(model, "attention", "xla") == "cudnn":
         model = model.clone(attention="xla")  # the same function, on all platforms
 
     def logits(images):
@@ -117,41 +104,13 @@ def export_program(path: Path, model: nn.Module, variables: dict, config: Config
             raise RuntimeError(f"the program in {path} is off by {error:.1e}, and the largest logit is {largest:.1e}")
 
 
-def export_weights(path: Path, model: nn.Module, variables: dict, about: dict[str, str]) -> None:
+def export_weights(path: Path, model: nn.Module, variables: dict, texts: dict[str, str]) -> None:
     """Writes the weights under PyTorch's names, and compares what can be read again bit by bit."""
-    port.save(path, variables, model, metadata=about if path.suffix == ".safetensors" else None)
+    port.save(path, variables, model, metadata=texts if path.suffix == ".safetensors" else None)
     again = port.load(path, model)
     same = jax.tree.map(lambda one, other: np.asarray(one).tobytes() == other.tobytes(), variables, again)
     if not all(jax.tree.leaves(same)):
         raise RuntimeError(f"the weights in {path} are not those that were written")
-
-
-def metadata(config: ConfigDict, model: nn.Module, classes: tuple[str, ...]) -> dict[str, str]:
-    """What a reader of the weights has to know, as text: numbers and lists as JSON."""
-    height, width, channels = model.input_shape
-    values: dict[str, Any] = {
-        "model": config.model.name,
-        **({"join": model.joining, "pe": model.pe} if hasattr(model, "joining") else {}),
-        "image_size": [height, width],
-        "channels": channels,
-        "mean": list(config.data.mean),
-        "std": list(config.data.std),
-        "num_classes": model.num_classes,
-        "classes": list(classes),
-        "settings": _settings(model),
-    }
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-
-
-def _settings(model: nn.Module) -> dict[str, Any]:
-    """The model's attributes, those that are not text, numbers or tuples of them as text."""
-    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    plain = (bool, int, float, str, tuple, type(None))
-    return {
-        name: value if isinstance(value, plain) else str(value)
-        for name, value in fields.items()
-        if name not in ("parent", "name")
-    }
 
 
 if __name__ == "__main__":

@@ -41,8 +41,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 def main(argv: Sequence[str]) -> None:
     args, settings = parse(argv)
     devices = chips(args.tpu) if args.tpu else jax.devices()[:1]
-    found, notes = overhead.candidates(args.model, settings | {"dtype": args.dtype})
-    on = {"config": programs.bare_config(args.model, found[0].model), "batch": args.batch}
+    try:
+        found, notes = overhead.candidates(args.model, settings | {"dtype": args.dtype})
+        on = {"config": programs.bare_config(args.model, found[0].model), "batch": args.batch}
+    except UserError as error:
+        raise UserError(f"--model={args.model}: {error}") from error
     try:
         costs = overhead.measure(
             found,

@@ -32,17 +32,18 @@ from lape_jax.errors import UserError
 from lape_jax.port.files import write_all
 from lape_jax.tasks.images import find
 from lape_jax.tasks.task import Candidate
+from lape_jax.train.trained import check_origin
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
-    export.check_origin(args)
+    check_origin(args)
     out = Path(args.out).expanduser()
     images = find(args.files, out)
     task = tasks.of(config)
     task.check_places(images, out)
-    model, variables, classes = export.weights(config, args)
+    found = export.weights(config, args)
     write_all(out, {})
-    done = task.predict(Candidate(config, model, variables), classes, images, out)
+    done = task.predict(Candidate(config, found.model, found.variables, found.classes), images, out)
     print(f"{out}: {done} of {len(images)} images")
     if done < len(images):
         raise UserError(f"{len(images) - done} of {len(images)} images cannot be read: see the warnings")

@@ -13,6 +13,7 @@ DIR gets table.md, cells.csv, seeds.csv, table.png and table.pdf, renewed after 
 workdir of every run.
 """
 
+import argparse
 import contextlib
 import shlex
 import signal
@@ -25,7 +26,7 @@ from ml_collections import ConfigDict
 from lape_jax import cli
 from lape_jax.analysis import plots
 from lape_jax.config.schema import DURATIONS
-from lape_jax.errors import UserError
+from lape_jax.errors import UserError, listed
 from lape_jax.sweeps import runs as sweep_runs
 from lape_jax.sweeps import table
 from lape_jax.sweeps.grid import Sweep
@@ -37,12 +38,7 @@ OPTIONS = {"out": "directory of the results", "seeds": "seeds, separated by comm
 
 
 def main(argv: list[str]) -> None:
-    args, overrides = cli.parse(argv, __doc__, ("config", "out"), OPTIONS)
-    if args.workdir:
-        raise UserError("a sweep has many workdirs, all in --out=DIR: leave out --workdir")
-    for key, _ in overrides:
-        if key == "seed" or key.startswith("distributed."):
-            raise UserError(f"--config.{key} does not suit a sweep, which is one process and has its --seeds")
+    args, overrides = parse(argv)
     sweep = cli.call_config_file(args.config, "sweep", Sweep)
     seeds = _seeds(args.seeds) if args.seeds else list(sweep.seeds)
     out = Path(args.out).expanduser()
@@ -66,7 +62,18 @@ def main(argv: list[str]) -> None:
         console.summary((out / "table.md").read_text().rstrip("\n"))
     failed = [str(job.cell) for job in jobs if job.missing]
     if failed:
-        raise UserError(f"there were failures in {', '.join(failed)}: see {str(out / 'table.md')!r}")
+        raise UserError(f"there were failures in {listed(failed)}: see {str(out / 'table.md')!r}")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The options, and the overrides of every config."""
+    args, overrides = cli.parse(argv, __doc__, ("config", "out"), OPTIONS)
+    if args.workdir:
+        raise UserError("a sweep has many workdirs, all in --out=DIR: leave out --workdir")
+    for key, _ in overrides:
+        if key == "seed" or key.startswith("distributed."):
+            raise UserError(f"--config.{key} does not suit a sweep, which is one process and has its --seeds")
+    return args, overrides
 
 
 def write(out: Path, sweep: Sweep, jobs: Sequence[sweep_runs.Job], labels: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ from lape_jax.analysis.study import Study, distinct, render, study, text
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
-from lape_jax.port import files
+from lape_jax.port import about, files
 from lape_jax.tasks.task import OVERLAYS, Candidate, Spread
 from lape_jax.train import finished, setup
 
@@ -70,8 +70,7 @@ def main(argv: Sequence[str]) -> None:
 
 def of_weights(path: str, name: str, settings: dict[str, Any], eps: float) -> Study:
     """The weights in a file, for a model called `name`."""
-    if not name:
-        raise UserError("--model=NAME is missing: which model are the weights of?")
+    name, settings = convert.asked(path, about.read(path), name, settings)
     model, variables = convert.from_weights(*files.read(path), name, settings)
     return study(f"{name}, {model.joining}, {model.pe}", model, variables, eps=eps)
 
@@ -79,23 +78,24 @@ def of_weights(path: str, name: str, settings: dict[str, Any], eps: float) -> St
 def load(path: Path, step: str) -> Candidate:
     """A checkpoint of the run in `path`."""
     config = cli.load_config("", str(path))
-    model = setup.build_model(config, len(finished.classes(path, "the run")))
+    classes = finished.classes(path, "the run")
+    model = setup.build_model(config, len(classes))
     state, _ = finished.state(path, config, model, sharding.data_mesh(), step, sharding.REPLICATED)
-    return Candidate(config, model, jax.device_get(state.variables))
+    return Candidate(config, model, jax.device_get(state.variables), classes)
 
 
 def of_run(run: Candidate, count: int, eps: float) -> Study:
     """A run, measured on `count` of its validation images."""
-    images = validation_images(run.config, count) if count else None
+    images = validation_images(run, count) if count else None
     label = f"{run.model.joining}, {run.model.pe}" if hasattr(run.model, "joining") else run.config.model.name
     return study(label, run.model, run.variables, images, eps)
 
 
-def validation_images(config: Any, count: int) -> Iterator[jax.Array]:
+def validation_images(run: Candidate, count: int) -> Iterator[jax.Array]:
     """So many validation images of a run, from all over the set, as its model sees them, in batches."""
-    task = tasks.of(config)
+    config, task = run.config, tasks.of(run.config)
     try:
-        source = Spread(task.open_split(config, "val"), count)
+        source = Spread(task.open_alone(config, "val", run.classes), count)
     except UserError as error:
         raise UserError(f"{error} (--images=0 does without)") from error
     return (normalise(jnp.asarray(batch), config.data.mean, config.data.std) for batch in task.samples(config, source))

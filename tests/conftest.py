@@ -1,5 +1,6 @@
 """Runs before any test imports JAX: eight CPU devices, cheap compilation, shape types checked at run time."""
 
+import ctypes
 import gc
 import os
 import tempfile
@@ -40,3 +41,5 @@ def _forget_programs():
     yield
     jax.clear_caches()
     gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is freed, unless it is told
+        ctypes.CDLL(None).malloc_trim(0)

@@ -19,6 +19,7 @@ from lape_jax import cli
 from lape_jax.data import pipeline, resident
 from lape_jax.errors import UserError
 from lape_jax.parallel import hosts, sharding
+from lape_jax.tasks import TASKS
 from lape_jax.tasks.classify.evaluate import Evaluator
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
@@ -84,8 +85,8 @@ def main(task: str, directory: Path) -> None:
         if task == "fails" and SECOND:
             raise UserError("a mistake of one process")
         hosts.gather("")  # as any other collective operation
-        if task == "plays":
-            happened = {scene.__name__: told(scene, directory / scene.__name__) for scene in SCENES}
+        if task in SCENES:
+            happened = {scene.__name__: told(scene, directory / scene.__name__) for scene in SCENES[task]}
             (directory / f"happened_{jax.process_index()}.json").write_text(json.dumps(happened))
             hosts.gather("")
             if SECOND:
@@ -161,7 +162,7 @@ def unreadable_evaluation(workdir):
 def evaluator(batches):
     mesh = sharding.make_mesh(SimpleNamespace(data=2, fsdp=1, tensor=1), one_each())
     config = SimpleNamespace(eval_batch_size=4, data=SimpleNamespace(mean=(0.25,), std=(0.5,)))
-    return Evaluator(Linear(), config, mesh, batches, len(IMAGES["label"]))
+    return Evaluator(Linear(), config, mesh, batches, len(IMAGES["label"]), TASKS["classify"].shapes((2, 2, 1)))
 
 
 rng = np.random.default_rng(1)
@@ -249,19 +250,8 @@ def interrupted(workdir):
         train_small(workdir, ENDLESS)
 
 
-SCENES = (
-    starts,
-    goes_on,
-    claimed,
-    not_shared,
-    other_data,
-    evaluates,
-    unreadable_evaluation,
-    segments,
-    unreadable_scene,
-    unreadable,
-    interrupted,
-)
+EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene)
+SCENES = {"evaluations": EVALUATIONS, "plays": (starts, goes_on, *EVALUATIONS, unreadable, interrupted)}
 
 if __name__ == "__main__":
     sys.exit(cli.exit_code(lambda: main(sys.argv[1], Path(sys.argv[2]))))

@@ -49,6 +49,7 @@ def test_statistics_and_their_average_move_and_are_kept(eight):
         np.testing.assert_allclose(after[mean], (before[mean] + after[name]) / 2, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_resumed_it_ends_with_the_same_bits(eight, tmp_path):
     resumed = runs.copy(eight, tmp_path)
     shutil.rmtree(resumed / "checkpoints" / "3")
@@ -60,6 +61,7 @@ def test_resumed_it_ends_with_the_same_bits(eight, tmp_path):
         assert found[name].tobytes() == value.tobytes(), name
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(eight, tmp_path):
     _, lines = runs.train(tmp_path, runs.load(CONFIG, **STEPS))
     assert runs.losses(lines) == pytest.approx(runs.losses(runs.metrics(eight)), rel=1e-5)
@@ -70,7 +72,7 @@ def test_one_device_equals_eight(eight, tmp_path):
 
 
 def test_the_evaluate_command_finds_the_same_numbers(eight, capsys):
-    args = argparse.Namespace(workdir=str(eight), step="last", weights="", config="", out="", overlays="")
+    args = argparse.Namespace(workdir=str(eight), step="last", weights="", config="", out="", overlays="", overrides={})
     evaluate.main(from_json(eight / "config.json"), args)
     found = json.loads(capsys.readouterr().out)
     expected = runs.metrics(eight)[-1]

@@ -50,6 +50,7 @@ def test_it_learns_and_leaves_its_teacher_as_it_was(teacher, tmp_path):
     assert runs.metrics(teacher)[-1]["val/top1"] > 80
 
 
+@pytest.mark.slow
 def test_devices_and_micro_batches_change_nothing(teacher, student, tmp_path):
     _, lines = runs.train(tmp_path, distilled(teacher, **SHORT, **{"optimizer.accumulate": 2}), devices=4)
     assert runs.losses(lines) == pytest.approx(runs.losses(runs.metrics(student)), rel=1e-6)
@@ -60,12 +61,14 @@ def test_the_student_is_evaluated_without_its_teacher(student, tmp_path, capsys)
     config = from_json(alone / "config.json")
     config.distill.teacher = str(tmp_path / "gone")
     evaluate.main(
-        config, argparse.Namespace(workdir=str(alone), step="last", weights="", config="", out="", overlays="")
+        config,
+        argparse.Namespace(workdir=str(alone), step="last", weights="", config="", out="", overlays="", overrides={}),
     )
     found = json.loads(capsys.readouterr().out)
     assert found["val/loss"] == pytest.approx(runs.metrics(student)[-1]["val/loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_teachers_labels_are_what_is_learnt(tmp_path):
     """One that always says 3 is soon believed where nothing but its labels counts."""
     model = models.create("vit_micro", image_size=8, in_channels=1, num_classes=10)

@@ -23,7 +23,16 @@ def workdir(tmp_path_factory):
 
 
 def run(workdir, capsys, **options):
-    options = {"workdir": str(workdir), "weights": "", "step": "", "config": "", "out": "", "overlays": "", **options}
+    options = {
+        "workdir": str(workdir),
+        "weights": "",
+        "step": "",
+        "config": "",
+        "out": "",
+        "overlays": "",
+        "overrides": {},
+        **options,
+    }
     with runs.on(1):
         evaluate.main(from_json(workdir / "config.json"), argparse.Namespace(**options))
     return json.loads(capsys.readouterr().out)
@@ -72,5 +81,7 @@ def test_mistakes(workdir, tmp_path, capsys, options, message):
 
 
 def test_it_is_not_for_classification(tmp_path_factory, capsys):
-    with pytest.raises(UserError, match="--out is of segmentation"):
+    with pytest.raises(
+        UserError, match="--out: there is nothing more to say of task=classify than its metrics; leave it out"
+    ):
         run(runs.finished(tmp_path_factory.getbasetemp()), capsys, out="out")

@@ -71,7 +71,7 @@ def assert_same_run(workdir, reference):
 # ---- One process, many devices ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mesh", ["8", "4x2", "2x2x2"])
+@pytest.mark.parametrize("mesh", [*(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("8", "4x2")), "2x2x2"])
 def test_many_devices_train_as_one_and_one_goes_on_for_them(mesh, on_one_device, tmp_path):
     assert_same_run(train(tmp_path / mesh, mesh), on_one_device)
     assert_same_run(train(only(tmp_path / mesh, 6, tmp_path / "1"), "1"), on_one_device)
@@ -124,23 +124,46 @@ def said(directory, index):
     return [line for line in lines if "[Gloo]" not in line and "peer ranks" not in line and line]
 
 
+def test_two_processes_that_evaluate(tmp_path):
+    assert_no_training(play("evaluations", tmp_path), tmp_path)
+
+
+@pytest.mark.slow
 def test_two_processes(on_one_device, tmp_path):
     shutil.copytree(on_one_device, tmp_path / "goes_on")
     shutil.rmtree(tmp_path / "goes_on" / "checkpoints" / "12" / "record")
-    (tmp_path / "claimed").mkdir()
-    with workdirs.claim(tmp_path / "claimed"), processes("plays", tmp_path) as started:
-        codes = [process.wait(timeout=300) for process in started]
-    print(*said(tmp_path, 0), "", *said(tmp_path, 1), sep="\n")
-    assert codes[1] == -signal.SIGKILL
-    assert codes[0] in (-signal.SIGABRT, 1)  # it has noticed: JAX has, or the collective operation that failed
-    happened = [json.loads((tmp_path / f"happened_{index}.json").read_text()) for index in (0, 1)]
-
+    happened = play("plays", tmp_path)
     assert happened[0]["starts"] == happened[1]["starts"] == [None, [6, 12]]
     assert_same_run(tmp_path / "starts", on_one_device)
     assert_same_run(train(only(tmp_path / "starts", 6, tmp_path / "alone"), "4x2"), on_one_device)
     assert happened[0]["goes_on"] == happened[1]["goes_on"] == [None, [6, 12]]
     assert_same_run(tmp_path / "goes_on", on_one_device)
     assert [path.name for path in tmp_path.glob("goes_on/checkpoints/corrupt*")] == ["corrupt-12"]
+    assert_no_training(happened, tmp_path)
+    assert [both["unreadable"][0] for both in happened] == BROKEN
+    assert happened[0]["unreadable"][1] == [6]  # all that was trained before
+    assert [both["interrupted"][0] for both in happened] == ["KeyboardInterrupt: "] * 2
+    (step,) = happened[0]["interrupted"][1]
+    assert happened[1]["interrupted"][1] == [step]
+    assert 5 <= step < 10**6
+
+
+BROKEN = ["UserError: process 1: the disk is gone", "UserError: the disk is gone"]
+
+
+def play(task, tmp_path):
+    """What happened to each of the processes in its scenes, after which the second is killed."""
+    (tmp_path / "claimed").mkdir()
+    with workdirs.claim(tmp_path / "claimed"), processes(task, tmp_path) as started:
+        codes = [process.wait(timeout=600) for process in started]
+    print(*said(tmp_path, 0), "", *said(tmp_path, 1), sep="\n")
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] in (-signal.SIGABRT, 1)  # it has noticed: JAX has, or the collective operation that failed
+    return [json.loads((tmp_path / f"happened_{index}.json").read_text()) for index in (0, 1)]
+
+
+def assert_no_training(happened, tmp_path):
+    """The scenes in which nothing is trained."""
 
     def ended(scene):
         return [both[scene][0] for both in happened]
@@ -154,19 +177,12 @@ def test_two_processes(on_one_device, tmp_path):
 
     one, other = ended("evaluates")
     assert one == other == pytest.approx(in_numpy(), rel=1e-6)
-    broken = ["UserError: process 1: the disk is gone", "UserError: the disk is gone"]
-    assert ended("unreadable_evaluation") == broken
+    assert ended("unreadable_evaluation") == BROKEN
     one, other = ended("segments")
     assert one == other == segmented_by_one_process()
     one, other = ended("unreadable_scene")
     assert "the second scene" in other
     assert one == other.replace("UserError: ", "UserError: process 1: ")
-    assert ended("unreadable") == broken
-    assert happened[0]["unreadable"][1] == [6]  # all that was trained before
-    assert ended("interrupted") == ["KeyboardInterrupt: "] * 2
-    (step,) = happened[0]["interrupted"][1]
-    assert happened[1]["interrupted"][1] == [step]
-    assert 5 <= step < 10**6
 
 
 def segmented_by_one_process():
@@ -189,6 +205,7 @@ def in_numpy():
     return tops | {"val/loss": loss.mean(), "val/examples": len(logits)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "first", "second"),
     [
@@ -203,6 +220,7 @@ def test_an_error_of_one_process_ends_both(task, first, second, tmp_path):
     assert codes == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_process_that_meets_nobody(tmp_path):
     with processes("alone", tmp_path, indices=[1]) as (process,):
         assert process.wait(timeout=60) == 2

@@ -28,6 +28,25 @@ def environment(tmp_path):
     }
 
 
+def test_a_run_that_is_killed_in_a_save_ends_bit_identical(tmp_path, environment):
+    options = [*soak.OPTIONS, "--config.total_steps=60", "--config.warmup_steps=10", "--config.batch_size=16"]
+    workdir, whole = tmp_path / "interrupted", tmp_path / "whole"
+    with soak.Life(workdir, options, environment) as life:
+        life.wait_for((workdir / "checkpoints" / "20").is_dir)
+        life.freeze_in_save()
+        assert life.end(signal.SIGKILL) == -signal.SIGKILL
+        assert [*(workdir / "checkpoints").glob("*-tmp*")]
+        saved = newest_checkpoint(workdir)
+    with (
+        soak.Life(workdir, options, environment) as life,
+        soak.Life(whole, options, environment) as uninterrupted,
+    ):
+        assert life.end() == uninterrupted.end() == 0
+        assert life.resumed_at() == saved < 60
+        assert soak.differences(whole, workdir) == []
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_stopped_ends_bit_identical(tmp_path, environment):
     options = [*soak.OPTIONS, "--config.total_steps=200", "--config.batch_size=16"]
     workdir, whole = tmp_path / "interrupted", tmp_path / "whole"
@@ -125,7 +144,10 @@ def write_half(checkpoint):
     (checkpoint / "state" / "manifest.ocdbt").unlink()
 
 
-@pytest.mark.parametrize(("damages", "instead"), [({44: truncate}, 33), ({44: write_half, 33: truncate}, 22)])
+@pytest.mark.parametrize(
+    ("damages", "instead"),
+    [pytest.param({44: truncate}, 33, marks=pytest.mark.slow), ({44: write_half, 33: truncate}, 22)],
+)
 def test_damaged_checkpoints_are_passed_over_for_the_one_before(finished, tmp_path, caplog, capsys, damages, instead):
     workdir = runs.copy(finished, tmp_path)
     for step, damage in damages.items():

@@ -25,7 +25,7 @@ from lape_jax.tasks.segment.scene import Scene
 from lape_jax.train import finished
 from tests import runs, scene_run
 
-DEFAULTS = {"weights": "", "workdir": "", "config": "", "step": "", "ema": "", "out": ""}
+DEFAULTS = {"weights": "", "workdir": "", "config": "", "step": "", "ema": "", "out": "", "overrides": {}}
 
 
 @pytest.fixture(scope="module")

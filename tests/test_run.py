@@ -73,7 +73,7 @@ def test_the_average_is_evaluated_beside_the_weights(workdir):
 
 @pytest.mark.parametrize("step", ["last", "22"])
 def test_the_evaluate_command_finds_the_same_numbers(workdir, capsys, step):
-    args = argparse.Namespace(workdir=str(workdir), step=step, weights="", config="", out="", overlays="")
+    args = argparse.Namespace(workdir=str(workdir), step=step, weights="", config="", out="", overlays="", overrides={})
     evaluate.main(from_json(workdir / "config.json"), args)
     found = json.loads(capsys.readouterr().out)
     number = {"last": 44}.get(step) or int(step)
@@ -133,6 +133,7 @@ def placed(monkeypatch):
     return specs
 
 
+@pytest.mark.slow
 def test_sharded_parameters_change_nothing(workdir, tmp_path, placed):
     strategies = (("pos_embed|cls_token", "replicate"), (".*", "fsdp(1)"))
     mesh = {"mesh.data": 4, "mesh.fsdp": 2, "sharding": strategies}
@@ -144,6 +145,7 @@ def test_sharded_parameters_change_nothing(workdir, tmp_path, placed):
     assert {placed[name] for name in placed if name.endswith(("pos_embed", "step", "count"))} == {jax.P()}
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_whole_batch(workdir, tmp_path):
     _, lines = runs.train(tmp_path, runs.load(**runs.LEARNING, **{"optimizer.accumulate": 4}))
     assert_same_run(lines, runs.metrics(workdir))
@@ -160,6 +162,7 @@ def test_streamed_images_equal_resident_ones(tmp_path):
     assert resident[-1]["val/examples"] == 200
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_well(workdir, tmp_path):
     _, lines = runs.train(tmp_path, runs.load(**runs.LEARNING, dtype="bfloat16"))
     reference = runs.metrics(workdir)

@@ -137,6 +137,7 @@ def test_what_may_change_when_a_run_goes_on(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(workdir, tmp_path):
     seldom = {"eval_percent": 100, "checkpoint_percent": 100}
     _, lines = runs.train(tmp_path, runs.load(MASK, **RUN | seldom), devices=8)
@@ -164,6 +165,7 @@ def uneven_batch(size=32):
     return {"image": image, "label": label.astype(np.int32), "mask": np.float32([1, 1, 1, 1, 0, 1, 1, 1])}
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_whole_batch():
     """Although the micro-batches have very different numbers of labels."""
     found, batch = [], jax.tree.map(jax.numpy.asarray, uneven_batch())
@@ -211,12 +213,13 @@ def classifier_workdir(path):
     return flatten({"params": state.params})
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_encoder_of_a_classifier(tmp_path, caplog):
     theirs = classifier_workdir(tmp_path / "classifier")
     settings = {"total_steps": 1, "batch_size": 8, "optimizer.lr": 1e-12, "optimizer.min_lr": 0}
     config = runs.load(LINEAR, **SMALL, **settings, **{"init.weights": tmp_path / "classifier"})
     nothing = dict.fromkeys([*METRICS, "val/examples"], 0.0)
-    with mock.patch.object(setup, "evaluator", return_value=lambda _: nothing):
+    with mock.patch.object(TASKS["segment"], "evaluator", return_value=lambda _: nothing):
         runs.train(tmp_path / "run", config)
     found = saved_state(tmp_path / "run", 1)
     lines = [line.removeprefix(f"from {tmp_path}/classifier, ").partition(": ") for line in caplog.messages]
@@ -265,7 +268,7 @@ def quiet(monkeypatch):
         ("segment.scales=()", "config.segment.scales is (): it must be a tuple of numbers above 0"),
         ("segment.max_class=75", "config.segment.max_class is 75.0: it must be above 0 and at most 1"),
         ("segment.mean_over=some", "config.segment.mean_over: "),
-        ("data.resident=true", "config.data.resident is True: it is for task=classify; leave it out"),
+        ("data.resident=true", "config.data.resident is True: task=segment has no use for it; leave it out"),
         ("augment.mixup=0.8", "config.augment.mixup is 0.8: it is for task=classify; leave it out"),
         ("loss.label_smoothing=0.1", "config.loss.label_smoothing is 0.1: it is for task=classify; leave it out"),
         ("data.scale=(0.5,1.0)", "config.data.scale is (0.5, 1.0): it is for task=classify; leave it out"),

@@ -1,4 +1,7 @@
-"""Runs of every family: they train, go on elsewhere, and leave what is constant as it was."""
+"""Runs of every family: they train, go on elsewhere, and leave what is constant as it was.
+
+A quick one of its kind is in tests/test_big_vision_run.py.
+"""
 
 import re
 import shutil
@@ -18,20 +21,10 @@ STEPS = {"dtype": "float32", "total_steps": 4, "checkpoint_percent": 50, "eval_p
 # What adds the same to all logits of a softmax (of qkv's bias, k's third), or comes before a BatchNorm, has no effect:
 # its gradient is rounding errors, which Adam makes as large as any other.
 NOISE = re.compile(r".*(attention_pool/bias|attn/qkv/bias|attn/key/bias|mlp/(fc1|conv|fc2)/bias)")
+FAMILIES = ("cct_cifar100", "t2t_vit_7", "swin_t", "deit_ti_distilled", "cvt_cifar10", "ceit_ti")
 CASES = [
-    ("cct_cifar100", "default"),
-    ("t2t_vit_7", "lape"),
-    ("swin_t", "lape"),
-    *(
-        pytest.param(config, join, marks=pytest.mark.slow)
-        for config, join in [
-            ("cct_cifar100", "lape"),
-            ("t2t_vit_7", "default"),
-            ("swin_t", "default"),
-            *((name, join) for name in ("deit_ti_distilled", "cvt_cifar10", "ceit_ti") for join in ("default", "lape")),
-            *(("deit_ti", join) for join in ("default", "lape", "default,pe=peg", "lape,pe=learnable+peg")),
-        ]
-    ),
+    *((config, join) for config in FAMILIES for join in ("default", "lape")),
+    *(("deit_ti", join) for join in ("default", "lape", "default,pe=peg", "lape,pe=learnable+peg")),
 ]
 
 
@@ -44,6 +37,7 @@ def saved_state(workdir, step):
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "join"), CASES)
 def test_a_run_that_is_resumed_on_eight_devices_ends_where_it_would_have(config, join, tmp_path):
     config = runs.load(f"{runs.ROOT}/configs/{config}.py:debug,join={join}", **STEPS)

@@ -14,6 +14,7 @@ from lape_jax.parallel import sharding
 from lape_jax.tasks.config import from_json
 from lape_jax.tasks.segment import digits as digit_scenes
 from lape_jax.tasks.segment import overlays
+from lape_jax.tasks.task import Candidate
 from lape_jax.train import finished
 from tests import runs, scene_run
 from tests.port.tiny import TINY, random_variables, tiny
@@ -76,7 +77,7 @@ def test_images_from_all_over_the_set(run):
     config = from_json(run / "config.json")
     source = sources.open_split(config.data, "val")
     count = len(source) // 3
-    batches = [np.asarray(batch) for batch in visualize.validation_images(config, count)]
+    batches = [np.asarray(batch) for batch in visualize.validation_images(of(config), count)]
     assert [len(batch) for batch in batches] == [32, 32, 32, 23]
     images = np.concatenate(batches)
     for index in (0, 1, count - 1):
@@ -84,7 +85,7 @@ def test_images_from_all_over_the_set(run):
         np.testing.assert_allclose(images[index], expected, rtol=0, atol=1e-6)
     labels = {source[index * len(source) // count].label for index in range(count)}
     assert labels == set(range(10))
-    assert sum(len(batch) for batch in visualize.validation_images(config, 10_000)) == len(source)
+    assert sum(len(batch) for batch in visualize.validation_images(of(config), 10_000)) == len(source)
 
 
 def test_runs_that_segment(run, tmp_path, tmp_path_factory, monkeypatch):
@@ -115,10 +116,18 @@ def test_runs_that_segment(run, tmp_path, tmp_path_factory, monkeypatch):
     assert not [name for name in files(tmp_path / "none") if "overlays" in name]
 
 
+CLASSES = tuple(digit_scenes.DigitScenes.classes)
+
+
+def of(config):
+    """A run without its weights."""
+    return Candidate(config, "model", {}, CLASSES)
+
+
 def test_the_window_in_the_middle_of_a_scene(tmp_path_factory):
     """Its shorter side, 48 pixels, becomes that of the window, 32."""
     config = from_json(scene_run.workdir(tmp_path_factory.getbasetemp() / "scenes") / "config.json")
-    batches = [np.asarray(batch) for batch in visualize.validation_images(config, 6)]
+    batches = [np.asarray(batch) for batch in visualize.validation_images(of(config), 6)]
     assert [batch.shape for batch in batches] == [(4, 32, 32, 3), (2, 32, 32, 3)]
     image = Image.fromarray(digit_scenes.DigitScenes("val")[0].image).resize((42, 32), Image.Resampling.BICUBIC)
     expected = (np.asarray(image)[:, 5:37] / 255 - np.array(config.data.mean)) / np.array(config.data.std)
@@ -128,9 +137,9 @@ def test_the_window_in_the_middle_of_a_scene(tmp_path_factory):
 def test_runs_that_segment_other_images():
     one, other = scene_run.config(), scene_run.config()
     other.data.val_split = "other"
-    runs_ = {name: visualize.Run(config, "model", {}) for name, config in (("a", one), ("b", other))}
+    runs_ = {name: of(config) for name, config in (("a", one), ("b", other))}
     with pytest.raises(UserError, match=r"data\.val_split is 'val' and 'other' \(--images=0 does without\)"):
-        visualize.drawn_overlays(runs_, 2)
+        visualize.comparisons(runs_, 2)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from lape_jax import port
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.port.params import flatten
+from lape_jax.port.transfer import Transfer
 from lape_jax.tasks.config import from_json
-from lape_jax.train import finished
+from lape_jax.train import finished, warm
 from tests import runs
 
 BEGIN = {"total_steps": 2, "optimizer.lr": 1e-12, "optimizer.warmup_lr": 0, "optimizer.min_lr": 0, "ema_decay": 0.5}
@@ -45,6 +46,7 @@ def test_lape_from_the_workdir_of_a_default_run(default, tmp_path, caplog):
     assert "initialised: blocks/pe_norm/bias, blocks/pe_norm/scale" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_file_of_another_resolution_which_the_resumed_run_does_without(default, tmp_path):
     model, variables = best(default)
     port.save(tmp_path / "default.safetensors", variables, model)
@@ -62,3 +64,35 @@ def test_what_cannot_be_started_from(tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
     with pytest.raises(UserError, match=r"config.init.pe_norm: .*norm1"):
         runs.train(tmp_path / "run", runs.load(**BEGIN, **{"init.pe_norm": "norm2"}))
+
+
+RESULT, FRESH = ({"params": {"head": {"bias": np.full(2, value)}}} for value in (1.0, 0.0))
+MOVED = Transfer(loaded=("head/bias",), resized=(), initialised=(), dropped=())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "match", "head", "note"),
+    [
+        (("cat", "dog"), "name", 1, ""),
+        (
+            ("dog", "cat"),
+            "name",
+            0,
+            "the head is not taken over, as it is of other classes: 'dog' there where 'cat' is",
+        ),
+        (("dog", "cat"), "order", 1, "the head is taken over number by number, as data.match=order asks"),
+        (None, "name", 1, "the head is taken over: the file does not say its classes"),
+    ],
+)
+def test_a_head_is_of_classes_with_names(theirs, match, head, note):
+    result, moved = warm.of_same_classes(RESULT, MOVED, FRESH, theirs, ("cat", "dog"), match)
+    np.testing.assert_array_equal(result["params"]["head"]["bias"], np.full(2, head))
+    assert ("head/bias" in moved.loaded) == bool(head)
+    assert ("head/bias" in moved.initialised) == (not head)
+    assert "".join(moved.notes).startswith(note)
+    assert bool(moved.notes) == bool(note)
+
+
+def test_without_a_head_nothing_is_said():
+    bare = MOVED._replace(loaded=("norm/bias",))
+    assert warm.of_same_classes(RESULT, bare, FRESH, ("dog",), ("cat",), "name") == (RESULT, bare)

@@ -216,7 +216,7 @@ def distinct(studies: Sequence[Study], names: Sequence[str]) -> list[Study]:
         one.label if uses[one.label] == 1 else f"{one.label} ({name})" for one, name in zip(studies, names, strict=True)
     ]
     if len(set(labels)) < len(labels):
-        raise UserError(f"{max(labels, key=labels.count)} is there twice")
+        raise UserError(f"{max(labels, key=labels.count)} is there twice: give each run once")
     return [one._replace(label=label) for one, label in zip(studies, labels, strict=True)]
 
 

@@ -138,7 +138,10 @@ def _policy(config: Any) -> Stage | None:
             f"set the policy to 'none'"
         )
     fill = tuple(round(255 * mean) for mean in data.mean)
-    return policies.make(name, fill=fill, interpolation=data.interpolation)
+    try:
+        return policies.make(name, fill=fill, interpolation=data.interpolation)
+    except UserError as error:
+        raise UserError(f"config.augment.policy: {error}") from error
 
 
 def _draw(key: jax.Array, mixing: Any, size: int, augment: Any) -> mix.Mix:

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lape_jax.config.schema import DURATIONS
-from lape_jax.errors import UserError, nearest
+from lape_jax.errors import UserError, listed, nearest
 
 _WORDS = {bool: "true or false", int: "an int", float: "a finite number", str: "a string", tuple: "a tuple"}
 # NAME="text", NAME='text' or NAME=text, up to a comma without a backslash before it, or the end.
@@ -67,9 +67,9 @@ def resolve(values: Mapping[str, Any] | ConfigDict, config: ConfigDict) -> Confi
     """
     _merge(config, values, "", config)
     for name, units in DURATIONS.items():
-        given = [f"{name}_{unit}" for unit in units if config[f"{name}_{unit}"] is not None]
+        given = [f"config.{name}_{unit}" for unit in units if config[f"{name}_{unit}"] is not None]
         if len(given) > 1:
-            raise UserError(f"config sets {' and '.join(given)}, but a duration takes one unit: remove all but one")
+            raise UserError(f"{' and '.join(given)} are the same duration, which takes one unit: remove all but one")
     return config
 
 
@@ -88,7 +88,7 @@ def override(config: ConfigDict, items: Iterable[tuple[str, str]]) -> None:
                 del parent[leaf]  # its type may change: image_size is an int or a pair
             parent[leaf] = text if leaf == "name" else literal(text, f"config.{key}")
             continue
-        parent[leaf] = _parse(text, parent.get_type(leaf), f"config.{key}")
+        parent[leaf] = _parse(text, parent.get_type(leaf), f"config.{key}", parent[leaf])
         name, _, unit = key.rpartition("_")
         if unit in DURATIONS.get(name, ()):
             if chosen.setdefault(name, key) != key:
@@ -144,7 +144,7 @@ def unknown_key(key: str, config: ConfigDict) -> UserError:
     close = close or [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
     if close:
         return UserError(f"unknown key config.{key} (did you mean config.{close[0]}?)")
-    return UserError(f"unknown key config.{key}: the keys are {', '.join(path for path in paths if '.' not in path)}")
+    return UserError(f"unknown key config.{key}: the keys are {listed(path for path in paths if '.' not in path)}")
 
 
 def _paths(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -167,9 +167,8 @@ def _locate(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
     if leaf not in parent and not (parent is config.model and leaf):
         raise unknown_key(key, config)
     if isinstance(parent.get(leaf), ConfigDict):
-        raise UserError(
-            f"config.{key} is a group of keys: set one of them, such as config.{key}.{next(iter(parent[leaf]))}"
-        )
+        first = "name" if "name" in parent[leaf] else next(iter(parent[leaf]))
+        raise UserError(f"config.{key} is a group of keys: set one of them, such as config.{key}.{first}")
     return parent, leaf
 
 
@@ -211,8 +210,8 @@ def _cast(value: Any, kind: type, path: str) -> Any:
     raise UserError(f"config.{path} is {value!r}: it must be {_WORDS[kind]}")
 
 
-def _parse(text: str, kind: type, name: str) -> Any:
-    """The value of type `kind` that `text` spells on a command line."""
+def _parse(text: str, kind: type, name: str, example: Any = None) -> Any:
+    """The value of type `kind` that `text` spells on a command line; `example` is one."""
     try:
         if kind is bool:
             return _BOOLS[text.lower()]
@@ -225,7 +224,7 @@ def _parse(text: str, kind: type, name: str) -> Any:
     except UserError:
         raise
     except (KeyError, ValueError, SyntaxError, TypeError):
-        words = "a tuple such as '(0.5, 0.5)'" if kind is tuple else _WORDS[kind]
+        words = _WORDS[kind] + (f' such as "{example}"' if kind is tuple and example else "")
         raise UserError(f"{name} is {text!r}: it must be {words}") from None
     return value
 

@@ -54,6 +54,7 @@ def common() -> ConfigDict:
     data.source = "digits"  # one of the task's sources
     data.path = ""  # where it lies; of tfds the data_dir
     data.name = ""  # tfds: the data set's name
+    data.match = "name"  # how classes of data are those of a finished run: by "name", or number by number: "order"
     data.train_split = "train"
     data.val_split = "val"
     data.image_size = 224  # to segment: side of the training crops and of the evaluation's windows

@@ -20,11 +20,13 @@ def validate(config: ConfigDict) -> None:
     for key in ("mean", "std"):
         if len(data[key]) != data.channels:
             raise UserError(
-                f"config.data.{key} has {len(data[key])} values, but config.data.channels is {data.channels}"
+                f"config.data.{key} has {len(data[key])} values, but config.data.channels is {data.channels}: "
+                f"give one for each channel, or change the channels"
             )
     if config.batch_size % accumulate:
         raise UserError(
-            f"config.batch_size {config.batch_size} is no multiple of config.optimizer.accumulate {accumulate}"
+            f"config.batch_size {config.batch_size} is no multiple of config.optimizer.accumulate {accumulate}, which "
+            f"cuts it into equal parts: change one of them"
         )
 
 
@@ -34,7 +36,7 @@ def _check_duration(config: ConfigDict, name: str) -> None:
     if key is None and name in OPTIONAL:
         return
     if key is None:
-        raise UserError(f"config has no {name} duration: set one of {', '.join(f'{name}_{u}' for u in units)}")
+        raise UserError(f"config has no {name} duration: set one of {', '.join(f'config.{name}_{u}' for u in units)}")
     may_be_zero = name in ("warmup", *OPTIONAL)
     if config[key] < 0 or (config[key] == 0 and not may_be_zero):
         raise UserError(f"config.{key} is {config[key]}: it must be {'at least' if may_be_zero else 'above'} 0")
@@ -43,6 +45,7 @@ def _check_duration(config: ConfigDict, name: str) -> None:
 
 
 _CHOICES = {
+    "data.match": ("name", "order"),
     "dtype": ("float32", "bfloat16"),
     "data.orientation": ("view", "stored"),
     "init.pe_norm": ("ones", "norm1"),
@@ -62,12 +65,17 @@ _RULES: tuple[rules.Rule, ...] = (
     (("optimizer.power",), lambda v: v > 0, "above 0"),
     (("optimizer.beta1", "optimizer.beta2", "optimizer.momentum"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
     (("ema_decay",), lambda v: 0 <= v < 1, "at least 0 (off) and below 1"),
-    (("batch_size", "eval_batch_size", "steps_per_dispatch", "keep_checkpoints"), lambda v: v >= 1, "at least 1"),
+    (("batch_size", "eval_batch_size", "keep_checkpoints"), lambda v: v >= 1, "at least 1"),
+    (("steps_per_dispatch",), lambda v: 1 <= v <= 10_000, "from 1 to 10000"),
     (("data.image_size", "data.threads", "optimizer.accumulate"), lambda v: v >= 1, "at least 1"),
     (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
     (("data.mean",), rules.numbers, "a tuple of numbers"),
     (("data.std",), lambda v: rules.numbers(v) and all(s > 0 for s in v), "a tuple of numbers above 0"),
     (("mesh.data", "mesh.fsdp", "mesh.tensor"), lambda v: v == -1 or v >= 1, "at least 1, or -1 = the other devices"),
-    (("optimizer.lr_mults", "optimizer.wd_mults"), rules.factors, "a tuple of (regex, factor of at least 0) pairs"),
-    (("sharding",), rules.pairs, "a tuple of (regex, strategy) pairs"),
+    (
+        ("optimizer.lr_mults", "optimizer.wd_mults"),
+        rules.factors,
+        "a tuple of (regex, factor of at least 0) pairs, as (('.*', 1.0),)",
+    ),
+    (("sharding",), rules.pairs, "a tuple of (regex, strategy) pairs, as (('.*', 'fsdp'),)"),
 )

@@ -90,7 +90,7 @@ def eval_batches(
 
     def read(step: int, position: int) -> tuple[np.ndarray, int] | None:
         index = step * batch_size + position
-        return read_eval(source, index, size, channels, crop_ratio, orientation) if index < len(source) else None
+        return read_eval(source[index], size, channels, crop_ratio, orientation) if index < len(source) else None
 
     positions = order.host_slice(batch_size, process_index, process_count)
     steps = range(-(-len(source) // batch_size))
@@ -98,13 +98,14 @@ def eval_batches(
 
 
 def read_eval(
-    source: Source, index: int, size: int, channels: int, crop_ratio: float, orientation: str
-) -> tuple[np.ndarray, int]:
-    """One example as evaluation sees it: (uint8 pixels (size, size, channels), label).
+    example: Example, size: int, channels: int, crop_ratio: float, orientation: str
+) -> tuple[np.ndarray, int] | None:
+    """An example as evaluation sees it: (uint8 pixels (size, size, channels), label); None if its label is negative.
 
     Raises:
       CorruptImage: it cannot be read.
     """
-    example = source[index]
+    if example.label < 0:
+        return None
     pixels = decode.decode(example.image, channels, example.name, orientation)
     return decode.eval_crop(pixels, size, crop_ratio), example.label

@@ -45,9 +45,9 @@ def load(
         errors = []
         for index in indices:
             try:
-                found = read_eval(source, index, size, channels, crop_ratio, orientation)
-                data["image"][index], data["label"][index] = found
-                data["mask"][index] = 1
+                if (found := read_eval(source[index], size, channels, crop_ratio, orientation)) is not None:
+                    data["image"][index], data["label"][index] = found
+                    data["mask"][index] = 1
             except CorruptImage as error:
                 errors.append(error)
         return errors

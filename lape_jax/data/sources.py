@@ -42,6 +42,27 @@ def open_split(data_config: Any, split: str) -> Source:
     return open_by(openers, data_config, split)
 
 
+def open_alone(data_config: Any, split: str, learned: Sequence[str]) -> Source:
+    """The same, but a split of files needs no other beside it: a folder's classes are those that it has itself.
+
+    Args:
+      learned: names of the classes that are known; those of arrays if train.npz, which would name them, is not there.
+
+    Raises:
+      UserError: as `open_split`.
+    """
+    where = {"train": data_config.train_split, "val": data_config.val_split}[split]
+    match data_config.source:
+        case "folder":
+            return folder(data_config.path, where, train=where)
+        case "arrays":
+            names = os.path.join(os.path.expanduser(data_config.path), f"{data_config.train_split}.npz")
+            known = None if os.path.isfile(names) else learned
+            return arrays(data_config.path, where, data_config.train_split, known)
+        case _:
+            return open_split(data_config, split)
+
+
 def open_by(openers: Mapping[str, Callable[[str], Source]], data_config: Any, split: str) -> Source:
     """What the opener of `data_config.source` makes of the place of a split, "train" or "val".
 
@@ -102,8 +123,8 @@ def digits(split: str) -> ArraySource:
     )
 
 
-def arrays(root: str, split: str, train: str = "train") -> ArraySource:
-    """The images and labels in root/split.npz, with the class names of root/`train`.npz.
+def arrays(root: str, split: str, train: str = "train", classes: Sequence[str] | None = None) -> ArraySource:
+    """The images and labels in root/split.npz, with the class names of root/`train`.npz, or `classes`.
 
     Keys: `image` uint8 (n, h, w, c) with c = 1 or 3; `label` (n,), whole numbers from 0; in `train`.npz also `classes`,
     the names, one for each label. Nothing is unpickled. The files are read into memory, one split at a time.
@@ -115,9 +136,15 @@ def arrays(root: str, split: str, train: str = "train") -> ArraySource:
     path, train_path = os.path.join(root, f"{split}.npz"), os.path.join(root, f"{train}.npz")
     if not root:
         raise UserError(f"data.path is empty: it must name a directory that holds {train}.npz and {split}.npz")
+    if classes is not None:
+        return _array_source(root, path, tuple(classes))
     (classes,) = _load_npz(root, train_path, "classes")
     if classes.ndim != 1 or classes.dtype.kind != "U" or len(set(classes.tolist())) != max(1, classes.size):
         raise UserError(f"classes of {train_path} must be different names, a list of text, not {_kind(classes)}")
+    return _array_source(root, path, tuple(classes.tolist()))
+
+
+def _array_source(root: str, path: str, classes: tuple[str, ...]) -> ArraySource:
     image, label = _load_npz(root, path, "image", "label")
     if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] not in (1, 3) or 0 in image.shape:
         raise UserError(f"image of {path} must be uint8 (n, h, w, 1 or 3), not {_kind(image)}")
@@ -129,7 +156,7 @@ def arrays(root: str, split: str, train: str = "train") -> ArraySource:
             f"label[{wrong}] of {path} is {label[wrong]}, but the {len(classes)} classes are 0 to {len(classes) - 1}"
         )
     names = [f"{path}[{i}]" for i in range(len(image))]
-    return ArraySource(image, label.astype(np.int32), names, tuple(classes.tolist()))
+    return ArraySource(image, label.astype(np.int32), names, classes)
 
 
 def _load_npz(root: str, path: str, *keys: str) -> list[np.ndarray]:

@@ -32,6 +32,7 @@ from lape_jax.models import rules
 CONNECT = 300  # seconds until all processes must have started
 HEARTBEAT = 100  # seconds without a sign of life after which a process counts as dead
 AUTO = "auto"
+_KEYS = {"coordinator_address": "coordinator", "num_processes": "process_count", "process_id": "process_id"}
 _FAILED, _KNOWS, _GONE = "lape_jax/failed", "lape_jax/knows", "lape_jax/gone"
 _POLL, _GRACE, _LAST = 0.5, 1.0, 10.0  # seconds: between looks, to speak for oneself, to wait for the others at the end
 
@@ -88,11 +89,17 @@ def settings(distributed: Any, environ: Mapping[str, str]) -> dict[str, Any] | N
     given = {"coordinator_address": address, "num_processes": count, "process_id": index}
     known = {name: value for name, value in given.items() if value not in (None, "")}
     if count is not None and not 0 <= (index or 0) < count:
-        raise UserError(f"process_id is {index}, but must lie between 0 and process_count - 1 = {count - 1}")
+        raise UserError(
+            f"config.distributed.process_id (or JAX_PROCESS_ID) is {index}, but must lie between 0 and "
+            f"process_count - 1 = {count - 1}"
+        )
     if address == AUTO:
         return {name: value for name, value in known.items() if name != "coordinator_address"}
     if address and not re.fullmatch(r".+:\d+", address):
-        raise UserError(f"the coordinator is {address!r}: it must be host:port of process 0")
+        raise UserError(
+            f"config.distributed.coordinator (or JAX_COORDINATOR_ADDRESS) is {address!r}: it must be host:port of "
+            f"process 0, or {AUTO}"
+        )
     if count == 1:
         return None
     if len(known) == len(given):
@@ -103,7 +110,7 @@ def settings(distributed: Any, environ: Mapping[str, str]) -> dict[str, Any] | N
         raise UserError(
             "several processes need all of config.distributed.coordinator, process_id and process_count (or "
             "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID and JAX_NUM_PROCESSES), but there is only "
-            + " and ".join(f"{name} {value}" for name, value in known.items())
+            + " and ".join(f"{_KEYS[name]} {value}" for name, value in known.items())
         )
     return None
 
@@ -140,7 +147,7 @@ def fail_together(error: UserError | None) -> None:
 def _integer(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name, "")
     if text and not text.isdecimal():
-        raise UserError(f"{name} is {text!r}: it must be a number")
+        raise UserError(f"{name} is {text!r}: it must be a whole number")
     return int(text) if text else None
 
 
@@ -208,8 +215,8 @@ def _check_same(config: ConfigDict, arguments: dict[str, Any]) -> None:
         for name in sorted({*first, *other}):
             if first.get(name) != other.get(name):
                 raise UserError(
-                    f"process {index} was started with another config: {name.replace('/', '.')} is {other.get(name)!r} "
-                    f"there, and {first.get(name)!r} for process 0"
+                    f"process {index} was started with another config: config.{name.replace('/', '.')} is "
+                    f"{other.get(name)!r} there, and {first.get(name)!r} for process 0; give all the same"
                 )
 
 

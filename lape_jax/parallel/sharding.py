@@ -65,10 +65,13 @@ def make_mesh(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise UserError(f"mesh ({shown}): sizes must be positive, and at most one of them -1")
+        raise UserError(
+            f"config.mesh ({shown}): sizes must be positive, and at most one of them -1 (all other devices)"
+        )
     if len(devices) % fixed or (not free and fixed != len(devices)):
         raise UserError(
-            f"mesh ({shown}) does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}"
+            f"config.mesh ({shown}) does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}, "
+            f"with -1 for whatever is left"
         )
     shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
     types = (AxisType.Auto,) * len(AXES)
@@ -119,7 +122,10 @@ def host_share(mesh: Mesh, batch_size: int, *, setting: str = "batch_size") -> t
     share = stop - start
     if start % share or batch_size % share:
         shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        raise UserError(f"mesh ({shape}) gives the processes unequal parts of a batch")
+        raise UserError(
+            f"config.mesh ({shape}) gives the processes unequal parts of a batch: config.mesh.tensor must divide the "
+            f"devices of a process, or be a multiple of them"
+        )
     return start // share, batch_size // share
 
 
@@ -160,7 +166,7 @@ def param_shardings(params: Any, mesh: Mesh, strategies: Sequence[Any]) -> Any:
     Raises:
         UserError: an uncovered parameter, an unknown strategy, or an axis that cannot be split as asked.
     """
-    chosen = rules.assign(strategies, params, setting="sharding")
+    chosen = rules.assign(strategies, params, setting="config.sharding")
 
     def sharding(path, leaf, strategy):
         return NamedSharding(mesh, _spec(rules.path_name(path), leaf.shape, strategy, mesh))
@@ -222,23 +228,29 @@ def _parse(strategy: Any) -> list[tuple[str, int]]:
     for part in str(strategy).split("+"):
         match = re.fullmatch(r"\s*(replicate|fsdp|fsdp\(\d+\)|tensor\(-?\d+\))\s*", part)
         if not match:
-            raise UserError(f"sharding strategy {nearest(part, STRATEGIES)}")
+            raise UserError(f"config.sharding: the strategy {nearest(part.strip(), STRATEGIES)}")
         kind, _, argument = match[1].rstrip(")").partition("(")
         parsed.append((kind, int(argument) if argument else FSDP_MIN_SIZE))
     if len(parsed) > 1 and {kind for kind, _ in parsed} != {"fsdp", "tensor"}:
-        raise UserError(f"sharding strategy {strategy!r}: only one fsdp and one tensor can be joined by +")
+        raise UserError(f"config.sharding: the strategy {strategy!r}: only one fsdp and one tensor can be joined by +")
     return parsed
 
 
 def _check_tensor_axis(name: str, shape: tuple[int, ...], asked: int, axis: int, mesh: Mesh) -> None:
     if not 0 <= axis < len(shape):
-        raise UserError(f"sharding tensor({asked}): {name!r} of shape {shape} has no such axis")
+        raise UserError(
+            f"config.sharding: tensor({asked}) is not possible, as {name!r} of shape {shape} has no such axis: use one "
+            f"of {_layer_axes(name, shape)} to {len(shape) - 1}"
+        )
     if axis < _layer_axes(name, shape):
-        raise UserError(f"sharding tensor({asked}): the first axis of {name!r} counts layers and cannot be split")
+        raise UserError(
+            f"config.sharding: tensor({asked}) is not possible, as the first axis of {name!r} of shape {shape} counts "
+            f"layers: use a later one"
+        )
     if shape[axis] % mesh.shape["tensor"]:
         raise UserError(
-            f"sharding tensor({asked}): {mesh.shape['tensor']} devices do not divide axis {asked} of {name!r}, "
-            f"whose shape is {shape}"
+            f"config.sharding: tensor({asked}) is not possible, as config.mesh.tensor {mesh.shape['tensor']} does not "
+            f"divide that axis of {name!r}, whose shape is {shape}: use another axis, or 'replicate'"
         )
 
 

@@ -1,7 +1,7 @@
 """Weights from elsewhere and back: PyTorch state dicts (official LaPE, DeiT, timm), big_vision's
 parameters, and files that hold weights.
 
-    variables = port.load("deit_tiny_patch16_224.pth", model)     # .pth, .pt, .safetensors or .npz
+    variables = port.load("deit_tiny_patch16_224.pth", model)     # or .safetensors, .npz, .bin, ...
     port.save("lape.safetensors", variables, model)               # a state dict for PyTorch
     variables = port.from_torch(torch_model.state_dict(), model)  # the same without a file
     state_dict = port.to_torch(variables, model)

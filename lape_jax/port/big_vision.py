@@ -9,7 +9,7 @@ Here `canonical` names are those of today, of the image model alone, with stacke
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from lape_jax.models.big_vision import BigVisionViT
 from lape_jax.models.vit import ViT
 from lape_jax.nn import position
 from lape_jax.nn.join import FOLDED, JOINS
-from lape_jax.port.params import as_array, check, copy, shapes, to_flat, unflatten
+from lape_jax.port.params import as_array, check, copy, first_few, shapes, to_flat, unflatten
 
 PREFIXES = ("params/", "opt/target/")
 IMAGES = "img"  # the image model's subtree where there is a text model, too
@@ -65,7 +65,7 @@ NAMES = {
 QKV = ("query", "key", "value")
 
 
-def from_big_vision(flat: Mapping[str, Any], model: nn.Module) -> dict:
+def from_big_vision(flat: Mapping[str, Any], model: nn.Module, absent: Collection[str] = ()) -> dict:
     """The variables `{"params": ...}` of `model` with the weights of a big_vision checkpoint.
 
     Images must come to the model in [-1, 1]. Entries beside the image model's parameters (optimiser state, text model)
@@ -75,6 +75,7 @@ def from_big_vision(flat: Mapping[str, Any], model: nn.Module) -> dict:
         flat: arrays by '/'-joined name, or the tree of them, of any layout and time (see the module).
         model: a `lape_jax.models.big_vision.BigVisionViT`, or a `lape_jax.models.vit.ViT` that computes the same: with
             gelu="tanh". Every parameter must be there, and nothing else may be.
+        absent: paths of parameters that are not there.
 
     Returns:
         NumPy arrays of the types they came in. They have the same bits, but where an old row of the position table for
@@ -91,9 +92,9 @@ def from_big_vision(flat: Mapping[str, Any], model: nn.Module) -> dict:
             found = without_class_row(found, model.joining)
         if not model.scan:
             found = unstack(found)
-        check(found, shapes(model), "the checkpoint")
+        check(found, shapes(model, absent), "the checkpoint")
         return unflatten({path: copy(value) for path, value in found.items()})
-    return unflatten(_to_ours(found, model))
+    return unflatten(_to_ours(found, model, absent))
 
 
 def to_big_vision(variables: Mapping[str, Any], model: nn.Module, scan: bool | None = None) -> dict[str, np.ndarray]:
@@ -218,7 +219,7 @@ def _stack(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise UserError(f"the checkpoint has {len(numbers)} blocks, and the last one is number {depth - 1}")
     lacking = [f"{STACK[:-1]}_{i}/{leaf}" for leaf, layers in blocks.items() for i in range(depth) if i not in layers]
     if lacking:
-        raise UserError(f"the checkpoint lacks {', '.join(sorted(lacking))}")
+        raise UserError(f"the checkpoint lacks {first_few(sorted(lacking))}")
     for leaf, layers in blocks.items():
         kinds = {(layer.shape, str(layer.dtype)) for layer in layers.values()}
         if len(kinds) > 1 or STACK + leaf in result:
@@ -227,9 +228,9 @@ def _stack(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
-def _to_ours(found: dict[str, np.ndarray], model: ViT) -> dict[str, np.ndarray]:
+def _to_ours(found: dict[str, np.ndarray], model: ViT, absent: Collection[str]) -> dict[str, np.ndarray]:
     """Our ViT's parameters by path."""
-    expected, found = shapes(model), _with_class_row(found, model)
+    expected, found = shapes(model, absent), _with_class_row(found, model)
     # What there would be for parameters of these shapes.
     zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in expected.items()}
     check(found, {name: value.shape for name, value in _to_theirs(zeros, model).items()}, "the checkpoint")

@@ -1,4 +1,4 @@
-"""Weights in files: `.npz` and `.safetensors` both ways, `.pth`, `.pt` and `.pth.tar` to read.
+"""Weights in files: read whatever the file is called, see contents.py, and written as `.npz` and `.safetensors`.
 
 Names in a file are those of PyTorch (`blocks.0.norm1.weight`), the paths of our variables (`blocks/norm1/scale`, one
 entry for all layers; see params.py) or those of big_vision; reading recognises which.
@@ -7,78 +7,102 @@ entry for all layers; see params.py) or those of big_vision; reading recognises 
 import contextlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from lape_jax.errors import UserError, nearest
-from lape_jax.port import big_vision, pth, torch
-from lape_jax.port.archive import open_zip, reading
+from lape_jax.models.segmenter import Segmenter
+from lape_jax.port import big_vision, checkpoint, torch
 from lape_jax.port.big_vision import from_big_vision, is_big_vision, to_big_vision
+from lape_jax.port.contents import read, say
 from lape_jax.port.params import from_flat, shapes, to_flat
-from lape_jax.port.torch import WRAPPERS, from_torch, to_mmseg, to_torch
+from lape_jax.port.torch import to_mmseg, to_torch
 
-READ = (".npz", ".safetensors", ".pth", ".pt", ".pth.tar")
 WRITTEN = (".npz", ".safetensors")
-READERS = {"torch": from_torch, "lape": from_flat, "big_vision": from_big_vision}
+READERS = {"torch": torch.read, "lape": from_flat, "big_vision": from_big_vision}
 WRITERS = {"torch": to_torch, "lape": to_flat, "big_vision": to_big_vision, "mmseg": to_mmseg}
+Result = TypeVar("Result")
 
 
 def load(path: str | os.PathLike, model: nn.Module) -> dict:
     """The variables of `model`, `{"params": ...}` and other collections, from a file, as NumPy arrays of its types.
 
-    A checkpoint of a training script may hold several sets of weights, such as those of the last step and their running
-    mean: `FILE:KEY`, with KEY one of `lape_jax.port.torch.WRAPPERS`, says which is meant.
+    The weights may be in dicts in dicts, with a prefix before all names (`module.`, `_orig_mod.`, `backbone.`, ...),
+    and beside other things: what fits the model is taken, and what was taken off is logged. Where two sets of weights
+    fit, such as those of the last step and their running mean, `FILE:KEY` says which is meant.
 
-    A `.pth`, `.pt` or `.pth.tar` file is read without PyTorch, and nothing that its pickle asks for is run. See
-    `from_torch` for what a state dict may look like.
+    Files of torch.save are read without PyTorch, and nothing that its pickle asks for is run. See `from_torch` for what
+    a state dict may look like.
 
     Raises:
-        UserError: the suffix is not one of `READ`; the file is missing, damaged or not what its suffix says; or its
-            weights do not fit the model.
+        UserError: the file is missing, damaged or none of weights; or its weights do not fit the model, or twice.
     """
     weights, place = read(path)
+    with speaking_of(place):
+        part, variables = checkpoint.choose(
+            weights, known(model), lambda part: fit({**part.arrays, **part.outside}, model)
+        )
+    say(place, part.notes)
+    return variables
+
+
+@contextlib.contextmanager
+def speaking_of(place: str) -> Iterator[None]:
+    """Puts before what a UserError says which weights it is about."""
     try:
-        return fit(weights, model)
+        yield
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
 
 
-def fit(weights: Mapping[str, Any], model: nn.Module) -> dict:
-    """The variables of `model` that are in `weights`, whose names say what they are names of."""
+def known(model: nn.Module) -> frozenset[str]:
+    """The `pattern` of each name that weights of `model` have, in PyTorch or here; also of a Segmenter's classifier."""
+    found = shapes(model)
+    if is_big_vision(found):  # whose layouts `from_big_vision` knows itself
+        return frozenset()
+    names = {*found, *torch.names(model, found)}
+    if isinstance(model, Segmenter):
+        classifier = model.classifier()
+        names |= torch.names(classifier, shapes(classifier))
+    return frozenset(map(checkpoint.pattern, names))
+
+
+def fit(weights: Mapping[str, Any], model: nn.Module, absent: Collection[str] = ()) -> dict:
+    """The variables of `model` that are in `weights`, whose names say what they are names of; not those `absent`."""
     names = format_of(weights)
     # Our own paths in a `BigVisionViT` are big_vision's, also where the model is more than big_vision's ViT can be.
-    if names == "big_vision" and weights.keys() == shapes(model).keys():
+    if names == "big_vision" and weights.keys() == shapes(model, absent).keys():
         names = "lape"
-    return READERS[names](weights, model)
+    return READERS[names](weights, model, absent)
 
 
-def fit_first(weights: Mapping[str, Any], models: Iterable[nn.Module]) -> tuple[nn.Module, dict]:
-    """The first of `models` (at least one) that the `weights` fit, and its variables.
+def fit_first(models: Iterable[nn.Module], attempt: Callable[[nn.Module], Result]) -> tuple[nn.Module, Result]:
+    """The first of `models` (at least one) with which `attempt` succeeds, and what it gives.
 
     Raises:
-        UserError: they fit none; says why not the first.
+        UserError: it succeeds with none; says why not with the first.
     """
     first: UserError | None = None
     for model in models:
         try:
             model.check()
-            return model, fit(weights, model)
+            return model, attempt(model)
         except UserError as error:
             first = first or error
     raise first
 
 
-def format_of(weights: Mapping[str, Any]) -> str:
+def format_of(weights: Mapping[Any, Any]) -> str:
     """Whose names these are, one of `WRITERS`."""
-    if is_big_vision(weights):
+    names = [str(name) for name in weights]
+    if is_big_vision(names):
         return "big_vision"
-    return "lape" if any("/" in name for name in weights) else "torch"
+    return "lape" if any("/" in name for name in names) else "torch"
 
 
 def stored_shapes(weights: Mapping[str, Any], model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -90,26 +114,6 @@ def stored_shapes(weights: Mapping[str, Any], model: nn.Module) -> dict[str, tup
         return big_vision.stored_shapes(weights, model)
     paths = shapes(model)
     return {path: np.shape(weights[path]) for path in weights if path in paths}
-
-
-def read(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
-    """What a file holds, by name, and how to speak of the file: see `load`, whose errors of files it raises."""
-    name, _, key = os.fspath(path).rpartition(":")
-    path, key = (Path(name), key) if key in WRAPPERS else (Path(path), "")
-    _check_suffix(path, READ)
-    if path.suffix == ".npz":
-        weights: Any = _read_npz(path)
-    elif path.suffix == ".safetensors":
-        weights = _read_safetensors(path)
-    else:
-        weights = pth.read(path)
-    if key:
-        if not isinstance(weights, Mapping) or not isinstance(weights.get(key), Mapping):
-            raise UserError(f"{path} has no weights under {key!r}")
-        weights, path = weights[key], Path(f"{path}:{key}")  # for what is said of it
-    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
-        raise UserError(f"{path} holds a {type(weights).__name__} instead of arrays by name")
-    return dict(weights), str(path)
 
 
 def save(
@@ -132,7 +136,8 @@ def save(
     path = Path(path)
     if format not in WRITERS:
         raise UserError(f"format={nearest(format, WRITERS)}")
-    _check_suffix(path, WRITTEN)
+    if not path.name.endswith(WRITTEN):
+        raise UserError(f"{path}: weights are written to files that end in {', '.join(WRITTEN)}")
     arrays = WRITERS[format](variables, model)
     # safetensors writes memory as it is
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -192,21 +197,3 @@ def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
     for name, content in contents.items():
         with replacing(directory / name) as file:
             file.write(content)
-
-
-def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
-    if not path.name.endswith(suffixes):
-        verb = "written to" if suffixes == WRITTEN else "read from"
-        raise UserError(f"{path}: weights are {verb} files that end in {', '.join(suffixes)}")
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with reading(path, "NumPy .npz"), open_zip(path), np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-        # NumPy knows no bfloat16 and stores it as two opaque bytes.
-        return {name: x.view(jnp.bfloat16) if x.dtype == np.dtype("V2") else x for name, x in arrays.items()}
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with reading(path, "safetensors"):
-        return safetensors.numpy.load_file(path)

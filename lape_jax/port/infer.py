@@ -9,14 +9,23 @@ import flax.linen as nn
 
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
+from lape_jax.models.ceit import CeiT
 from lape_jax.models.segmenter import DECODERS, Segmenter
+from lape_jax.models.t2t import T2TViT
+from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn import position
 from lape_jax.nn.join import JOINS
 
-HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2}  # and which axis is that of classes
+# And which axis is that of classes.
+HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2, "decode_head/conv_seg/kernel": -1}
 TABLE, PE_NORM, BIAS_TABLE = "pos_embed", "pe_norm/", "relative_position_bias_table"
 STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
 DECODER = "decoder/"  # of a Segmenter
+PATCH_KERNELS = ("patch_embed/proj/kernel", "embedding/kernel")
+# The first convolution: of a CeiT, a CCT or a RegNet, or else that over patches.
+STEMS = ("patch_embed/conv/kernel", "patch_embed/conv0/kernel", "stem/conv/kernel", *PATCH_KERNELS)
+ADAPTER = "interactions_0/"  # of a ViT-Adapter
+LAYER_SCALE = "blocks/ls1/gamma"
 GLOBAL_BIASES, WINDOW_BIASES = f"blocks/attn/{BIAS_TABLE}", f"layers_0/blocks/attn/{BIAS_TABLE}"
 
 
@@ -24,8 +33,9 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     """Models like `model` that weights may be for, the most probable first; they may fail their `check`.
 
     They differ from it in what can be read off the weights: number of classes, distillation token, joining method,
-    relative position bias, image size, Swin's windows (which imply an image size, if no table does). What cannot is
-    taken to be the model's: patch size, heads, whether a table is shared or default, square images.
+    relative position bias, size of patches, channels of images, image size, Swin's windows (which imply an image size,
+    if no table does). What cannot is taken to be the model's: heads, whether a table is shared or default, square
+    images.
 
     Args:
         shapes_for: (model) -> shapes of those of its variables, by path, that the weights have, perhaps in other
@@ -39,8 +49,10 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
         found = dict(shapes_for(probe)) | found
     numbers = [found[path][axis] for path, axis in HEADS.items() if path in found]
     classes = {"num_classes": numbers[0]} if numbers else {}
+    classes |= _channels(found)
     if not isinstance(model, Classifier):
         return [model.clone(**classes)]
+    classes |= _patches(found, model)
     if STAGE_TABLES in found:
         found[TABLE] = found[STAGE_TABLES]
     settings: dict[str, Any] = {"join": _joining(found, model), **classes, **_windows(found, model)}
@@ -82,7 +94,11 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def sources(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], model: nn.Module) -> list[nn.Module]:
-    """As `infer`, for weights that `model` is to start from: a Segmenter starts from a classifier, too."""
+    """As `infer`, for weights that `model` is to start from: some start from a classifier, too."""
+    if isinstance(model, ViTAdapter) and not any(path.startswith(ADAPTER) for path in shapes_for(model)):
+        classifier = model.classifier()
+        scaled = classifier.clone(layer_scale=1.0)
+        return infer(shapes_for, scaled if LAYER_SCALE in shapes_for(scaled) else classifier)
     if isinstance(model, Segmenter):
         probes = [model.clone(decoder_type=kind) for kind in DECODERS]
         if not any(path.startswith(DECODER) for probe in probes for path in shapes_for(probe)):
@@ -95,6 +111,29 @@ def _decoder(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str
     if not isinstance(model, Segmenter) or not any(path in found for path in HEADS):
         return {}
     return {"decoder_type": "mask" if "decoder/cls_emb" in found else "linear"}
+
+
+def _channels(found: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Channels of the images."""
+    return next(({"in_channels": found[path][2]} for path in STEMS if path in found), {})
+
+
+def _patches(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str, Any]:
+    """Other patches than the model's, in images of as many as its own have or, by the table, another number."""
+    kernel = next((found[path] for path in PATCH_KERNELS if path in found), None)
+    if kernel is None or not cuts_patches(model) or kernel[:2] == pair(model.patch_size):
+        return {}
+    (rows, columns), (height, width) = model.grid, pair(kernel[0] if kernel[0] == kernel[1] else kernel[:2])
+    size = (rows * height, columns * width)
+    return {
+        "patch_size": height if height == width else (height, width),
+        "image_size": size[0] if size[0] == size[1] else size,
+    }
+
+
+def cuts_patches(model: nn.Module) -> bool:
+    """Whether the kernel of the model's patch embedding is one over patches of the image, as large as it says."""
+    return bool(getattr(model, "patch_size", None)) and not isinstance(model, CeiT | T2TViT)
 
 
 def _windows(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str, Any]:
@@ -144,6 +183,7 @@ def _sized(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> nn.Module:
     side = math.isqrt(max(patches, 0))
     if patches == math.prod(model.grid) or side * side != patches:
         return model
-    height, width = pair(model.image_size)
+    field = "table_size" if hasattr(model, "table_size") else "image_size"
+    height, width = pair(getattr(model, field))
     size = (height * side // model.grid[0], width * side // model.grid[1])
-    return model.clone(image_size=size[0] if size[0] == size[1] else size)
+    return model.clone(**{field: size[0] if size[0] == size[1] else size})

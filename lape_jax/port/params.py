@@ -5,7 +5,7 @@ The path of a parameter is bare, "blocks/norm1/scale"; that of any other variabl
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,14 +15,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lape_jax.errors import UserError
+from lape_jax.port.pickled import Opaque
 
-MANY = 40  # names in one error that nobody reads to the end
+FEW = 3  # names that one error gives of a kind
+LONG, MESSAGE = 70, 390  # characters of a name, and of an error with fewer names where these are long
 COLLECTIONS = ("batch_stats", "constants")
 FLOATS = tuple(np.dtype(kind) for kind in (np.float16, jnp.bfloat16, np.float32, np.float64))
 
 
-def to_flat(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+def to_flat(variables: Mapping[str, Any], model: nn.Module, absent: Collection[str] = ()) -> dict[str, np.ndarray]:
     """The variables by '/'-joined path, on the host, after a check that they are those of `model`.
+
+    Args:
+        absent: paths of variables that are not there.
 
     Raises:
         UserError: they are not, or a weight is not floating point or not finite.
@@ -30,24 +35,28 @@ def to_flat(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndar
     if not isinstance(variables, Mapping) or not isinstance(variables.get("params"), Mapping):
         raise UserError("variables should be a dict with the parameters under 'params'")
     flat = {path: as_array(path, value) for path, value in flatten(variables).items()}
-    check(flat, shapes(model), "the tree of variables")
+    check(flat, shapes(model, absent), "the tree of variables")
     return flat
 
 
-def from_flat(arrays: Mapping[str, Any], model: nn.Module) -> dict:
+def from_flat(arrays: Mapping[str, Any], model: nn.Module, absent: Collection[str] = ()) -> dict:
     """The variables of `model`, `{"params": ...}` and other collections, by '/'-joined path: the inverse of `to_flat`.
+
+    Args:
+        absent: paths of variables that are not there.
 
     Raises:
         UserError: they are not the model's, or a weight is not floating point or not finite.
     """
     flat = {path: copy(as_array(path, value)) for path, value in arrays.items()}
-    check(flat, shapes(model), "the file")
+    check(flat, shapes(model, absent), "the file")
     return unflatten(flat)
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the variables of `model` by '/'-joined path."""
-    return {path: leaf.shape for path, leaf in flatten(model.variable_shapes()).items()}
+def shapes(model: nn.Module, absent: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Shapes of the variables of `model` by '/'-joined path, but for those that are `absent`."""
+    found = flatten(model.variable_shapes())
+    return {path: leaf.shape for path, leaf in found.items() if path not in absent}
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,38 +73,53 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raises UserError, naming every entry that is at fault, unless `arrays` are finite weights of these `shapes`."""
+    """Raises UserError unless `arrays` are finite weights of these `shapes`; it counts the faults and names a few."""
     common = [name for name in shapes if name in arrays]
     misshapen = [name for name in common if arrays[name].shape != shapes[name]]
     untyped = [name for name in common if arrays[name].dtype not in FLOATS]
     sound = [name for name in common if name not in misshapen and name not in untyped]
+    infinite = [name for name in sound if not np.isfinite(arrays[name]).all()]
     faults = {
-        "it lacks": [name for name in shapes if name not in arrays],
+        # If there is nothing that the model has, the names are others, and those that it wants tell nothing.
+        "it lacks": [name for name in shapes if name not in arrays] if common or not arrays else [],
         "the model has no": [name for name in arrays if name not in shapes],
         "shapes differ:": [f"{name} is {arrays[name].shape} and should be {shapes[name]}" for name in misshapen],
         "not floating point:": [f"{name} is {arrays[name].dtype}" for name in untyped],
-        "not finite:": [name for name in sound if not np.isfinite(arrays[name]).all()],
+        "not finite:": infinite,
     }
-    lists = [f"{fault} {', '.join(_by_layers(sorted(names, key=natural)))}" for fault, names in faults.items() if names]
-    if lists:
-        raise UserError(f"{what} does not fit the model: {'; '.join(lists)}")
+    fit = f"{len(sound) - len(infinite)} of {len(shapes)} fit"
+    for count in range(FEW, 0, -1) if any(faults.values()) else ():
+        lists = [f"{fault} {first_few(sorted(names, key=natural), count)}" for fault, names in faults.items() if names]
+        message = f"{what} ({fit}) does not fit the model: {'; '.join(lists)}"
+        if len(message) <= MESSAGE or count == 1:
+            raise UserError(message)
 
 
-def _by_layers(texts: list[str]) -> list[str]:
-    """`texts`, and if they are very many, those of layers in sequence, alike but for the layer's number, as one."""
-    if len(texts) <= MANY:
-        return texts
+def first_few(texts: Iterable[str], count: int = FEW) -> str:
+    """`texts` joined by commas, and if they are many, the first `count` and how many there are besides.
+
+    Those of layers in sequence, alike but for the layer's number, are one then: "blocks.0-11.norm1.bias".
+    """
+    texts = list(texts)
+    shown = [(text, 1) for text in texts] if len(texts) <= count else _by_layers(texts)
+    rest = sum(number for _, number in shown[count:])
+    named = ", ".join(text if len(text) <= LONG else f"{text[: LONG - 3]}..." for text, _ in shown[:count])
+    return f"{named} and {rest} more" if rest else named
+
+
+def _by_layers(texts: list[str]) -> list[tuple[str, int]]:
+    """`texts`, those of layers in sequence as one, each with the number of those that it is."""
     layers: dict[tuple[str, str], list[int]] = {}
     for text in texts:
-        before, number, after = re.fullmatch(r"(.*?)(?:\.(\d{1,9})(?=\.)(.*))?", text).groups()
+        before, number, after = re.fullmatch(r"(?s)(.*?)(?:\.(\d{1,9})(?=\.)(.*))?", text).groups()
         layers.setdefault((before, after or ""), []).append(-1 if number is None else int(number))
     shown = []
     for (before, after), numbers in layers.items():
         first, last = min(numbers), max(numbers)
-        if 2 < len(numbers) == last - first + 1 and numbers == list(range(first, last + 1)):
-            shown.append(f"{before}.{first}-{last}{after}")
+        if 1 < len(numbers) == last - first + 1 and numbers == list(range(first, last + 1)):
+            shown.append((f"{before}.{first}-{last}{after}", len(numbers)))
         else:
-            shown += [before if number < 0 else f"{before}.{number}{after}" for number in numbers]
+            shown += [(before if number < 0 else f"{before}.{number}{after}", 1) for number in numbers]
     return shown
 
 
@@ -109,7 +133,8 @@ def as_array(name: Any, value: Any) -> np.ndarray:
         is_bfloat16 = str(value.dtype) == "torch.bfloat16"
         value = value.float().numpy().astype(jnp.bfloat16) if is_bfloat16 else value.numpy()
     if not isinstance(value, np.ndarray | np.generic | jax.Array):
-        raise UserError(f"{name} should be an array, and is a {type(value).__name__}")
+        kind = value.name if isinstance(value, Opaque) else type(value).__name__
+        raise UserError(f"{name} should be an array, and is a {kind}")
     array = np.asarray(value)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 

@@ -23,28 +23,32 @@ MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
 
-def read(path: Path) -> Any:
+def read(path: Path, skipped: set[str] | None = None) -> Any:
     """The object in the file: containers, numbers and text as they are, tensors as (read-only or own) NumPy arrays.
 
+    Anything else is an `Opaque` value, see `lape_jax.port.pickled`; `skipped` gets the names of its classes.
+
     Raises:
-        UserError: the file is damaged, is not one of torch.save, or holds something else than plain data and tensors.
+        UserError: the file is damaged, is not one of torch.save, or refers to something that runs code.
     """
     with reading(path, "torch.save"):
         with path.open("rb") as stream:
             zipped = stream.read(4) == b"PK\x03\x04"
             if not zipped:
                 stream.seek(0)
-                return _read_legacy(stream, path.stat().st_size)
+                return _read_legacy(stream, path.stat().st_size, skipped)
         with open_zip(path) as archive:
-            return _read_zip(archive)
+            return _read_zip(archive, skipped)
 
 
-def _read_zip(archive: ZipFile) -> Any:
+def _read_zip(archive: ZipFile, skipped: set[str] | None) -> Any:
     names = frozenset(archive.namelist())
     pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise RefusedError(f"it is a zip archive with {len(pickles)} data.pkl in it, and torch.save writes one")
     folder = pickles[0].removesuffix("data.pkl")
+    if f"{folder}constants.pkl" in names:
+        raise RefusedError("it is a program of torch.jit.save, and not weights: save its state_dict() by torch.save")
     if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
         raise RefusedError("it was written on a big-endian machine, which is not supported")
     members: dict[str, bytes] = {}
@@ -60,10 +64,10 @@ def _read_zip(archive: ZipFile) -> Any:
             members[name] = archive.read(name)
         return Storage(members[name], dtype)
 
-    return unpickle(io.BytesIO(archive.read(pickles[0])), storage)
+    return unpickle(io.BytesIO(archive.read(pickles[0])), storage, skipped)
 
 
-def _read_legacy(stream: io.BufferedIOBase, file_size: int) -> Any:
+def _read_legacy(stream: io.BufferedIOBase, file_size: int, skipped: set[str] | None) -> Any:
     storages: dict[str, Storage] = {}
     unclaimed = file_size
 
@@ -84,7 +88,7 @@ def _read_legacy(stream: io.BufferedIOBase, file_size: int) -> Any:
             raise RefusedError("it is a pickle, but not one of torch.save")
     if not unpickle(stream, storage)["little_endian"]:
         raise RefusedError("it was written on a big-endian machine, which is not supported")
-    result = unpickle(stream, storage)
+    result = unpickle(stream, storage, skipped)
     keys = unpickle(stream, storage)
     if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
         raise RefusedError("the storages that it lists are not those that its tensors need")

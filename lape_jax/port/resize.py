@@ -1,4 +1,4 @@
-"""Position tables for another resolution: what is learned for a grid of patches, interpolated to another grid."""
+"""What is learned for a grid of patches, for another one; and kernels of patches for other sizes and colours."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lape_jax.errors import UserError, nearest
-from lape_jax.nn.resize import METHODS, resize_rows
+from lape_jax.nn.resize import METHODS, resize_maps, resize_rows
 
 Grid = tuple[int, int]
 
@@ -52,3 +52,44 @@ def resize_bias_table(
     """
     offsets = [(2 * rows - 1, 2 * columns - 1) for rows, columns in (old, new)]
     return resize_table(table, *offsets, method=method)
+
+
+def resize_kernel(kernel: Float[np.ndarray, "h w c d"], size: Grid) -> Float[np.ndarray, "h2 w2 c d"]:
+    """The kernel of a patch embedding for patches of another size, which gives resized patches the old embedding.
+
+    PI-resize: with B the matrix that resizes a patch to `size` (bilinear, no antialiasing, as in FlexiViT's code), the
+    kernel w of each channel becomes pinv(B^T) w, the least-squares solution of <B x, w'> = <x, w> over all patches x.
+    For larger patches that holds exactly. Computed in float64.
+
+    Source: Beyer et al. 2023, "FlexiViT: One Model for All Patch Sizes", arXiv:2212.08013, section 3.4.
+    """
+    with jax.enable_x64(True):
+        # Of rows and of columns: B is their Kronecker product, and so is its pseudoinverse.
+        one, other = (_inverse(old, new) for old, new in zip(kernel.shape[:2], size, strict=True))
+    return np.einsum("ri,sj,ijcd->rscd", one, other, kernel.astype(np.float64), optimize=True).astype(kernel.dtype)
+
+
+def _inverse(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """pinv(B^T) for B, the matrix (new, old) that resizes a line of pixels."""
+    columns = resize_maps(jnp.eye(old, dtype=jnp.float64)[..., None], (new, old), "bilinear")[..., 0]
+    return np.linalg.pinv(np.asarray(columns).T)
+
+
+def recolour_kernel(kernel: Float[np.ndarray, "h w c d"], channels: int) -> Float[np.ndarray, "h w c2 d"]:
+    """The kernel of a convolution over RGB images for grey ones, or the reverse.
+
+    Summed over the channels, or a third of it for each: a grey image, given as three equal channels, has the same
+    output. Computed in float64.
+
+    Raises:
+        UserError: it is neither of the two.
+    """
+    given = kernel.shape[2]
+    if {given, channels} != {1, 3}:
+        raise UserError(
+            f"the weights are for images of {given} channels and the model for {channels}: only grey (1) and RGB (3) "
+            f"are converted into each other"
+        )
+    full = kernel.astype(np.float64)
+    full = full.sum(axis=2, keepdims=True) if channels == 1 else np.repeat(full / 3, 3, axis=2)
+    return full.astype(kernel.dtype)

@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from lape_jax.errors import UserError
 from lape_jax.port import vit
 from lape_jax.port.entries import LINEAR, SAME, Entry
+from lape_jax.port.params import first_few
 
 ENCODER = "encoder."
 DECODER = {
@@ -112,6 +113,11 @@ def official(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
     return {_renamed(name, RSTRUDEL) or name: _reshaped(name, array) for name, array in kept.items()}
 
 
+def aliases() -> set[str]:
+    """MMSegmentation's names, # for numbers."""
+    return {name.replace("@", "#") for name in RSTRUDEL}
+
+
 def to_mmseg(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A state dict in rstrudel's names, as `to_torch` makes it, in MMSegmentation's.
 
@@ -122,7 +128,7 @@ def to_mmseg(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     given = {name: array for name, array in state_dict.items() if not name.startswith(unused)}
     names = {name: _renamed(name, MMSEG) for name in given}
     if nameless := [name for name, theirs in names.items() if theirs is None]:
-        raise UserError(f"MMSegmentation's Segmenter has nothing like {', '.join(nameless)}")
+        raise UserError(f"MMSegmentation's Segmenter has nothing like {first_few(nameless)}")
     found = {names[name]: array for name, array in given.items()}
     if CLASS_TOKENS in found:
         _, classes, width = found[CLASS_TOKENS].shape

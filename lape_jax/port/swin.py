@@ -37,7 +37,7 @@ MERGING = {
 }
 TIMM = {"head/kernel": ("head.fc.weight",), "head/bias": ("head.fc.bias",)}  # read, never written
 INDEX, MASK = "layers.{s}.blocks.{i}.attn.relative_position_index", "layers.{s}.blocks.{i}.attn_mask"
-_STAGE = re.compile(r"((?:module\.)?layers\.)(\d{1,6})\.(blocks|downsample)(\..*)")
+_STAGE = re.compile(r"(layers\.)(\d{1,6})\.(blocks|downsample)(\..*)")
 
 
 def entries(shapes: Mapping[str, tuple[int, ...]]) -> list[Entry]:

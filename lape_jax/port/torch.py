@@ -1,6 +1,7 @@
 """PyTorch state dicts to Flax variables and back; which names a model has there is said in a module per family."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -14,9 +15,13 @@ from lape_jax.models.regnet import RegNet
 from lape_jax.models.segmenter import Segmenter
 from lape_jax.models.swin import Swin
 from lape_jax.models.t2t import T2TViT
+from lape_jax.models.upernet import UperNet
 from lape_jax.models.vit import ViT
+from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn.join import FOLDED
-from lape_jax.port import ceit, compact, regnet, segmenter, swin, t2t, vit
+from lape_jax.port import ceit, compact, regnet, segmenter, swin, t2t, upernet, vit, vit_adapter
+from lape_jax.port.checkpoint import choose, pattern
+from lape_jax.port.conventions import described
 from lape_jax.port.entries import ROWS
 from lape_jax.port.params import as_array, check, copy, natural, shapes, to_flat, unflatten
 
@@ -25,49 +30,81 @@ from lape_jax.port.params import as_array, check, copy, natural, shapes, to_flat
 #     constants(model, dtype)        entries that are no variables here: compared when read, written for PyTorch
 #     verify(name, array, constant)  that comparison
 #     official(arrays)               of some: the arrays by official names, where others' would mean other entries
-FAMILIES = {ViT: vit, ViTLite: compact, T2TViT: t2t, CeiT: ceit, Swin: swin, RegNet: regnet, Segmenter: segmenter}
+FAMILIES = {
+    ViT: vit,
+    ViTLite: compact,
+    T2TViT: t2t,
+    CeiT: ceit,
+    Swin: swin,
+    RegNet: regnet,
+    Segmenter: segmenter,
+    ViTAdapter: vit_adapter,
+    UperNet: upernet,
+}
 
-# Where the weights are in checkpoints of training scripts; those of `_ema` are their running mean.
-WRAPPERS = ("model", "model_ema", "state_dict", "state_dict_ema")
+#     aliases()                      of some: other names that `official` knows, # for numbers
 MASKS = "attn_mask"
-PREFIX = "module."  # of models that were trained in parallel
+_log = logging.getLogger(__name__)
 
 
-def from_torch(state_dict: Mapping[str, Any], model: nn.Module) -> dict:
+def from_torch(state_dict: Mapping[str, Any], model: nn.Module, absent: Collection[str] = ()) -> dict:
     """The variables of `model`, `{"params": ...}` and other collections, with the weights of a PyTorch state dict.
 
     Args:
         state_dict: arrays by name, as NumPy or JAX arrays or PyTorch tensors, with official names (LaPE, DeiT, Compact
             Transformers, T2T-ViT, CeiT, Swin, Segmenter) or those of timm or MMSegmentation; all of them may begin with
-            `module.`, and the dict may sit in another one under one of `WRAPPERS`. Where it has weights under two of
-            them, pass the ones that you mean.
+            one prefix such as `module.`, and the dict may sit in another one; both are logged. Where it has two sets of
+            weights that fit, pass the one that you mean.
         model: what the weights are for. Every variable must be there, and nothing else may be, except a frozen
             sinusoid `pos_embed` and `relative_position_index`, which must agree with the model's, and the counters of
             BatchNorms, and the unused head of a Segmenter's encoder; these are dropped.
+        absent: paths of variables that are not there.
 
     Returns:
         NumPy arrays of the types they came in; bit for bit the same values.
 
     Raises:
-        UserError: the names or shapes do not fit (all of them are listed), a weight is not floating point or not
-            finite, or a frozen table is not the model's.
+        UserError: the names or shapes do not fit, a weight is not floating point or not finite, or a frozen table is
+            not the model's.
     """
-    given = _unwrap(state_dict)
+    if not isinstance(state_dict, Mapping):
+        raise UserError(f"a state dict should map names to arrays, and this is a {type(state_dict).__name__}")
+    _family(model)  # says so, if there is none
+    known = frozenset(map(pattern, names(model, shapes(model))))
+    part, variables = choose(state_dict, known, lambda part: read({**part.arrays, **part.outside}, model, absent))
+    for note in part.notes:
+        _log.warning("the state dict: %s", note)
+    return variables
+
+
+def names(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """All names that a state dict of `model`, whose variables have these `shapes`, may have.
+
+    None for a model that has no counterpart in PyTorch.
+    """
+    try:
+        family = _family(model)
+        found = {name for entry in family.entries(shapes) for name in entry.names}
+    except UserError:
+        return set()
+    found |= family.aliases() if hasattr(family, "aliases") else set()
+    return found | family.constants(model).keys()
+
+
+def read(given: Mapping[Any, Any], model: nn.Module, absent: Collection[str] = ()) -> dict:
+    """As `from_torch`, of a dict that has the weights and nothing else, under the model's own names."""
     arrays = {name: as_array(name, value) for name, value in given.items()}
-    prefix = PREFIX if arrays and all(name.startswith(PREFIX) for name in arrays) else ""
     family = _family(model)
     arrays = _official(arrays, family)
-    entries = family.entries(shapes(model))
+    entries = family.entries(shapes(model, absent))
     for name, constant in family.constants(model).items():
-        if prefix + name in arrays:
-            family.verify(prefix + name, arrays.pop(prefix + name), constant)
-    names = {
-        entry: prefix + next((n for n in entry.names if prefix + n in arrays), entry.names[0]) for entry in entries
-    }
-    check(arrays, {names[entry]: entry.shape for entry in entries}, "the state dict")
+        if name in arrays:
+            family.verify(name, arrays.pop(name), constant)
+    chosen = {entry: next((name for name in entry.names if name in arrays), entry.names[0]) for entry in entries}
+    check(arrays, {chosen[entry]: entry.shape for entry in entries}, described("the state dict", given))
     flat: dict[str, Any] = {}
     for entry in entries:
-        value = entry.axes.to_flax(arrays[names[entry]])
+        value = entry.axes.to_flax(arrays[chosen[entry]])
         if entry.layer is None:
             flat[entry.path] = copy(value)
         else:
@@ -111,8 +148,7 @@ def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, 
     Also, as `MASKS`, that of the masks in the first stage of a Swin: (windows, tokens of one, tokens of one).
     """
     family = _family(model)
-    given = {str(name).removeprefix(PREFIX): value for name, value in _unwrap(state_dict).items()}
-    given = _official(given, family)
+    given = _official({name: value for name, value in state_dict.items() if hasattr(value, "shape")}, family)
     found, paths = {}, shapes(model)
     for entry in family.entries(paths):
         value = next((given[name] for name in entry.names if hasattr(given.get(name), "shape")), None)
@@ -137,17 +173,6 @@ def _family(model: nn.Module) -> ModuleType:
 
 def _official(arrays: Mapping[str, Any], family: ModuleType) -> Mapping[str, Any]:
     return family.official(arrays) if hasattr(family, "official") else arrays
-
-
-def _unwrap(state_dict: Any) -> Mapping:
-    """The state dict itself, taken out of the training checkpoint that may hold it."""
-    if not isinstance(state_dict, Mapping):
-        raise UserError(f"a state dict should map names to arrays, and this is a {type(state_dict).__name__}")
-    inside = [key for key in WRAPPERS if isinstance(state_dict.get(key), Mapping) and state_dict[key]]
-    if len(inside) > 1:
-        places = " and ".join(f"under {key!r}" for key in inside)
-        raise UserError(f"the checkpoint has weights {places}: pass the ones that you mean (FILE:{inside[-1]})")
-    return state_dict[inside[0]] if inside else state_dict
 
 
 def _stack(path: str, value: np.ndarray | list[np.ndarray]) -> np.ndarray:

@@ -159,7 +159,7 @@ class _Runs:
         setup.check_training(config, model)
         mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
         self.plan = plan = plans.make(config, len(source))
-        tx = optim.make(config.optimizer, model.param_shapes(), plan.learning_rate)
+        tx = optim.make(config.optimizer, setup.param_shapes(config, model), plan.learning_rate)
         init = states.initialiser(model, tx, config.ema_decay > 0, task)
         self._init = jax.vmap(lambda seed: init(jax.random.key(seed)))
         self._numbers = np.asarray(seeds, np.int32)

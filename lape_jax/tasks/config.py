@@ -10,6 +10,7 @@ from lape_jax.config import reading, rules
 from lape_jax.config import validate as common
 from lape_jax.config.schema import common as common_keys
 from lape_jax.errors import UserError, nearest
+from lape_jax.models import VARIANTS
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.task import Task
 
@@ -58,6 +59,8 @@ def validate(config: ConfigDict) -> None:
     key = task.sources[data.source]
     if key and not data[key]:
         raise UserError(f"config.data.{key} is empty: data.source={data.source} needs it (--config.data.{key}=...)")
+    if config.model.name in VARIANTS:
+        task.check_answers(config, VARIANTS[config.model.name][0])  # else each key that it needs would be refused
     _check_foreign(config)
     task.validate(config)
 

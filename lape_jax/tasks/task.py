@@ -1,6 +1,8 @@
 """What a task answers. The loop, the commands, the report and the benchmarks ask it, and know no task by name."""
 
 import argparse
+import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -12,20 +14,24 @@ from ml_collections import ConfigDict
 
 from lape_jax.augment.photometric import normalise
 from lape_jax.config.rules import Rule
+from lape_jax.data import labels
 from lape_jax.data.example import Source
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 SHEET = 32  # most images of a sheet
 OVERLAYS = 8  # validation images that are drawn, unless so many are asked for
 
 
 class Candidate(NamedTuple):
-    """Weights of a run: its config, its model, and the model's variables, on the host."""
+    """Trained weights: the config, the model, its variables on the host, and the names of the classes it knows."""
 
     config: ConfigDict
     model: Any
     variables: dict
+    classes: Sequence[str]
 
 
 class Preparation(NamedTuple):
@@ -87,10 +93,16 @@ class Task:
     def validate(self, config: ConfigDict) -> None:
         """Raises UserError where keys contradict each other. Asked at the start of commands, for runs of this task."""
 
+    def check_answers(self, config: ConfigDict, model: Any) -> None:
+        """Raises UserError unless the model, or its class, answers what this task asks."""
+        if model.answers != self.answers:
+            what = "nothing" if model.answers == "nothing" else f"each {model.answers}"
+            raise UserError(f"config.task is {config.task!r}, but {config.model.name} gives a class to {what}")
+
     def check(self, config: ConfigDict, model: Any) -> None:
         """Raises UserError, saying why, if the model cannot learn this. Asked before training."""
 
-    def teacher(self, config: ConfigDict, model: Any) -> Path | tuple[Any, dict] | None:
+    def teacher(self, config: ConfigDict, model: Any, classes: Sequence[str]) -> Path | tuple[Any, dict] | None:
         """Who teaches: the workdir of a run, or a model and its variables on the host; None if nobody does.
 
         Asked before training. Raises UserError if the model cannot have this teacher, or not do without one.
@@ -105,6 +117,29 @@ class Task:
         Raises UserError if they are missing or not laid out as they should be.
         """
         raise NotImplementedError
+
+    def open_alone(self, config: ConfigDict, split: str, learned: Sequence[str]) -> Any:
+        """The same without the other split, for whoever knows from elsewhere which classes were learned."""
+        return self.open_split(config, split)
+
+    def relabel(self, item: Any, numbers: Sequence[int]) -> Any:
+        """An item of a source, whose classes get other numbers, negative ones for none. Asked by `open_for`."""
+        return dataclasses.replace(item, label=numbers[item.label])
+
+    def open_for(self, config: ConfigDict, split: str, learned: Sequence[str], what: str) -> Any:
+        """The examples of a split under the numbers and names that `what` has learned. Asked by commands on weights.
+
+        Classes are matched as `config.data.match` says; what is to be known of it is logged.
+
+        Raises UserError if they cannot be matched, or as `open_split`.
+        """
+        source = self.open_alone(config, split, learned)
+        found = labels.match(learned, source.classes, config.data.match, what=what, where=f"the {split} data")
+        if found.said:
+            _log.warning("%s", found.said)
+        if tuple(source.classes) == tuple(learned):
+            return source
+        return labels.Relabelled(source, learned, lambda item: self.relabel(item, found.numbers))
 
     def recognises(self, data: DataSet) -> bool:
         """Whether a data set on disk is laid out for this task in particular. Asked by `prepare check`."""
@@ -224,11 +259,10 @@ class Task:
     def check_places(self, images: Mapping[Path, Path], out: Path) -> None:
         """Raises UserError if `predict` would write a file twice, or over one that may be the user's. Asked first."""
 
-    def predict(self, run: Candidate, classes: Sequence[str], images: Mapping[Path, Path], out: Path) -> int:
+    def predict(self, run: Candidate, images: Mapping[Path, Path], out: Path) -> int:
         """Writes what `run` makes of images to `out`, and returns how many could be read. Asked by `predict`.
 
         Args:
-            classes: names of what is predicted.
             images: files -> what to call them below `out`.
         """
         raise UserError(f"task {self.name!r} cannot predict files")

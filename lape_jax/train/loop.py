@@ -12,7 +12,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from lape_jax import tasks
-from lape_jax.errors import UserError
+from lape_jax.errors import UserError, listed
 from lape_jax.parallel import hosts, sharding
 from lape_jax.train import chrono, feed, optim, report, setup, teacher, warm
 from lape_jax.train import plan as plans
@@ -51,13 +51,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     plan = plans.make(config, len(source))
     total = plan.total
     # What does not fit is said before anything is decoded, restored or written.
-    micro = {"setting": "batch_size / optimizer.accumulate ="} if config.optimizer.accumulate > 1 else {}
-    sharding.batch_sharding(mesh, config.batch_size // config.optimizer.accumulate, **micro)
+    setting, accumulate = "config.batch_size", config.optimizer.accumulate
+    setting += " / config.optimizer.accumulate =" if accumulate > 1 else ""
+    sharding.batch_sharding(mesh, config.batch_size // accumulate, setting=setting)
     setup.check_training(config, model)
     taught_by = teacher.load(config, model, source.classes, mesh)
 
     # ---- State: shapes first, then created (or restored) right where it belongs --------------------------------------
-    params = model.param_shapes()
+    params = setup.param_shapes(config, model)
     tx = optim.make(config.optimizer, params, plan.learning_rate)
     init = states.initialiser(model, tx, ema=config.ema_decay > 0, task=task)
     abstract = states.abstract(init, mesh, config.sharding)
@@ -73,9 +74,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         StopRequest() as stop,
     ):
         restored = checkpoints.restore(abstract)
-        state, step = restored or (warm.create(config, model, init, abstract, mesh), 0)
+        state, step = restored or (warm.create(config, model, source.classes, init, abstract, mesh), 0)
         if step > total:
-            raise UserError(f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for")
+            raise UserError(
+                f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for: raise "
+                f"config.total_*, or use another --workdir"
+            )
         evaluator = task.evaluator(config, model, mesh, val_source)
         opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total)
 
@@ -204,10 +208,11 @@ def _check(
         return
     checkpoints.wait()
     saved = checkpoints.steps()
-    indices = setup.batch_indices(config, size, bad, config.seed).tolist()
+    indices = listed(setup.batch_indices(config, size, bad, config.seed).tolist(), most=400)
     raise UserError(
         f"the loss or its gradient became NaN or infinite in step {bad} (after {bad} good ones); the last good "
-        f"checkpoint is {f'that of step {saved[-1]}' if saved else 'none'}; examples of the batch: {indices}"
+        f"checkpoint is {f'that of step {saved[-1]}' if saved else 'none'}; a smaller --config.optimizer.lr or a "
+        f"longer warm-up may help; examples of the batch (all by lape_jax.train.setup.batch_indices): [{indices}]"
     )
 
 

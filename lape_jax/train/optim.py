@@ -105,13 +105,19 @@ def schedule(
     if period < 1:
         raise UserError(
             f"the schedule needs at least 1 training step, not {period}: {total_steps} in all (config.total_*) less "
-            f"{cooldown_steps} of cool-down (config.cooldown_*)"
+            f"{cooldown_steps} of cool-down (config.cooldown_*): make that shorter"
         )
     if not 0 <= warmup_steps <= period:
-        raise UserError(f"warm-up of {warmup_steps} steps does not fit into {period} training steps")
+        raise UserError(f"warm-up of {warmup_steps} steps does not fit into {period} training steps: make it shorter")
     lr, warmup_lr, min_lr = peak_rate(config, batch_size), config.warmup_lr, config.min_lr
     if min_lr > lr:
-        raise UserError(f"config.optimizer.min_lr {min_lr:g} is above the peak of the learning rate, {lr:g}")
+        origin = f"config.optimizer.lr {config.lr:g}"
+        if config.lr_batch:
+            origin += f" for {config.lr_batch} images, and in proportion for config.batch_size {batch_size}"
+        raise UserError(
+            f"config.optimizer.min_lr {min_lr:g} is above the peak of the learning rate, {lr:g} ({origin}): lower "
+            f"min_lr, or raise lr"
+        )
     lag = 1 if config.schedule == "epoch_lag" else 0
     cosine_steps = period - (warmup_steps if config.schedule == "step_prefix" else 0)
 
@@ -165,8 +171,8 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
 
 def multipliers(config: Any, params: Any) -> tuple[Any, Any]:
     """The trees (lr multiplier, weight-decay multiplier) of floats, one per parameter."""
-    lr = _numbers(config.lr_mults or LR_MULTS, params, "optimizer.lr_mults")
-    wd = _numbers(config.wd_mults or default_wd_mults(params), params, "optimizer.wd_mults")
+    lr = _numbers(config.lr_mults or LR_MULTS, params, "config.optimizer.lr_mults")
+    wd = _numbers(config.wd_mults or default_wd_mults(params), params, "config.optimizer.wd_mults")
     return lr, wd
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +90,14 @@ def check_same_model(record: dict, abstract_state: Any, directory: Path) -> None
     names = sorted({**wanted, **saved}, key=lambda name: not name.startswith("params/"))  # stable: they tell the most
     for name in names:
         if saved.get(name) != wanted.get(name):
+            there, here = shown(saved.get(name)), shown(wanted.get(name))
+            classes = [entry[name][0][-1] for entry in (saved, wanted) if name in entry and entry[name][0]]
+            if re.search(r"(^|/)head(_dist)?/(bias|kernel)$", name) and len(set(classes)) == 2:
+                raise UserError(
+                    f"{directory} is a checkpoint of a model of {classes[0]} classes, and the data have {classes[1]}: "
+                    f"use the data it was trained on, or another --workdir"
+                )
             raise UserError(
-                f"{directory} is a checkpoint of another model: {name!r} is {shown(saved.get(name))} there but "
-                f"{shown(wanted.get(name))} in this one; use the config it was trained with, or another workdir"
+                f"{directory} is a checkpoint of another model: {name!r} is {there} there but {here} in this one; use "
+                f"the config it was trained with, or another --workdir"
             )

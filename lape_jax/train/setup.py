@@ -1,7 +1,9 @@
 """From a config to the things a run is made of: model, update, state. Training and evaluation share it."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ from lape_jax.tasks import config as configs
 from lape_jax.train import optim
 from lape_jax.train import state as states
 
+# Where those attributes of a model come from that config.model need not have.
+_ORIGINS = {
+    "num_classes": "the data",
+    "image_size": "config.data.image_size",
+    "in_channels": "config.data.channels",
+    "dtype": "config.dtype",
+}
+
 
 def build_model(config: ConfigDict, num_classes: int) -> Any:
     """The model of `config.model`; the rest of the config and the data imply image size, channels, type and classes.
@@ -36,17 +46,29 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
     given = config.model.to_dict()
     for key, value in implied.items():
         if given.get(key, value) != value:
-            raise UserError(
-                f"config.model.{key} is {given[key]!r}, but the data and the rest of the config make it {value!r}: "
-                f"leave it out"
-            )
-    model = models.create(**{**implied, **given})
-    task = tasks.of(config)
-    if model.answers != task.answers:
-        raise UserError(
-            f"config.task is {config.task!r}, but {config.model.name} gives a class to each {model.answers}"
-        )
+            shown = value.name if key == "dtype" else value
+            raise UserError(f"config.model.{key} is {given[key]!r}, but by {_ORIGINS[key]} it is {shown}: leave it out")
+    with _keys_named(config):
+        model = models.create(**{**implied, **given})
+    tasks.of(config).check_answers(config, model)
     return model
+
+
+@contextlib.contextmanager
+def _keys_named(config: ConfigDict) -> Iterator[None]:
+    """Says of an error about a model's attributes that they are keys of config.model, or where else they come from."""
+    try:
+        yield
+    except UserError as error:
+        implied = [key for key in _ORIGINS if key not in config.model and re.search(rf"\b{key}=", str(error))]
+        origins = "".join(f"; {key} comes from {_ORIGINS[key]}" for key in implied)
+        raise UserError(f"config.model: {error}{origins}") from error
+
+
+def param_shapes(config: ConfigDict, model: Any) -> dict:
+    """`model.param_shapes()`; raises UserError with the key to change if it cannot run on these devices."""
+    with _keys_named(config):
+        return model.param_shapes()
 
 
 def update(
@@ -81,7 +103,8 @@ def update(
 
 def abstract_state(config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, strategies: Any) -> states.TrainState:
     """What a checkpoint of `config`'s run is restored by: see `lape_jax.train.state.abstract`."""
-    tx = optim.make(config.optimizer, model.param_shapes(), float)  # of the optimiser only its state's shapes matter
+    # Of the optimiser only its state's shapes matter.
+    tx = optim.make(config.optimizer, param_shapes(config, model), float)
     return states.abstract(states.initialiser(model, tx, config.ema_decay > 0, tasks.of(config)), mesh, strategies)
 
 
@@ -93,7 +116,7 @@ def check_training(config: ConfigDict, model: Any) -> None:
     nothing.
     """
     tasks.of(config).check(config, model)
-    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows
+    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows + model.unused_rows
     amplified = model.joining == "lape" and model.pe_norm == "layernorm" and model.depth > 1
     if config.optimizer.clip_norm and flat_row and amplified:
         raise UserError(

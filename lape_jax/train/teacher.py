@@ -34,11 +34,14 @@ def load(config: ConfigDict, student: nn.Module, classes: tuple[str, ...], mesh:
         UserError: there is a distillation token and no teacher, or the reverse; the teacher does not exist or cannot
             be read; or it was made for other classes, image sizes, channels or another normalisation.
     """
-    found = tasks.of(config).teacher(config, student)
+    found = tasks.of(config).teacher(config, student, classes)
     if found is None:
         return None
     if isinstance(found, Path):
-        return _from_run(found, config, classes, mesh)
+        try:
+            return _from_run(found, config, classes, mesh)
+        except UserError as error:
+            raise UserError(f"config.distill.teacher: {error}") from error
     model, variables = found
     return Teacher(model, jax.tree.map(lambda array: place(array, sharding.replicated(mesh)), variables))
 
@@ -65,9 +68,13 @@ def _from_run(path: Path, config: ConfigDict, classes: tuple[str, ...], mesh: ja
 def _check_classes(path: Path, classes: tuple[str, ...]) -> None:
     known = finished.classes(path, "the teacher")
     if len(known) != len(classes):
-        raise UserError(f"the teacher in {str(path)!r} knows {len(known)} classes, and the data have {len(classes)}")
+        raise UserError(
+            f"the teacher in {str(path)!r} knows {len(known)} classes, and the data have {len(classes)}: it "
+            f"must have learned them"
+        )
     for i, (theirs, ours) in enumerate(zip(known, classes, strict=True)):
         if theirs != ours:
             raise UserError(
-                f"class {i} of the teacher in {str(path)!r} is {theirs!r}, and that of the data is {ours!r}"
+                f"class {i} of the teacher in {str(path)!r} is {theirs!r}, and that of the data is {ours!r}: it must "
+                f"have learned the same classes in the same order"
             )

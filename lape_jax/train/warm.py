@@ -1,7 +1,7 @@
 """The state at step 0: freshly initialised, or with the weights of another model as far as they fit."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
-from lape_jax.port.transfer import Transfer, transfer, warm_start
+from lape_jax.port import about
+from lape_jax.port.contents import directory_weights
+from lape_jax.port.transfer import HEAD, Transfer, transfer, warm_start, without_head
 from lape_jax.tasks import config as configs
 from lape_jax.train import finished
 from lape_jax.train import state as states
@@ -20,12 +22,18 @@ _log = logging.getLogger(__name__)
 
 
 def create(
-    config: ConfigDict, model: nn.Module, init: Callable, abstract: states.TrainState, mesh: jax.sharding.Mesh
+    config: ConfigDict,
+    model: nn.Module,
+    classes: Sequence[str],
+    init: Callable,
+    abstract: states.TrainState,
+    mesh: jax.sharding.Mesh,
 ) -> states.TrainState:
     """The state at step 0, with the weights that `config.init` names.
 
     `init.weights` is a file, see `lape_jax.port.warm_start`, or the workdir of a run, whose best checkpoint is taken.
-    What was loaded, resized, initialised and dropped is logged.
+    What was loaded, resized, initialised, dropped and left out is logged. A head is taken over for the same classes
+    only, or number by number where `data.match` is "order"; of a file that does not say its classes, for as many.
 
     Raises:
         UserError: there is no such file or run, or its weights do not fit.
@@ -36,7 +44,7 @@ def create(
     everywhere = jax.jit(lambda key: init(key).variables, out_shardings=sharding.replicated(mesh))
     fresh = jax.device_get(everywhere(jax.random.key(config.seed)))
     try:
-        variables, moved = _moved(config, model, fresh, mesh)
+        variables, moved = _moved(config, model, classes, fresh, mesh)
     except UserError as error:
         raise UserError(f"config.init.weights: {error}") from error
     for line in moved.lines() if jax.process_index() == 0 else ():
@@ -54,12 +62,44 @@ def create(
     )
 
 
-def _moved(config: ConfigDict, model: nn.Module, fresh: dict, mesh: jax.sharding.Mesh) -> tuple[dict, Transfer]:
+def _moved(
+    config: ConfigDict, model: nn.Module, classes: Sequence[str], fresh: dict, mesh: jax.sharding.Mesh
+) -> tuple[dict, Transfer]:
     """The `fresh` variables of `model` with what could be had from `config.init.weights`."""
     path = Path(config.init.weights).expanduser()
-    if not path.is_dir():
-        return warm_start(path, model, fresh, config.init.pe_norm)
-    what = "the run"
-    theirs = configs.from_json(path / "config.json")
-    source, variables = finished.best(path, theirs, len(finished.classes(path, what)), mesh, what)
-    return transfer(jax.device_get(variables), source, fresh, model, config.init.pe_norm)
+    if not path.is_dir() or directory_weights(path):
+        result, moved = warm_start(path, model, fresh, config.init.pe_norm)
+        known = about.read(path)
+        theirs = known and known.classes
+    else:
+        what = "the run"
+        theirs = finished.classes(path, what)
+        source, variables = finished.best(path, configs.from_json(path / "config.json"), len(theirs), mesh, what)
+        result, moved = transfer(jax.device_get(variables), source, fresh, model, config.init.pe_norm)
+    return of_same_classes(result, moved, fresh, theirs, tuple(classes), config.data.match)
+
+
+def of_same_classes(
+    result: dict, moved: Transfer, fresh: dict, theirs: tuple[str, ...] | None, ours: tuple[str, ...], match: str
+) -> tuple[dict, Transfer]:
+    """What was moved, without a head that is of other classes.
+
+    Args:
+        result, moved: of `lape_jax.port.transfer`.
+        fresh: variables as they were before.
+        theirs: names of the classes of the weights; None if nobody knows.
+        ours: those of the data.
+        match: "name", or "order" to take the head over number by number.
+    """
+    headed = any(HEAD.fullmatch(path) for path in moved.loaded)
+    if theirs == ours or not headed:
+        return result, moved
+    if theirs is None:
+        note = "the head is taken over: the file does not say its classes, and has as many as the data"
+        return result, moved._replace(notes=(*moved.notes, note))
+    if match == "order":
+        note = "the head is taken over number by number, as data.match=order asks: its classes are called otherwise"
+        return result, moved._replace(notes=(*moved.notes, note))
+    there, here = next((a, b) for a, b in zip(theirs, ours, strict=False) if a != b)
+    why = f"the head is not taken over, as it is of other classes: {there!r} there where {here!r} is here"
+    return without_head(result, moved, fresh, why)

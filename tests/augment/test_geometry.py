@@ -52,7 +52,11 @@ def pillow(name, image, argument, method):
     return np.asarray(image.transform(image.size, Image.Transform.AFFINE, matrix, method, fillcolor=FILL))
 
 
-@pytest.mark.parametrize("name", ["rotate", *MATRICES])
+FIRST = ("rotate", "shear_y")
+NAMES = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in ("rotate", *MATRICES)]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_pillow(name):
     """Every pixel within 1 grey level, nearly all equal."""
     greatest = 30 if name == "rotate" else MATRICES[name][0]

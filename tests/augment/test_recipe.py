@@ -304,20 +304,3 @@ def test_impossible_recipes_are_user_errors(options, message):
 )
 def test_describe(options, line):
     assert recipe.describe(config(**options)).startswith(line)
-
-
-def test_scenes_are_normalised_and_zero_where_there_is_no_image():
-    scenes = batch() | {"label": np.zeros((BATCH, SIZE, SIZE), np.int32)}
-    scenes["label"][:, 5:], scenes["label"][0, 0, 0] = -2, -1
-    scenes = jax.tree.map(jnp.asarray, scenes)
-    found = recipe.make_scenes(config(), padding=-2)(scenes, jax.random.key(0), False)
-    expected = (scenes["image"] / 255 - np.array((0.5, 0.4, 0.3))) / np.array((0.25, 0.2, 0.1))
-    np.testing.assert_allclose(found["image"][:, :5], expected[:, :5], atol=1e-5)
-    assert not np.any(found["image"][:, 5:])
-    assert found["label"] is scenes["label"]
-
-
-def test_describe_scenes():
-    cfg = config(flip=True)
-    cfg.task, cfg.segment = "segment", SimpleNamespace(scale=(64, 48), scale_range=(0.5, 2.0), distort=True)
-    assert recipe.describe(cfg) == "resize into 64 x 48 times 0.5 to 2, crop of 8 pixels, flip, photometric distortion"

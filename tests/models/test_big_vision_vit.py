@@ -356,8 +356,6 @@ def test_load_says_what_is_wrong_with_a_file(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.npz").write_bytes(b"PK no")
     case = BigVisionCase()
-    with pytest.raises(
-        UserError, match=r"cannot be read: No such file|are read from files that end in|is damaged"
-    ) as error:
+    with pytest.raises(UserError, match=r"cannot be read: No such file|is damaged") as error:
         load(inited(case), name, config(case))
     assert "\n" not in str(error.value)

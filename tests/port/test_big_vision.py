@@ -204,7 +204,9 @@ def test_optimiser_state_and_text_models_are_left(tmp_path):
         np.savez(path, **{f"{prefix}{name}": value for name, value in flat.items()}, **{other: np.ones(3, int)})
         identical(expected, port.load(path, model))
     tree = {"params": {"img": {"head": {"bias": np.ones(3)}}, "t": np.ones(())}}
-    with pytest.raises(UserError, match="the checkpoint does not fit the model: it lacks Transformer/"):
+    with pytest.raises(
+        UserError, match=r"the checkpoint \(1 of 25 fit\) does not fit the model: it lacks Transformer/"
+    ):
         port.from_big_vision(tree, model)
 
 

@@ -98,8 +98,8 @@ def test_misfits_have_official_names():
     with pytest.raises(UserError) as caught:
         port.from_torch(state_dict, model)
     assert str(caught.value) == (
-        "the state dict does not fit the model: it lacks classifier.fc.bias; "
-        "the model has no classifier.blocks.0.self_attn.qkv.bias"
+        "the state dict in Compact Transformers' names (33 of 34 fit) does not fit the model: "
+        "it lacks classifier.fc.bias; the model has no classifier.blocks.0.self_attn.qkv.bias"
     )
     with pytest.raises(UserError, match="dist_token of this model has no counterpart in PyTorch's Compact"):
         port.to_torch(random_variables(distilled := tiny("vit_lite_7_4", distilled=True)), distilled)

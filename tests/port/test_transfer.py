@@ -141,7 +141,7 @@ def test_a_sinusoid_that_is_not_in_the_file(tmp_path):
         started(tmp_path / "sine.npz", tiny(join="lape"))
 
 
-@pytest.mark.parametrize("changed", [{"depth": 3}, {"width": 16}, {"patch_size": 4}])
+@pytest.mark.parametrize("changed", [{"depth": 3}, {"width": 16}, {"mlp_ratio": 2.0}])
 def test_weights_of_another_size_are_refused(changed):
     """Also where no name betrays them, as between two runs."""
     source, model = tiny(join="lape"), tiny(**changed, join="lape")
@@ -174,7 +174,7 @@ def test_a_swin_with_a_table_in_each_block(tmp_path):
 
 def test_what_does_not_fit_is_said(default):
     _, path = default
-    with pytest.raises(UserError, match=r"default.npz: .*does not fit the model.*blocks.2"):
+    with pytest.raises(UserError, match=r"default.npz: .*does not fit the model.*lacks blocks.2"):
         started(path, tiny(join="lape", depth=3))
     with pytest.raises(UserError, match=r"pe_norm='norm2'.*norm1"):
         started(path, tiny(join="lape"), pe_norm="norm2")

@@ -107,6 +107,22 @@ def test_the_order_is_that_of_seed_and_step(open_feed, counts, devices):
 
 
 @pytest.mark.parametrize("open_feed", [resident, streamed])
+def test_on_several_cpu_devices_a_program_waits_for_the_one_before(open_feed):
+    def slow(state, batch):
+        seen = jax.lax.fori_loop(0, 200, lambda _, x: x[::-1], batch["label"])
+        return state.replace(step=state.step + 1, ema=state.ema + seen.sum())
+
+    mesh = mesh_of(8)
+    state, shardings = start(mesh)
+    batches = open_feed(slow, mesh, shardings)
+    for step in range(2):
+        state = batches.run(state, step, 1)
+        assert all(leaf.is_ready() for leaf in jax.tree.leaves(state))
+    assert int(state.ema) == EXPECTED[:2].sum()
+    batches.close()
+
+
+@pytest.mark.parametrize("open_feed", [resident, streamed])
 def test_a_resumed_run_goes_on_where_it_stopped(open_feed):
     mesh = mesh_of(1)
     state, shardings = start(mesh)

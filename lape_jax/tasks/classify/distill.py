@@ -4,7 +4,7 @@ The teacher sees the very images that the student learns from, augmented, mixed 
 argument of the loss, so that they reach a compiled step as an input and not as constants inside it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
+from lape_jax.port import about
+from lape_jax.port.contents import directory_weights, split
 from lape_jax.tasks.classify.loss import cross_entropy, in_top, training_outputs
 
 LABELS = "labels"  # for `distill.teacher`: no teacher, the distillation token learns the labels as the class token does
@@ -37,7 +39,7 @@ def check(config: Any, student: nn.Module) -> None:
         )
 
 
-def teacher(config: Any, student: nn.Module) -> Path | tuple[nn.Module, dict] | None:
+def teacher(config: Any, student: nn.Module, classes: Sequence[str]) -> Path | tuple[nn.Module, dict] | None:
     """Who teaches `student`: a run's workdir, or a file's model and variables; None if nobody, or the labels, do.
 
     Raises:
@@ -47,15 +49,16 @@ def teacher(config: Any, student: nn.Module) -> Path | tuple[nn.Module, dict] | 
     if config.distill.teacher in ("", LABELS):
         return None
     path = Path(config.distill.teacher).expanduser()
-    return path if path.is_dir() else load_teacher(config, student)
+    return path if path.is_dir() and not directory_weights(path) else load_teacher(config, student, classes)
 
 
-def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
+def load_teacher(config: Any, student: nn.Module, classes: Sequence[str]) -> tuple[nn.Module, dict]:
     """The teacher whose weights are in the file `config.distill.teacher`, for the classes and images of `student`.
 
     Args:
         config: the run's; `distill.model` names the teacher's model.
-        student: the model of the run, whose classes, image size, channels and type the teacher has to share.
+        student: the model of the run, whose number of classes, image size, channels and type the teacher has to share.
+        classes: names of the run's, which the teacher has to share if its file says what it is of.
 
     Returns:
         The model, and its variables on the host, in float32 as all variables.
@@ -65,11 +68,15 @@ def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
             with these classes and images.
     """
     path, name = Path(config.distill.teacher).expanduser(), config.distill.model
-    if not path.exists():
+    if not split(path)[0].exists():
         raise UserError(
             f"config.distill.teacher is {str(path)!r}, which does not exist: it must be a file of weights, or the "
             f"workdir of a run"
         )
+    known = about.read(path)
+    if known is not None:
+        _agree(config, known, path, classes)
+        name = known.model
     if not name:
         raise UserError(
             f"config.distill.model is empty: the weights in {str(path)!r} need the name of their model, for example "
@@ -78,14 +85,12 @@ def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
     *size, channels = student.input_shape
     implied = {"num_classes": student.num_classes, "image_size": tuple(size), "in_channels": channels}
     try:
-        teacher = models.create(name, **implied, dtype=student.dtype)
+        teacher = models.create(name, **{**(known.settings if known else {}), **implied}, dtype=student.dtype)
     except UserError as error:
         raise UserError(f"config.distill.model: {error}") from error
     if teacher.answers != student.answers:
-        raise UserError(
-            f"config.distill.model is {name}, which gives a class to each {teacher.answers}, and not to an "
-            f"{student.answers}"
-        )
+        what = "nothing" if teacher.answers == "nothing" else f"each {teacher.answers}"
+        raise UserError(f"config.distill.model is {name}, which gives a class to {what}, and not to an image")
     try:
         variables = port.load(path, teacher)
     except UserError as error:
@@ -94,6 +99,22 @@ def load_teacher(config: Any, student: nn.Module) -> tuple[nn.Module, dict]:
             f"{size[1]} pixels with {channels} channel{'s' if channels > 1 else ''}: {error}"
         ) from error
     return teacher, jax.tree.map(lambda array: array.astype(np.float32), variables)
+
+
+def _agree(config: Any, known: about.About, path: Path, classes: Sequence[str]) -> None:
+    """Raises UserError if a teacher's file says that it is of another model, of other classes or of other images."""
+    if config.distill.model not in ("", known.model):
+        raise UserError(f"config.distill.model is {config.distill.model}, and {path} holds weights of {known.model}")
+    for key in ("channels", "mean", "std"):
+        theirs, ours = getattr(known, key), config.data[key]
+        if theirs != ours:
+            raise UserError(
+                f"the teacher in {str(path)!r} was trained with data.{key} {theirs!r}, and this run has {ours!r}: the "
+                f"two must agree"
+            )
+    if known.classes != tuple(classes):
+        there, here = next((a, b) for a, b in zip((*known.classes, None), (*classes, None), strict=False) if a != b)
+        raise UserError(f"the teacher in {str(path)!r} knows other classes: {there!r} there where {here!r} is here")
 
 
 def hard_labels(teacher: nn.Module, variables: Any, images: Float[Array, "b h w c"]) -> Int[Array, " b"]:

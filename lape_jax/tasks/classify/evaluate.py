@@ -61,6 +61,8 @@ class Evaluator:
         sums = [jax.device_get(sums) for sums in pending]
         total = {name: math.fsum(float(batch[name]) for batch in sums) for name in sums[0]}
         count = total["examples"]
+        if not count:
+            raise UserError("none of the examples has a class that was learned: there is nothing to evaluate by")
         return {
             f"{prefix}top1": 100 * total["top1"] / count,
             f"{prefix}top5": 100 * total["top5"] / count,

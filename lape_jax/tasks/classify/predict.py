@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,13 +18,13 @@ from lape_jax.tasks.images import TOP, Found, named, pixels, readable
 from lape_jax.tasks.task import Candidate
 
 
-def predict(run: Candidate, classes: Sequence[str], images: Found, out: Path) -> int:
+def predict(run: Candidate, images: Found, out: Path) -> int:
     """Prints and writes the most probable classes of each image that can be read; returns how many can.
 
     They are written as they come, so that what ends this early leaves what was done. Of a name that is no text, what
     cannot be written stands there as an escape, in JSON one that gives the name back.
     """
-    data = run.config.data
+    data, classes = run.config.data, run.classes
 
     def square(image: Path) -> np.ndarray:
         return decode.eval_crop(pixels(image, data.channels, data.orientation), data.image_size, data.crop_ratio)
@@ -48,7 +48,7 @@ def _probabilities(
     run: Candidate, squares: Iterator[tuple[Path, np.ndarray]], count: int
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Image and softmax(logits), in batches of one size; `count` is of the images at most."""
-    config, model, variables = run
+    config, model, variables, _ = run
     mesh = sharding.make_mesh(config.mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     size = math.ceil(min(config.eval_batch_size, count) / shards) * shards

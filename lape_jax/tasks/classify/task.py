@@ -78,7 +78,11 @@ class Classify(Task):
                 f"out: set it to 0"
             )
         if config.data.channels == 1 and (augment.policy != "none" or augment.color_jitter):
-            raise UserError("config.augment.policy and color_jitter need colour images: config.data.channels is 1")
+            given = f"policy {augment.policy!r}" if augment.policy != "none" else f"color_jitter {augment.color_jitter}"
+            raise UserError(
+                f"config.augment.{given} needs colour images, and config.data.channels is 1: set policy to 'none' and "
+                f"color_jitter to 0"
+            )
 
     def check(self, config: ConfigDict, model: Any) -> None:
         if isinstance(model, RegNet):
@@ -90,11 +94,14 @@ class Classify(Task):
                 "config.model.pool='none' gives each patch logits of its own, and images have one label each"
             )
 
-    def teacher(self, config: ConfigDict, model: Any) -> Path | tuple[Any, dict] | None:
-        return distill.teacher(config, model)
+    def teacher(self, config: ConfigDict, model: Any, classes: Sequence[str]) -> Path | tuple[Any, dict] | None:
+        return distill.teacher(config, model, classes)
 
     def open_split(self, config: ConfigDict, split: str) -> Source:
         return sources.open_split(config.data, split)
+
+    def open_alone(self, config: ConfigDict, split: str, learned: Sequence[str]) -> Source:
+        return sources.open_alone(config.data, split, learned)
 
     def survey(self, config: ConfigDict, model: Any, train: Source, val: Source) -> list[str]:
         return survey.start(train, config.data.orientation, config.data.threads)
@@ -157,5 +164,5 @@ class Classify(Task):
     def sheet(self, config: ConfigDict, model: Any, source: Source, mixing: bool) -> tuple[np.ndarray, list[str]]:
         return sheet.augmented(config, model, source, mixing)
 
-    def predict(self, run: Candidate, classes: Sequence[str], images: Mapping[Path, Path], out: Path) -> int:
-        return predict.predict(run, classes, images, out)
+    def predict(self, run: Candidate, images: Mapping[Path, Path], out: Path) -> int:
+        return predict.predict(run, images, out)

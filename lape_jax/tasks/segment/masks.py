@@ -16,7 +16,7 @@ _INDEX_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 def decode_scene(
     scene: Scene, channels: int, classes: int, orientation: str = "stored"
 ) -> tuple[UInt8[np.ndarray, "_h _w {channels}"], Int32[np.ndarray, "_h _w"]]:
-    """The image as `decode.decode` gives it, and the map: 0 .. classes - 1, or IGNORE.
+    """The image as `decode.decode` gives it, and the map: 0 .. classes - 1, or what `scene.numbers` has; or IGNORE.
 
     In the file, `scene.first` + c stands for class c; values below `scene.first`, and 255, stand for none. A palette
     PNG gives its indices, whatever their colours; grey PNGs of 1, 2, 4, 8 and 16 bits give their samples.
@@ -86,6 +86,8 @@ def to_labels(indices: Integer[np.ndarray, "h w"], scene: Scene, classes: int) -
     Raises:
       UserError: there are values that stand for nothing.
     """
+    if scene.numbers is not None:
+        classes = len(scene.numbers)
     first, end = scene.first, scene.first + classes
     labels = indices.astype(np.int32)
     none = (labels < first) | (labels == NO_CLASS)
@@ -98,4 +100,8 @@ def to_labels(indices: Integer[np.ndarray, "h w"], scene: Scene, classes: int) -
             f"({np.count_nonzero(wrong)} such pixels), but must hold {first} to {end - 1} for the {classes} classes, "
             f"and {unlabelled} for none{values.hint(np.unique(indices).tolist(), first, classes)}"
         )
-    return np.where(none, IGNORE, labels - first).astype(np.int32)
+    labels = np.where(none, IGNORE, labels - first).astype(np.int32)
+    if scene.numbers is None:
+        return labels
+    numbers = np.array([*(IGNORE if number < 0 else number for number in scene.numbers), IGNORE], np.int32)
+    return numbers[labels]  # IGNORE, -1, is the last of them

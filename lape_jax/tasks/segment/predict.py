@@ -2,7 +2,7 @@
 
 import io
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ def _places(out: Path, name: Path) -> tuple[Path, Path]:
     return out / f"{name}.png", out / f"{name}_overlay.png"
 
 
-def predict(run: Candidate, classes: Sequence[str], images: Found, out: Path) -> int:
+def predict(run: Candidate, images: Found, out: Path) -> int:
     """Writes the map and the overlay of each image that can be read, as they come; returns how many can."""
-    config, model, variables = run
+    config, model, variables, classes = run
     mesh = sharding.make_mesh(config.mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
     colours = overlays.palette(len(classes))

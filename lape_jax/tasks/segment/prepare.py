@@ -7,7 +7,6 @@ counts like that, is kept byte by byte, as are all JPEG and PNG images that are 
 orientation. Those that do are written as they are looked at, and without it, so that all readers see the same.
 """
 
-import argparse
 import os
 import re
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from lape_jax.data import exif, resample
+from lape_jax.data import resample
 from lape_jax.data.offline import resize, rewrite, tfds_files
 from lape_jax.errors import UserError, nearest
 from lape_jax.tasks.segment import masks, survey, transforms
@@ -26,31 +25,6 @@ from lape_jax.tasks.segment.scene import NO_CLASS, Scene
 from lape_jax.tasks.segment.sources import LAYOUTS, SceneFiles, split_names
 
 NAMED = 100  # pairs that cannot be used, before the rest is not looked at
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    """Those of `python -m lape_jax.prepare scenes`, beside those that all its commands have."""
-    parser.add_argument("--layout", required=True, metavar="LAYOUT", help=f"how DIR is laid out: {' | '.join(LAYOUTS)}")
-    parser.add_argument(
-        "--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced"
-    )
-    parser.add_argument("--orientation", default="view", choices=exif.CHOICES, help="by EXIF (default %(default)s)")
-
-
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """That command."""
-    copy(
-        args.path,
-        args.layout,
-        args.splits,
-        args.out,
-        args.new_name,
-        short=args.short or 0,
-        quality=args.quality,
-        orientation=args.orientation,
-        threads=args.threads,
-        say=say,
-    )
 
 
 def copy(

@@ -17,9 +17,11 @@ class Scene:
     Attributes:
       mask: an encoded PNG file of indices, or the indices; whether it fits the image is seen later (`masks`).
       first: the index that stands for class 0. Smaller ones and 255 stand for no class.
+      numbers: of each class in the mask the label that it gets, negative for none; None for the classes as they are.
     """
 
     image: bytes | UInt8[np.ndarray, "h w c"]
     mask: bytes | Integer[np.ndarray, "rows columns"]
     name: str
     first: int = 0
+    numbers: tuple[int, ...] | None = None

@@ -76,6 +76,8 @@ def drawn_overlays(runs: Mapping[str, Candidate], source: Source[Scene], count: 
     """
     first, *others = runs.values()
     for other in others:
+        if tuple(other.classes) != tuple(first.classes):
+            raise UserError("these runs know other classes, or number them otherwise (--images=0 does without)")
         for key in ("source", "path", "name", "val_split", "channels", "orientation"):
             here, there = (run.config.data[key] for run in (first, other))
             if here != there:
@@ -83,7 +85,7 @@ def drawn_overlays(runs: Mapping[str, Candidate], source: Source[Scene], count: 
                     f"these runs segment other images: data.{key} is {here!r} and {there!r} (--images=0 does without)"
                 )
     predicted = {}
-    for label, (config, model, variables) in runs.items():
+    for label, (config, model, variables, _) in runs.items():
         mesh = sharding.data_mesh()  # whatever devices a run had
         evaluator = SceneEvaluator(model, config, mesh, source)
         predicted[label] = evaluator, jax.device_put(variables, sharding.replicated(mesh))

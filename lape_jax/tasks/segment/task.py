@@ -1,5 +1,7 @@
 """Semantic segmentation, as `lape_jax.tasks.task` asks for it: what ties this room together."""
 
+import argparse
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,14 +12,33 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.config import rules
+from lape_jax.data import exif
 from lape_jax.data.batches import Batches
 from lape_jax.data.example import Source
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
-from lape_jax.tasks.segment import check, inputs, limits, loss, pipeline, predict, prepare, show, sources, survey
+from lape_jax.tasks.segment import check, inputs, limits, loss, pipeline, predict, show, sources, survey
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
 from lape_jax.tasks.task import Candidate, Preparation, Task
+
+
+def _scenes_options(parser: argparse.ArgumentParser) -> None:
+    layouts = " | ".join(sources.LAYOUTS)
+    parser.add_argument("--layout", required=True, metavar="LAYOUT", help=f"how DIR is laid out: {layouts}")
+    parser.add_argument(
+        "--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced"
+    )
+    parser.add_argument("--orientation", default="view", choices=exif.CHOICES, help="by EXIF (default %(default)s)")
+
+
+def _prepare_scenes(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    from lape_jax.tasks.segment import prepare  # here, because it imports TFDS: half a second
+
+    prepare.copy(
+        args.path, args.layout, args.splits, args.out, args.new_name, short=args.short or 0, quality=args.quality,
+        orientation=args.orientation, threads=args.threads, say=say,
+    )  # fmt: skip
 
 
 class Segment(Task):
@@ -45,7 +66,7 @@ class Segment(Task):
     )
     choices: ClassVar = {"segment.mean_over": loss.MEANS}
     ignores = ("data.resident", "data.repeats")
-    preparations: ClassVar = {"scenes": Preparation(prepare.options, prepare.run)}
+    preparations: ClassVar = {"scenes": Preparation(_scenes_options, _prepare_scenes)}
     details = True
 
     def add_keys(self, config: ConfigDict) -> None:
@@ -71,6 +92,9 @@ class Segment(Task):
 
     def open_split(self, config: ConfigDict, split: str) -> Source[Scene]:
         return sources.open_scenes(config.data, split)
+
+    def relabel(self, item: Scene, numbers: Sequence[int]) -> Scene:
+        return dataclasses.replace(item, numbers=tuple(numbers))
 
     def recognises(self, data: DataSet) -> bool:
         return check.recognises(data)
@@ -145,10 +169,11 @@ class Segment(Task):
 
     def comparison(self, runs: Mapping[str, Candidate], count: int) -> dict[str, bytes]:
         first = next(iter(runs.values()))
-        return show.drawn_overlays(runs, self.open_split(first.config, "val"), count)
+        source = self.open_for(first.config, "val", first.classes, "the first run")
+        return show.drawn_overlays(runs, source, count)
 
     def check_places(self, images: Mapping[Path, Path], out: Path) -> None:
         predict.check_places(images, out)
 
-    def predict(self, run: Candidate, classes: Sequence[str], images: Mapping[Path, Path], out: Path) -> int:
-        return predict.predict(run, classes, images, out)
+    def predict(self, run: Candidate, images: Mapping[Path, Path], out: Path) -> int:
+        return predict.predict(run, images, out)

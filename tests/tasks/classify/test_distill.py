@@ -12,6 +12,7 @@ import pytest
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
+from lape_jax.port import about
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.classify import distill
 from lape_jax.tasks.config import base
@@ -138,6 +139,9 @@ def test_the_teacher_gets_no_gradient_and_is_no_constant():
 # ---- Which teacher ---------------------------------------------------------------------------------------------------
 
 
+CLASSES = ("a", "b", "c")
+
+
 def config(**distilling):
     settings = {"teacher": "", "model": "", "alpha": 0.5, **distilling}
     return SimpleNamespace(model=SimpleNamespace(name="vit_micro"), distill=SimpleNamespace(**settings))
@@ -159,7 +163,9 @@ def file(tmp_path_factory):
 
 
 def test_a_teacher_from_a_file(file):
-    model, variables = distill.load_teacher(config(teacher=str(file), model="vit_micro"), student(dtype="bfloat16"))
+    model, variables = distill.load_teacher(
+        config(teacher=str(file), model="vit_micro"), student(dtype="bfloat16"), CLASSES
+    )
     assert (model.width, model.num_classes, model.input_shape, model.distilled) == (64, 3, (8, 8, 1), False)
     assert model.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
@@ -176,7 +182,7 @@ def test_a_distillation_token_and_a_teacher_need_each_other():
     with pytest.raises(UserError, match="has no distillation token"):
         distill.check(config(teacher="t.pth"), models.create("regnety_160"))
     # A Segmenter's token has no head, and nothing to learn from a teacher.
-    assert TASKS["segment"].teacher(base(), models.create("segmenter_ti_linear", distilled=True)) is None
+    assert TASKS["segment"].teacher(base(), models.create("segmenter_ti_linear", distilled=True), ()) is None
 
 
 @pytest.mark.parametrize(
@@ -188,7 +194,7 @@ def test_a_distillation_token_and_a_teacher_need_each_other():
         (
             {"model": "regnety_160"},
             {},
-            r"^config.distill.teacher, read as regnety_160 for 3 .* it lacks head.fc.bias, ",
+            r"^config.distill.teacher, read as regnety_160 for 3 .* \(0 of 369 fit\) .* the model has no blocks.",
         ),
         (
             {},
@@ -207,4 +213,37 @@ def test_a_distillation_token_and_a_teacher_need_each_other():
 )
 def test_teachers_that_do_not_fit_are_user_errors(file, distilling, settings, message):
     with pytest.raises(UserError, match=message):
-        distill.load_teacher(config(**{"teacher": str(file), "model": "vit_micro", **distilling}), student(**settings))
+        distill.load_teacher(
+            config(**{"teacher": str(file), "model": "vit_micro", **distilling}), student(**settings), CLASSES
+        )
+
+
+def saying(tmp_path, **changed):
+    """A file that says what it is of, and a run's config for it as a teacher."""
+    model = models.create("vit_micro", **SIZES, heads=2)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), model.param_shapes())
+    known = {"mean": (0.5,), "std": (0.2,), "classes": CLASSES} | changed
+    texts = about.write("vit_micro", model, known["mean"], known["std"], known["classes"])
+    port.save(tmp_path / "teacher.safetensors", {"params": params}, model, metadata=texts)
+    found = config(teacher=str(tmp_path / "teacher.safetensors"))
+    found.data = base().data
+    found.data.channels, found.data.mean, found.data.std = 1, (0.5,), (0.2,)
+    return found
+
+
+def test_a_file_that_says_what_it_is_of(tmp_path):
+    model, _ = distill.load_teacher(saying(tmp_path), student(), CLASSES)
+    assert model.heads == 2  # and not the four of a vit_micro
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": ("a", "c", "b")}, "knows other classes: 'c' there where 'b' is here"),
+        ({"mean": (0.4,)}, r"was trained with data.mean \(0.4,\), and this run has \(0.5,\): the two must agree"),
+    ],
+)
+def test_a_file_that_says_something_else(tmp_path, changed, message):
+    with pytest.raises(UserError, match=message):
+        distill.load_teacher(saying(tmp_path, **changed), student(), CLASSES)

@@ -70,6 +70,26 @@ def test_fsdp_shares_the_batch_too():
     assert evaluator(VARIABLES) == pytest.approx(in_numpy(DATA, KERNEL), rel=1e-6)
 
 
+class Slow(Linear):
+    def apply(self, variables, images, *, train):
+        logits, out = super().apply(variables, images, train=train)
+        return jax.lax.fori_loop(0, 200, lambda _, x: x[::-1], logits), out
+
+
+def test_on_several_cpu_devices_a_program_waits_for_the_one_before():
+    evaluator = Evaluator(Slow(), CONFIG, mesh_of(8), lambda *part: resident.batches(DATA, *part), EXAMPLES, SHAPES)
+    program, made = evaluator._sums, []
+
+    def sums(*arguments):
+        assert all(leaf.is_ready() for leaf in jax.tree.leaves(made))
+        made.append(program(*arguments))
+        return made[-1]
+
+    evaluator._sums = sums
+    assert evaluator(VARIABLES) == pytest.approx(in_numpy(DATA, KERNEL), rel=1e-6)
+    assert len(made) == 2
+
+
 def test_other_parameters_under_another_prefix():
     evaluator = Evaluator(Linear(), CONFIG, mesh_of(1), lambda *part: resident.batches(DATA, *part), EXAMPLES, SHAPES)
     data = {**DATA, "mask": (np.arange(EXAMPLES) % 3 > 0).astype(np.float32)}

@@ -182,6 +182,24 @@ def test_eight_devices_count_as_one_does():
     np.testing.assert_array_equal(segmenting.matrix, in_numpy("several")[1])
 
 
+def test_on_several_cpu_devices_a_program_waits_for_the_one_before():
+    segmenting, made = evaluator("several", data=8), []
+
+    def watched(program):
+        def call(*arguments):
+            assert all(leaf.is_ready() for leaf in jax.tree.leaves(made))
+            made[:] = [program(*arguments)]
+            return made[0]
+
+        return call
+
+    tiling, weights = segmenting._tiling, variables()
+    segmenting._logits = watched(segmenting._logits)
+    tiling.add_window, tiling.add_band = watched(tiling.add_window), watched(tiling.add_band)
+    expected = evaluator("several")(weights)
+    assert segmenting(weights) == pytest.approx(expected, rel=1e-6)
+
+
 def test_three_programs_for_images_of_any_size(caplog):
     weights = variables()  # made before anything is counted
     jax.clear_caches()
