@@ -263,6 +263,6 @@ class Task:
         """Writes what `run` makes of images to `out`, and returns how many could be read. Asked by `predict`.
 
         Args:
-            images: files -> what to call them below `out`, without suffix.
+            images: files -> what to call them below `out`.
         """
         raise UserError(f"task {self.name!r} cannot predict files")
