@@ -62,10 +62,8 @@ def get_config(arg=""):
 
     config.batch_size = arg.batch
     config.total_epochs = arg.epochs
-    config.warmup_epochs = 5.0
-    config.log_epochs = 5.0
-    config.eval_epochs = 10.0
-    config.checkpoint_epochs = 10.0
+    config.warmup_percent = config.log_percent = 100 * 5 / 60
+    config.eval_percent = config.checkpoint_percent = 100 * 10 / 60
     config.optimizer.lr = 1e-3
     config.loss.label_smoothing = 0.1
 
@@ -73,6 +71,7 @@ def get_config(arg=""):
         config.model.width, config.model.mlp_ratio = 16, 4.0
         if arg.model != "swin_t":
             config.model.depth = 2
-        config.total_epochs, config.warmup_epochs = 1.0, 0.5
-        config.log_epochs = config.eval_epochs = config.checkpoint_epochs = 0.5
+        config.total_epochs = 1.0
+        for name in ("warmup", "log", "eval", "checkpoint"):
+            config[f"{name}_percent"], config[f"{name}_epochs"] = None, 0.5
     return config

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from absl import logging as absl_logging
@@ -115,7 +115,6 @@ def parse(
         description=description,
         epilog="Any key of the config can be set: --config.optimizer.lr=3e-4 --config.total_epochs=100",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file, and its argument")
     parser.add_argument("--workdir", default="", metavar="DIR", help="directory of the run: checkpoints, metrics, ...")
@@ -224,7 +223,10 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[s
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit."""
+    """Raises UserError where argparse would print its usage and exit, and takes no option that is only begun."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> None:
         raise UserError(message)

@@ -1,7 +1,7 @@
 """Looks over, downloads, shrinks and converts data sets, once, before training.
 
-    python -m lape_jax.prepare check  --path=DIR | --source=arrays --path=DIR | --name=NAME --path=DATA_DIR  [--all]
-    python -m lape_jax.prepare resize --path=DIR | --name=NAME --path=DATA_DIR  --short=N --out=OUT
+    python -m lape_jax.prepare check (--path=DIR | --source=arrays --path=DIR | --name=NAME --path=DATA_DIR) [--all]
+    python -m lape_jax.prepare resize (--path=DIR | --name=NAME --path=DATA_DIR) --short=N --out=OUT
     python -m lape_jax.prepare scenes --path=DIR --layout=ade20k|folder --out=OUT [--as=NAME] [--short=N]
     python -m lape_jax.prepare tfds NAME --path=DATA_DIR [--manual=DIR]
     python -m lape_jax.prepare cifar --path=OFFICIAL_FILES --out=OUT

@@ -13,6 +13,7 @@ DIR gets table.md, cells.csv, seeds.csv, table.png and table.pdf, renewed after 
 workdir of every run.
 """
 
+import argparse
 import contextlib
 import shlex
 import signal
@@ -37,12 +38,7 @@ OPTIONS = {"out": "directory of the results", "seeds": "seeds, separated by comm
 
 
 def main(argv: list[str]) -> None:
-    args, overrides = cli.parse(argv, __doc__, ("config", "out"), OPTIONS)
-    if args.workdir:
-        raise UserError("a sweep has many workdirs, all in --out=DIR: leave out --workdir")
-    for key, _ in overrides:
-        if key == "seed" or key.startswith("distributed."):
-            raise UserError(f"--config.{key} does not suit a sweep, which is one process and has its --seeds")
+    args, overrides = parse(argv)
     sweep = cli.call_config_file(args.config, "sweep", Sweep)
     seeds = _seeds(args.seeds) if args.seeds else list(sweep.seeds)
     out = Path(args.out).expanduser()
@@ -67,6 +63,17 @@ def main(argv: list[str]) -> None:
     failed = [str(job.cell) for job in jobs if job.missing]
     if failed:
         raise UserError(f"there were failures in {', '.join(failed)}: see {str(out / 'table.md')!r}")
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The options, and the overrides of every config."""
+    args, overrides = cli.parse(argv, __doc__, ("config", "out"), OPTIONS)
+    if args.workdir:
+        raise UserError("a sweep has many workdirs, all in --out=DIR: leave out --workdir")
+    for key, _ in overrides:
+        if key == "seed" or key.startswith("distributed."):
+            raise UserError(f"--config.{key} does not suit a sweep, which is one process and has its --seeds")
+    return args, overrides
 
 
 def write(out: Path, sweep: Sweep, jobs: Sequence[sweep_runs.Job], labels: Sequence[str]) -> None:

@@ -4,9 +4,11 @@ import ast
 import math
 import re
 
+import numpy as np
 import pytest
 
 from lape_jax import cli
+from lape_jax.train import plan as plans
 from lape_jax.train import setup
 from tests import runs
 
@@ -29,6 +31,21 @@ def test_debug_form_runs_a_step(file, tmp_path):
     assert {line["step"] for line in lines} == {1}
     assert math.isfinite(lines[0]["train/loss"])
     assert results["val/examples"] > 0
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_shorter_run_is_one_option_away(file):
+    path = "" if file.name == "digits.py" else ":path=DIR"
+    plan = plans.make(cli.load_config(f"{file}{path}", "", [("total_epochs", "3")]), 50_000)
+    assert plan.total == 3 * plan.steps_per_epoch
+
+
+def test_digits_at_their_own_length():
+    config = cli.load_config(str(runs.ROOT / "configs" / "digits.py"), "")
+    plan = plans.make(config, 1438)
+    assert plan.total == 60 * 22
+    assert plan.every == {"log": 5 * 22, "eval": 10 * 22, "checkpoint": 10 * 22}
+    assert plan.learning_rate(np.arange(plan.total)).argmax() == 5 * 22 - 1  # the last step of the warm-up
 
 
 @pytest.mark.parametrize("command", COMMANDS)

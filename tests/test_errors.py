@@ -98,7 +98,14 @@ def assert_error(result, message):
         (["--config.sharding=(('head/.*','replicate'),)"], "sharding: no rule matches the parameter '"),
         (["--config.sharding=(('.*','fdsp'),)"], "'fdsp' is not one of replicate, fsdp"),
         (["--config.optimizer.wd_mults=(('.*bias',0),)"], "optimizer.wd_mults: no rule matches the parameter '"),
-        (["--config.warmup_steps=100"], "warm-up of 100 steps does not fit into 22 training steps"),
+        (
+            ["--config.warmup_steps=100"],
+            "config.warmup_steps = 100 is a warm-up of 100 steps, longer than the 22 steps of config.total_epochs",
+        ),
+        (
+            ["--config.warmup_steps=20", "--config.cooldown_percent=50"],
+            "than the 22 steps of config.total_epochs = 1.0 less 11 of config.cooldown_percent = 50.0: make it shorter",
+        ),
         (["--config.total_steps=5", "--config.total_epochs=1"], "are the same duration: give one of them"),
         (["--config.keep_checkpoints=0"], "config.keep_checkpoints is 0: it must be at least 1"),
         (["--wrokdir=elsewhere"], "option '--wrokdir' is not one of --config, --workdir (did you mean '--workdir'?)"),

@@ -64,12 +64,12 @@ def test_weights_with_what_a_reader_must_know(run, tmp_path):
 
 
 @pytest.mark.peer
-def test_the_readme_reads_them_in_pytorch(run, tmp_path):
+def test_the_docs_read_them_in_pytorch(run, tmp_path):
     torch = pytest.importorskip("torch")
     _, _, model, variables = run
     write(run, tmp_path / "m.safetensors")
-    readme = (runs.ROOT / "README.md").read_text()
-    (snippet,) = (code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "def lape_vit" in code)
+    page = (runs.ROOT / "docs" / "weights.md").read_text()
+    (snippet,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def lape_vit" in code)
     exec(snippet.replace("lape.safetensors", str(tmp_path / "m.safetensors")), scope := {})
     images = np.random.default_rng(2).normal(size=(3, *model.input_shape)).astype(np.float32)
     found = scope["model"](torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()

@@ -31,8 +31,7 @@ def debug(config: ConfigDict, patch_size: int | None = 8) -> ConfigDict:
     config.data.image_size = 32
     config.data.threads = 2
     config.batch_size, config.eval_batch_size, config.steps_per_dispatch = 16, 128, 2
-    for name in ("total", "warmup", "cooldown", "mix"):
-        config[f"{name}_epochs"] = None
+    config.total_epochs = config.warmup_percent = config.cooldown_percent = None
     config.eval_epochs = config.checkpoint_epochs = config.checkpoint_steps = None
     config.total_steps, config.warmup_steps, config.mix_percent = 2, 0, 50.0
     config.log_percent = config.eval_percent = config.checkpoint_percent = 50.0

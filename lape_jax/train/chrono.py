@@ -49,6 +49,11 @@ _PEAK_FLOPS = (
 )
 
 
+def keys(config: ConfigDict, name: str) -> list[str]:
+    """The keys that give the duration `name` in `config`: one of "{name}_steps", "{name}_epochs", ..., or none."""
+    return [key for unit in DURATIONS[name] if config[key := f"{name}_{unit}"] is not None]
+
+
 def steps(
     config: ConfigDict,
     name: str,
@@ -65,14 +70,12 @@ def steps(
 
     Raises UserError unless exactly one unit is set, or none and there is a `default`.
     """
-    keys = [f"{name}_{unit}" for unit in DURATIONS[name]]
-    given = [key for key in keys if config[key] is not None]
+    given = keys(config, name)
     if not given and default is not None:
         return default
     if len(given) != 1:
-        raise UserError(
-            f"the {name} duration needs one of {', '.join(keys)}; the config sets {' and '.join(given) or 'none'}"
-        )
+        every = ", ".join(f"{name}_{unit}" for unit in DURATIONS[name])
+        raise UserError(f"the {name} duration needs one of {every}; the config sets {' and '.join(given) or 'none'}")
     value = config[given[0]]
     if total_steps is None and given[0].endswith("_percent"):
         raise ValueError(f"{given[0]} needs total_steps")

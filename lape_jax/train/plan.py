@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from lape_jax.data import order
+from lape_jax.errors import UserError
 from lape_jax.train import chrono, optim
 
 
@@ -40,12 +41,19 @@ def make(config: ConfigDict, examples: int) -> Plan:
     )
     duration = functools.partial(chrono.steps, config, batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
     total = duration("total")
+    warmup, cooldown = duration("warmup", total_steps=total), duration("cooldown", total_steps=total, default=0)
+    if 0 < total - cooldown < warmup:
+        left = f" less {cooldown} of {_given(config, 'cooldown')}" if cooldown else ""
+        raise UserError(
+            f"{_given(config, 'warmup')} is a warm-up of {warmup} steps, longer than the {total} steps of "
+            f"{_given(config, 'total')}{left}: make it shorter, for example --config.warmup_percent=5"
+        )
     learning_rate = optim.schedule(
         config.optimizer,
         total,
-        duration("warmup", total_steps=total),
+        warmup,
         batch_size=config.batch_size,
-        cooldown_steps=duration("cooldown", total_steps=total, default=0),
+        cooldown_steps=cooldown,
         steps_per_epoch=steps_per_epoch,
     )
     return Plan(
@@ -55,3 +63,9 @@ def make(config: ConfigDict, examples: int) -> Plan:
         steps_per_epoch=steps_per_epoch,
         learning_rate=learning_rate,
     )
+
+
+def _given(config: ConfigDict, name: str) -> str:
+    """The duration `name` as it was given, such as "config.total_epochs = 3.0"."""
+    (key,) = chrono.keys(config, name)
+    return f"config.{key} = {config[key]}"

@@ -4,6 +4,9 @@ What the papers' code does and this does not: the running mean of the weights th
 never evaluated there, so it is off. Their float16 with loss scaling is bfloat16 in `deit`, and float32 in
 `compact_cifar` unless `--config.dtype=bfloat16` is given. Mixup and CutMix are drawn once for a batch, and reverse all
 of it, where DeiT's processes draw and reverse each for its own 256 images.
+
+Warm-up, cool-down and mixing are published in epochs. Here they are shares of the run: the same steps at the published
+length, and in proportion at any other.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +50,7 @@ def deit(arg: str, model: str, *, crop: str = "lape") -> ConfigDict:
 
     config.optimizer.schedule = "epoch_lag"
     config.optimizer.lr, config.optimizer.lr_batch = 5e-4, 512
-    config.warmup_epochs = 5.0
+    config.warmup_percent = 100 * 5 / 300
     if model.endswith("_distilled"):
         config.distill.teacher = arg.teacher or ("labels" if arg.debug else "")
         config.distill.model = "regnety_160"
@@ -69,14 +72,13 @@ def t2t(arg: str, model: str) -> ConfigDict:
         seed, epochs, batch
         debug     a run of two steps of a tiny model on scikit-learn's digits
 
-    `epochs` are those of the cosine; ten of cool-down follow. With fewer than 300, warm-up and cool-down get shorter in
-    proportion. The learning rate is that for a batch of 512, and does not follow the batch.
+    `epochs` are those of the cosine; cool-down follows, ten epochs after 300. The learning rate is that for a batch of
+    512, and does not follow the batch.
     """
     arg = parse_arg(
         arg, path="", source="tfds", join="lape", pe="sincos_1d", seed=0, epochs=300.0, batch=512, debug=False
     )
     config = start(arg, model)
-    share = arg.epochs / 300
     _imagenet(config)
     config.data.crop_ratio = 0.9  # resized to 248
     config.data.interpolation = "random"
@@ -84,9 +86,8 @@ def t2t(arg: str, model: str) -> ConfigDict:
     config.ema_decay = 0.99996
 
     config.optimizer.schedule = "epoch"
-    config.total_epochs = 310 * share
-    config.warmup_epochs = 10 * share
-    config.cooldown_epochs = 10 * share
+    config.total_epochs = arg.epochs * 310 / 300
+    config.warmup_percent = config.cooldown_percent = 100 * 10 / 310
     config.optimizer.lr = 1e-3
     config.optimizer.weight_decay = 0.05 if model.endswith("14") else 0.03
     config.optimizer.wd_mults = ((r"(.*/)?(bias|scale|gamma)|cls_token", 0.0), (r".*", 1.0))
@@ -113,7 +114,7 @@ def swin(arg: str, model: str) -> ConfigDict:
         seed, epochs, batch
         debug     a run of two steps of a tiny model on scikit-learn's digits
 
-    All learning rates follow the batch. With fewer than 300 epochs the warm-up gets shorter in proportion.
+    All learning rates follow the batch.
     """
     arg = parse_arg(
         arg, path="", source="tfds", join="lape", pe="learnable+relative", seed=0, epochs=300.0, batch=1024,
@@ -131,7 +132,7 @@ def swin(arg: str, model: str) -> ConfigDict:
     optimizer.clip_norm = 5.0
     tables = r"pos_embed(_\d+)?|.*/relative_position_bias_table"
     optimizer.wd_mults = ((rf"(.*/)?(bias|scale)|{tables}", 0.0), (r".*", 1.0))
-    config.warmup_epochs = 20 * arg.epochs / 300
+    config.warmup_percent = 100 * 20 / 300
     if arg.debug:
         debug(config, patch_size=2)
         del config.model.depth, config.model.heads
@@ -152,8 +153,7 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
         erase     probability of random erasing (0 for CCT-7/3x1 on CIFAR-10, else 0.25, as published)
         debug     a run of two steps of a tiny model on scikit-learn's digits
 
-    `epochs` are those of the cosine; ten of cool-down follow. With fewer than 300, warm-up, cool-down and the end of
-    mixing come earlier in proportion.
+    `epochs` are those of the cosine; cool-down follows, ten epochs after 300.
     """
     erase = 0.0 if (model, dataset) == ("cct_7_3x1", "cifar10") else 0.25
     arg = parse_arg(
@@ -161,7 +161,6 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
         debug=False,
     )  # fmt: skip
     config = start(arg, model)
-    share = arg.epochs / 300
 
     config.data.name = dataset if arg.source == "tfds" else ""
     config.data.val_split = "test" if arg.source == "tfds" else "val"
@@ -176,15 +175,14 @@ def compact_cifar(arg: str, model: str, dataset: str) -> ConfigDict:
     config.augment.order = "mix_then_erase"
 
     config.optimizer.schedule = "epoch"
-    config.total_epochs = 310 * share
-    config.warmup_epochs = 10 * share
-    config.cooldown_epochs = 10 * share
+    config.total_epochs = arg.epochs * 310 / 300
+    config.warmup_percent = config.cooldown_percent = 100 * 10 / 310
     config.optimizer.weight_decay = 0.06
     # The position table and the class token decay: the reference exempts one-dimensional tensors only.
     config.optimizer.wd_mults = ((r"(.*/)?(bias|scale|gamma)", 0.0), (r".*", 1.0))
     if dataset == "cifar10":
         config.optimizer.lr, config.optimizer.warmup_lr = 5.5e-4, 1e-5
-        config.mix_epochs = 175 * share
+        config.mix_percent = 100 * 175 / 310
     else:
         config.optimizer.lr, config.optimizer.warmup_lr = 6e-4, 1e-6
     return debug(config, patch_size=None if model.startswith("cct") else 8) if arg.debug else config

@@ -15,7 +15,7 @@ def segmenter(arg: str, model: str) -> ConfigDict:
     authors' rstrudel/segmenter, `config.yml` and `train.py`. DeiT's normalisation in both. `arg`: "name=value,..." of
 
         path      of source=ade20k: the directory of images/ and annotations/ (ADEChallengeData2016); of tfds: what
-                  `python -m lape_jax.prepare scenes --as=ade20k` made of it
+                  `python -m lape_jax.prepare scenes` made of it, as ade20k
         source    ade20k | tfds (ade20k) | folder
         init      weights to start from: of a DeiT, a file or the workdir of a run
         join, pe  joining method and position embedding
