@@ -10,7 +10,7 @@ import pytest
 from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.port import swin
-from tests import quick
+from tests import peers, quick
 from tests.models import families
 from tests.models.compare import assert_close
 from tests.quick import jit
@@ -103,7 +103,7 @@ def test_matches_live_reference(case):
 @pytest.mark.peer
 def test_matches_timm():
     """In timm's own names, at 56 x 56 pixels: grids of 14, with shifts, and 7."""
-    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    torch, timm = pytest.importorskip("torch"), peers.timm()
     sizes = {"depths": (2, 2), "num_classes": 5}
     theirs = timm.models.SwinTransformer(img_size=56, embed_dim=8, num_heads=(1, 2), **sizes).double().eval()
     rng = np.random.default_rng(0)
