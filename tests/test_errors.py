@@ -254,7 +254,8 @@ def corrupt(root, split, count):
     return [str(path) for path in paths]
 
 
-@pytest.mark.parametrize("resident", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("resident", [True, False])
 def test_a_corrupt_image_is_skipped_counted_and_named(png, tmp_path, resident):
     root = shutil.copytree(png, tmp_path / "png")
     names = corrupt(root, "train", 2)

@@ -113,6 +113,7 @@ def test_report(workdir):
 # ---- What must not change the numbers --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bits(workdir, tmp_path):
     killed = runs.copy(workdir, tmp_path)
     shutil.rmtree(killed / "checkpoints" / "6")
@@ -213,7 +214,6 @@ def classifier_workdir(path):
     return flatten({"params": state.params})
 
 
-@pytest.mark.slow
 def test_a_run_begins_with_the_encoder_of_a_classifier(tmp_path, caplog):
     theirs = classifier_workdir(tmp_path / "classifier")
     settings = {"total_steps": 1, "batch_size": 8, "optimizer.lr": 1e-12, "optimizer.min_lr": 0}
