@@ -76,7 +76,7 @@ def exit_code(command: Callable[[], None]) -> int:
     print_any_name()
     try:
         command()
-    except (UserError, KeyboardInterrupt, jax.errors.JaxRuntimeError) as error:
+    except (UserError, KeyboardInterrupt, MemoryError, jax.errors.JaxRuntimeError) as error:
         return report(error)
     return 0
 

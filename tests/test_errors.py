@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from lape_jax import cli, evaluate, main
+from lape_jax.errors import listed, nearest
 from tests import runs
 
 TRAIN = {"main": main.main, "description": "Trains.", "required": ("config", "workdir")}
@@ -50,6 +51,7 @@ def png(tmp_path_factory):
     return root
 
 
+COLOUR = ["--config.data.channels=3", "--config.data.mean=(0.5,0.5,0.5)", "--config.data.std=(0.5,0.5,0.5)"]
 EMA = "--config.ema_decay=0.9"  # as in the finished run: its checkpoints hold the average
 FOLDER = ["--config.data.source=folder", "--config.batch_size=8", "--config.data.threads=2"]
 
@@ -86,18 +88,45 @@ def assert_error(result, message):
         (["--config.model.join=laep"], "join='laep' is not one of"),
         (["--config.model.widht=32"], "(did you mean 'width'?)"),
         (["--config.model.name=deit_tj"], "(did you mean 'deit_ti'?)"),
-        (["--config.model.patch_size=3"], "image_size=8 is not divisible by patch_size=3"),
-        (["--config.model.heads=3"], "width=16 is not divisible by heads=3"),
-        (["--config.model.num_classes=100"], "config.model.num_classes is 100, but the data"),
+        (
+            ["--config.model.patch_size=3"],
+            "config.model: image_size=8 is not divisible by patch_size=3; image_size comes from config.data.image_size",
+        ),
+        (["--config.model.name=resnet"], "t2t_vit_14, t2t_vit_t_14 and 18 more"),
+        (["--config.model.pe=swirl"], "config.model: pe='swirl' is not one of learnable, sincos_1d, "),
+        (["--config.model.drop_path=1"], "config.model: drop_path=1.0 is not a rate in [0, 1)"),
+        (
+            ["--config.model.attention=cudnn"],
+            "config.model: attention='cudnn' is not possible here, use attention='xla'",
+        ),
+        (["--config.model.join=folded"], "config.model.join='folded' is what a trained model becomes for inference"),
+        (["--config.model.dtype=float61"], "config.model.dtype is 'float61', but by config.dtype it is float32: leave"),
+        (["--config.model=deit_ti"], "config.model is a group of keys: set one of them, such as config.model.name"),
+        (["--config.model.heads=3"], "config.model: width=16 is not divisible by heads=3"),
+        (["--config.model.num_classes=100"], "config.model.num_classes is 100, but by the data it is 10: leave it out"),
         (["--config.data.source=folders"], "config.data.source: 'folders' is not one of digits, folder, arrays, tfds"),
         (["--config.data.channels=3"], "config.data.mean has 1 values, but config.data.channels is 3"),
         (["--config.batch_size=5000"], "batch_size is 5000, but must lie between 1 and the 1438 training examples"),
-        (["--config.batch_size=60", EMA], "batch_size 60 does not divide over 8 devices"),
-        (["--config.optimizer.accumulate=16", EMA], "batch_size / optimizer.accumulate = 4 does not divide over 8 dev"),
-        (["--config.mesh.data=3"], "does not fit 8 devices"),
-        (["--config.sharding=(('head/.*','replicate'),)"], "sharding: no rule matches the parameter '"),
+        (["--config.batch_size=60", EMA], "config.batch_size 60 does not divide over 8 devices"),
+        (["--config.optimizer.accumulate=16", EMA], "config.optimizer.accumulate = 4 does not divide over 8 devices"),
+        (["--config.optimizer.accumulate=3"], "config.batch_size 64 is no multiple of config.optimizer.accumulate 3"),
+        (["--config.mesh.data=3"], "config.mesh (data 3, fsdp 1, tensor 1) does not fit 8 devices"),
+        (["--config.mesh.data=-1", "--config.mesh.fsdp=-1"], "and at most one of them -1 (all other devices)"),
+        (["--config.sharding=(('head/.*','replicate'),)"], "config.sharding: no rule matches the parameter '"),
         (["--config.sharding=(('.*','fdsp'),)"], "'fdsp' is not one of replicate, fsdp"),
-        (["--config.optimizer.wd_mults=(('.*bias',0),)"], "optimizer.wd_mults: no rule matches the parameter '"),
+        (["--config.sharding=replicate"], """config.sharding is 'replicate': it must be a tuple such as "(('.*',"""),
+        (["--config.sharding=('.*','fsdp')"], "it must be a tuple of (regex, strategy) pairs, as (('.*', 'fsdp'),)"),
+        (["--config.sharding=(('.*','tensor(0)'),)"], "of shape (2, 16) counts layers: use a later one"),
+        (
+            ["--config.sharding=(('.*qkv/kernel','tensor(7)'),('.*','replicate'))"],
+            "tensor(7) is not possible, as 'blocks/attn/qkv/kernel' of shape (2, 16, 48) has no such axis: use one of",
+        ),
+        (
+            ["--config.mesh.tensor=8", "--config.sharding=(('head/bias','tensor(0)'),('.*','replicate'))"],
+            "config.mesh.tensor 8 does not divide that axis of 'head/bias', whose shape is (10,)",
+        ),
+        (["--config.optimizer.wd_mults=0.1"], "config.optimizer.wd_mults is '0.1': it must be a tuple\n"),
+        (["--config.optimizer.wd_mults=(('.*bias',0),)"], "config.optimizer.wd_mults: no rule matches the parameter '"),
         (
             ["--config.warmup_steps=100"],
             "config.warmup_steps = 100 is a warm-up of 100 steps, longer than the 22 steps of config.total_epochs",
@@ -107,6 +136,31 @@ def assert_error(result, message):
             "than the 22 steps of config.total_epochs = 1.0 less 11 of config.cooldown_percent = 50.0: make it shorter",
         ),
         (["--config.total_steps=5", "--config.total_epochs=1"], "are the same duration: give one of them"),
+        (
+            ["--config.total_steps=3000000000"],
+            "config.total_steps = 3000000000 makes 3e+09 steps, and they are counted",
+        ),
+        (
+            ["--config.cooldown_epochs=5"],
+            "22 in all (config.total_*) less 110 of cool-down (config.cooldown_*): make that",
+        ),
+        (
+            ["--config.steps_per_dispatch=1000000000"],
+            "config.steps_per_dispatch is 1000000000: it must be from 1 to 10000",
+        ),
+        (
+            ["--config.augment.policy=rand-m9"],
+            "config.augment.policy 'rand-m9' needs colour images, and config.data.chan",
+        ),
+        (
+            ["--config.augment.color_jitter=0.5"],
+            "config.augment.color_jitter 0.5 needs colour images, and config.data.ch",
+        ),
+        (
+            [*COLOUR, "--config.augment.policy=rand-q"],
+            "config.augment.policy: augmentation policy 'rand-q': 'q' is not a section of RandAugment",
+        ),
+        (["--config.distributed.process_count=2"], "but there is only process_count 2"),
         (["--config.keep_checkpoints=0"], "config.keep_checkpoints is 0: it must be at least 1"),
         (["--wrokdir=elsewhere"], "option '--wrokdir' is not one of --config, --workdir (did you mean '--workdir'?)"),
     ],
@@ -216,7 +270,7 @@ def corrupt_everywhere(root):
         (no_training_directory, "{root} has no directory 'train'; it holds training, val"),
         (empty, "{root}/train has no class directories"),
         (no_class_directories, "{root}/val has no class directories, only "),
-        (empty_class, "class directory {root}/train/3 holds no JPEG or PNG file"),
+        (empty_class, "class directory {root}/train/3 holds no"),
         (class_only_in_val, "class 'nine' of {root}/val is not a class of {root}/train"),
         (corrupt_everywhere, "{root}/train/0/"),
     ],
@@ -321,7 +375,8 @@ def test_a_loss_that_is_not_finite(tmp_path):
     options = ["--config.optimizer.lr=1e38", "--config.optimizer.warmup_lr=1e38", "--config.log_steps=4"]
     result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={tmp_path}", *options, devices=1)
     assert_error(result, "the loss or its gradient became NaN or infinite in step ")
-    assert re.search(r"the last good checkpoint is none; examples of the batch: \[\d+(, \d+){63}\]", result[2])
+    assert "the last good checkpoint is none; a smaller --config.optimizer.lr or " in result[2]
+    assert re.search(r"examples of the batch \(.*\): \[\d+(, \d+){63}\]", result[2])
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
@@ -347,7 +402,9 @@ def test_a_process_of_its_own(finished, argv, message):
 def test_fewer_steps_than_the_run_has_made(finished):
     before = contents(finished)
     result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={finished}", EMA, "--config.total_steps=20")
-    assert_error(result, f"{finished} holds a run of 44 steps, more than the 20 that the config asks for")
+    assert_error(
+        result, f"{finished} holds a run of 44 steps, more than the 20 that the config asks for: raise config.total_*"
+    )
     assert contents(finished) == before
 
 
@@ -356,3 +413,24 @@ def test_clipping_where_it_would_stop_all_learning(tmp_path):
     result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={tmp_path / 'run'}", *options)
     assert_error(result, "config.optimizer.clip_norm cannot be used with pe='sincos_2d' and join='lape'")
     assert not (tmp_path / "run").exists()
+
+
+# ---- How things are said --------------------------------------------------------------------------------------------
+
+
+def test_long_lists_are_cut_and_counted():
+    names = [f"name_{i:02}" for i in range(60)]
+    assert listed(names[:5]) == "name_00, name_01, name_02, name_03, name_04"
+    assert listed(names) == f"{', '.join(names[:26])} and 34 more"
+    assert nearest("name_5", names) == f"'name_5' is not one of {listed(names)} (did you mean 'name_59'?)"
+    assert listed(["x" * 500, "y"]) == f"{'x' * 500} and 1 more"
+    assert listed([]) == ""
+
+
+def test_memory_of_the_host(capsys):
+    def main():
+        raise MemoryError("Unable to allocate 238. GiB")
+
+    assert cli.exit_code(main) == 2
+    error = "error: the memory of the host (not of the device) does not suffice (Unable to allocate 238. GiB): use a "
+    assert capsys.readouterr().err.startswith(error)

@@ -41,6 +41,10 @@ def make(config: ConfigDict, examples: int) -> Plan:
     )
     duration = functools.partial(chrono.steps, config, batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
     total = duration("total")
+    if total >= 2**31:
+        raise UserError(
+            f"{_given(config, 'total')} makes {total:g} steps, and they are counted up to 2**31: make it less"
+        )
     warmup, cooldown = duration("warmup", total_steps=total), duration("cooldown", total_steps=total, default=0)
     if 0 < total - cooldown < warmup:
         left = f" less {cooldown} of {_given(config, 'cooldown')}" if cooldown else ""

@@ -18,6 +18,7 @@ from lape_jax.config import reading
 from lape_jax.data import order
 from lape_jax.errors import UserError
 from lape_jax.nn import position
+from lape_jax.nn.join import FOLDED
 from lape_jax.tasks import config as configs
 from lape_jax.train import optim
 from lape_jax.train import state as states
@@ -109,13 +110,18 @@ def abstract_state(config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, stra
 
 
 def check_training(config: ConfigDict, model: Any) -> None:
-    """Raises UserError if the model cannot learn the task, or where clipping the gradient would stop all learning.
+    """Raises UserError if the model is folded or cannot learn the task, or where clipping would stop all learning.
 
-    The latter: the class row of `sincos_2d` is zero, and so is its PE as long as the biases of the PE's LayerNorms are:
+    The last: the class row of `sincos_2d` is zero, and so is its PE as long as the biases of the PE's LayerNorms are:
     each of them then multiplies the gradient of those biases by 1/sqrt(eps), and the clipped rest of the gradient is
     nothing.
     """
     tasks.of(config).check(config, model)
+    if model.joining == FOLDED:
+        raise UserError(
+            "config.model.join='folded' is what a trained model becomes for inference (lape_jax.port.fold), and not "
+            "trained itself: train with 'lape'"
+        )
     flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows + model.unused_rows
     amplified = model.joining == "lape" and model.pe_norm == "layernorm" and model.depth > 1
     if config.optimizer.clip_norm and flat_row and amplified:

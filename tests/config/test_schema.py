@@ -156,7 +156,7 @@ def test_resolve_completes_a_config_made_by_hand():
         ({"augment": {"flip": 1}}, "config.augment.flip is 1: it must be true or false"),
         ({"data": 3}, "config.data is 3: it must be a group of keys"),
         ({"seed": {}}, "config.seed is {}: it must be one value"),
-        ({"total_steps": 3, "total_epochs": 4.0}, "config sets total_steps and total_epochs, but"),
+        ({"total_steps": 3, "total_epochs": 4.0}, "config.total_steps and config.total_epochs are the same duration"),
         ({"model": {"dtype": object}}, "config.model.dtype has .*object"),
     ],
 )
@@ -174,7 +174,10 @@ def test_validate_accepts():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"total_epochs": None}, "config has no total duration: set one of total_steps, total_epochs, total_examples"),
+        (
+            {"total_epochs": None},
+            "config has no total duration: set one of config.total_steps, config.total_epochs, config.total_examples",
+        ),
         ({"total_epochs": 0.0}, "config.total_epochs is 0.0: it must be above 0"),
         ({"warmup_percent": -1.0}, "config.warmup_percent is -1.0: it must be at least 0"),
         ({"warmup_percent": 101.0}, "config.warmup_percent is 101.0: it must be at most 100"),

@@ -292,6 +292,25 @@ def test_another_model_is_told_before_anything_is_touched(tmp_path, newest_too):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("path", ["head/bias", "head/kernel", "head_dist/bias", "decoder/head/bias"])
+def test_another_number_of_classes_is_told_as_that(tmp_path, path):
+    *groups, leaf = path.split("/")
+
+    def of(classes):
+        head = {leaf: jnp.ones((8, classes)[leaf == "bias" :])}
+        for group in reversed(groups):
+            head = {group: head}
+        return make_state().replace(params={"gain": jnp.float32(1), **head})
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(10, of(3))
+    message = (
+        rf"^{tmp_path}/checkpoints/10 is a checkpoint of a model of 3 classes, and the data have 5: use the data it"
+    )
+    with pytest.raises(UserError, match=message):
+        Checkpoints(tmp_path).restore(abstract(of(5)))
+
+
 def test_absent_and_additional_parameters_are_named(tmp_path):
     save_all(tmp_path, {10: None})
     state = make_state()

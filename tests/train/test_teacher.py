@@ -144,9 +144,11 @@ def test_a_run_that_segments_is_a_user_error(workdir, tmp_path):
 
 def test_other_classes_are_user_errors(workdir, tmp_path):
     config = config_of(distilled=True, path=workdir)
-    with pytest.raises(UserError, match=r"the teacher in '.*' knows 10 classes, and the data have 3$"):
+    with pytest.raises(UserError, match=r"the teacher in '.*' knows 10 classes, and the data have 3: it must"):
         load(config, classes=("0", "1", "2"))
-    with pytest.raises(UserError, match=r"class 1 of the teacher in '.*' is '1', and that of the data is 'one'$"):
+    with pytest.raises(
+        UserError, match=r"class 1 of the teacher in '.*' is '1', and that of the data is 'one': it must"
+    ):
         load(config, classes=("0", "one", *CLASSES[2:]))
     path = copy(workdir, tmp_path)
     (path / "data.json").unlink()

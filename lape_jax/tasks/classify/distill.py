@@ -104,17 +104,22 @@ def load_teacher(config: Any, student: nn.Module, classes: Sequence[str]) -> tup
 def _agree(config: Any, known: about.About, path: Path, classes: Sequence[str]) -> None:
     """Raises UserError if a teacher's file says that it is of another model, of other classes or of other images."""
     if config.distill.model not in ("", known.model):
-        raise UserError(f"config.distill.model is {config.distill.model}, and {path} holds weights of {known.model}")
+        raise UserError(
+            f"config.distill.model is {config.distill.model}, and {path} holds weights of {known.model}: leave it out"
+        )
     for key in ("channels", "mean", "std"):
         theirs, ours = getattr(known, key), config.data[key]
         if theirs != ours:
             raise UserError(
-                f"the teacher in {str(path)!r} was trained with data.{key} {theirs!r}, and this run has {ours!r}: the "
-                f"two must agree"
+                f"config.distill.teacher: the teacher in {str(path)!r} was trained with data.{key} {theirs!r}, and "
+                f"this run has {ours!r}: the two must agree"
             )
     if known.classes != tuple(classes):
         there, here = next((a, b) for a, b in zip((*known.classes, None), (*classes, None), strict=False) if a != b)
-        raise UserError(f"the teacher in {str(path)!r} knows other classes: {there!r} there where {here!r} is here")
+        raise UserError(
+            f"config.distill.teacher: the teacher in {str(path)!r} knows other classes: {there!r} there where {here!r} "
+            f"is here"
+        )
 
 
 def hard_labels(teacher: nn.Module, variables: Any, images: Float[Array, "b h w c"]) -> Int[Array, " b"]:
