@@ -188,7 +188,7 @@ def test_too_little_memory_is_one_line_and_other_failures_are_not(run, file):
         ("config.batchsize = 1", "line 11: unknown key config.batchsize (did you mean config.batch_size?)"),
         ("config.update(batchsize=1)", "line 11: unknown key config.batchsize (did you mean config.batch_size?)"),
         ("config.batch_size = 'x'", "line 11: TypeError: Could not override field 'batch_size'"),
-        ("config.total_steps = 9", "config sets total_steps and total_epochs"),
+        ("config.total_steps = 9", "config.total_steps and config.total_epochs are the same duration"),
         ("1 / 0", "line 11: ZeroDivisionError: division by zero"),
         ("{}['a']", "line 11: KeyError: 'a'"),
         ("import lape", "line 11: ModuleNotFoundError: No module named 'lape'"),
