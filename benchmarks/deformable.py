@@ -1,6 +1,6 @@
 """Ways to read between the pixels of maps, as ViT-Adapter's deformable attention does, beside one another.
 
-    python benchmarks/deformable.py [--images=1] [--repeats=5] [--size=512] [--tpu]
+    python benchmarks/deformable.py [--images=1] [--repeats=5] [--size=512] [--forms gathers products one-hot] [--tpu]
 
 Each row is a map at the size that ViT-Adapter-Ti's injectors or extractors read it from, 6 heads of 32 channels, 4
 points for each query, a third of them outside. On this machine: milliseconds of the forward pass, and of the gradient
@@ -58,6 +58,7 @@ def main():
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--forms", nargs="+", default=["gathers", "products", "one-hot"])
     parser.add_argument("--tpu", action="store_true")
     args = parser.parse_args()
     if args.tpu:
@@ -73,7 +74,8 @@ def main():
     print(f"| {args.size} x {args.size} pixels, {args.images} images | form | {' | '.join(columns)} |")
     print("|---" * (2 + len(columns)) + "|")
     for label, queries, side in places(args.size):
-        for name, form in forms.items():
+        for name in args.forms:
+            form = forms[name]
             ways = (form, functools.partial(gradient, form))
             measure = compiled if args.tpu else functools.partial(timed, repeats=args.repeats)
             cells = [cell for way, n in zip(ways, (4, 5), strict=True) for cell in measure(way, args, queries, side, n)]
