@@ -293,12 +293,12 @@ def test_the_config_goes_before_the_environment():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"coordinator": "host0:1234"}, "there is only coordinator_address host0:1234"),
-        ({"process_count": 2}, "there is only num_processes 2"),
-        ({"JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"}, "there is only num_processes 2 and process_id 1"),
-        (WHOLE | {"coordinator": "host0"}, "the coordinator is 'host0': it must be host:port of process 0"),
-        (WHOLE | {"process_id": 4}, "process_id is 4, but must lie between 0 and process_count - 1 = 3"),
-        (WHOLE | {"JAX_PROCESS_ID": "three"}, "JAX_PROCESS_ID is 'three': it must be a number"),
+        ({"coordinator": "host0:1234"}, "there is only coordinator host0:1234"),
+        ({"process_count": 2}, "there is only process_count 2"),
+        ({"JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2"}, "there is only process_count 2 and process_id 1"),
+        (WHOLE | {"coordinator": "host0"}, "is 'host0': it must be host:port of process 0"),
+        (WHOLE | {"process_id": 4}, "is 4, but must lie between 0 and process_count - 1 = 3"),
+        (WHOLE | {"JAX_PROCESS_ID": "three"}, "JAX_PROCESS_ID is 'three': it must be a whole number"),
     ],
     ids=str,
 )

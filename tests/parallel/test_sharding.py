@@ -112,7 +112,7 @@ def test_the_layer_axis_is_never_split(path, shape):
         ("replicate+fsdp", "only one fsdp and one tensor"),
         ("tensor(2)", "'w' of shape \\(6, 7\\) has no such axis"),
         ("tensor(-3)", "'w' of shape \\(6, 7\\) has no such axis"),
-        ("tensor(1)", "2 devices do not divide axis 1 of 'w', whose shape is \\(6, 7\\)"),
+        ("tensor(1)", "config.mesh.tensor 2 does not divide that axis of 'w', whose shape is \\(6, 7\\)"),
     ],
 )
 def test_impossible_strategies_are_user_errors(strategy, message):
