@@ -41,17 +41,13 @@ downloader.MAX_RETRIES = 1
 sys.argv[1:] = arguments
 runpy.run_module("lape_jax.prepare", run_name="__main__", alter_sys=True)
 """
+# `python -m lape_jax.main`, where TensorFlow is not to be found.
 TRAIN = """
-import runpy, sys
+import runpy
+from importlib.machinery import PathFinder
 
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "tensorflow":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Absent())
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] == "tensorflow" else find(name, *rest)
 runpy.run_module("lape_jax.main", run_name="__main__", alter_sys=True)
 """
 TINY = ("total_steps=2", "batch_size=8", "eval_batch_size=4", "model.width=16", "model.depth=2", "model.heads=2")
@@ -77,7 +73,7 @@ def archive(tmp_path):
 def python(program, *arguments):
     """Exit code, stdout and the lines of stderr of a program of its own."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=1800)
     return done.returncode, done.stdout, done.stderr.splitlines()
 
 
