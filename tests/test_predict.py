@@ -142,10 +142,10 @@ def test_names_that_are_no_text(digits, folder, tmp_path, monkeypatch):
     printed.flush()
     assert b"caf\\udce9.png: " in printed.buffer.getvalue()
     lines = (tmp_path / "out/predictions.jsonl").read_text().splitlines()
-    assert json.loads(lines[2])["image"] == str(image)
+    assert str(image) in [json.loads(line)["image"] for line in lines]
     assert len(lines) == 5
     rows = list(csv.reader((tmp_path / "out/predictions.csv").read_text().splitlines()))
-    assert rows[3][0].endswith(r"/caf\udce9.png")
+    assert sum(row[0].endswith(r"/caf\udce9.png") for row in rows) == 1
 
 
 def test_what_was_predicted_stays_when_the_rest_fails(digits, folder, tmp_path, monkeypatch):
