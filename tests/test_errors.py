@@ -1,7 +1,10 @@
 """Mistakes of a user: one line that names the thing and what would be right, exit code 2, and nothing overwritten."""
 
+import ast
 import contextlib
+import functools
 import io
+import itertools
 import logging
 import re
 import shutil
@@ -434,3 +437,58 @@ def test_memory_of_the_host(capsys):
     assert cli.exit_code(main) == 2
     error = "error: the memory of the host (not of the device) does not suffice (Unable to allocate 238. GiB): use a "
     assert capsys.readouterr().err.startswith(error)
+
+
+ANY = "\0"  # in a text of the code: what an f-string puts there
+
+
+@functools.cache
+def texts():
+    """Every text in the code that may be said."""
+    found = set()
+    for path in sorted(runs.ROOT.glob("lape_jax/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else ANY for part in node.values)
+                found.add("".join(parts).removeprefix("error: "))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return found
+
+
+def literally(text, said):
+    """How many characters of `said`, which may end before `text`, `text` has itself; -1 if it says something else."""
+    found, best = -1, [0] + [-1] * len(said)  # by how much of `said` is used up
+    for character in text:
+        if character == ANY:
+            best = [-1, *itertools.accumulate(best[:-1], max)]
+        else:
+            pairs = zip(best, said, strict=False)
+            best = [-1, *(count + 1 if count >= 0 and given == character else -1 for count, given in pairs)]
+        found = max(found, best[-1])
+        if max(best) < 0:
+            break
+    return found
+
+
+def test_literally():
+    text = f"data of {ANY} have {ANY} classes: {ANY}"
+    assert literally(text, "data of DIR have 10 classes") == len("data of  have  classes")
+    assert literally(text, "data of DIR have") == len("data of  have")
+    assert literally(text, "data of DIR has 10 classes") == len("data of ")
+    assert literally(text, "the data of DIR") == -1
+    assert literally("data", "data of DIR") == -1
+
+
+ROWS = re.findall(r"^\| `([^`]+)`", (runs.ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_page_of_errors_quotes_the_code(row):
+    """Of what a row quotes, at least a third is literally in one text; "..." stands for anything."""
+    said = row.removesuffix("...").removeprefix("config.model: ")  # which goes before many
+    assert any(3 * literally(text, said) >= len(said) for text in texts())
+
+
+def test_the_page_of_errors_is_read():
+    assert len(ROWS) > 20
