@@ -210,7 +210,14 @@ def in_numpy():
     ("task", "first", "second"),
     [
         ("fails", "error: process 1: a mistake of one process", "error: a mistake of one process"),
-        ("misfits", *["error: process 1 was started with another config: seed is 1 there, and 0 for process 0"] * 2),
+        (
+            "misfits",
+            *[
+                "error: process 1 was started with another config: config.seed is 1 there, and 0 for process 0; give all "
+                "the same"
+            ]
+            * 2,
+        ),
     ],
 )
 def test_an_error_of_one_process_ends_both(task, first, second, tmp_path):
