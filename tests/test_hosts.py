@@ -213,8 +213,8 @@ def in_numpy():
         (
             "misfits",
             *[
-                "error: process 1 was started with another config: config.seed is 1 there, and 0 for process 0; give all "
-                "the same"
+                "error: process 1 was started with another config: config.seed is 1 there, and 0 for process 0; "
+                "give all the same"
             ]
             * 2,
         ),
