@@ -20,7 +20,7 @@ Shape = tuple[int, int]  # rows and columns of a map
 Maps = Float[Array, "b heads rows columns c"]
 Points = Float[Array, "b heads points n"]  # the n queries last: a TPU fills up what is shorter than 128 there
 Found = Float[Array, "b heads n c"]
-FETCHED, MULTIPLIED = 1024, 256  # queries at a time of `by_gathers` and `by_products`
+FETCHED, MULTIPLIED = 512, 256  # queries at a time of `by_gathers` and `by_products`
 
 
 def centres(shape: Shape) -> Float64[np.ndarray, "n 2"]:
