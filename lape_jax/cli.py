@@ -7,7 +7,6 @@ FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/conf
 """
 
 import argparse
-import json
 import logging
 import os
 import re
@@ -21,11 +20,13 @@ import jax
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from lape_jax.config import reading
+from lape_jax.config import reading, rules
 from lape_jax.config.reading import unknown_key
+from lape_jax.config.schema import KEPT
 from lape_jax.errors import UserError, nearest
 from lape_jax.tasks import config as configs
 
+_log = logging.getLogger(__name__)
 _VALUES = {"config": "FILE", "workdir": "DIR"}
 Result = TypeVar("Result")
 Main = Callable[[ConfigDict, argparse.Namespace], None]
@@ -160,19 +161,29 @@ def load_config(
     file: str, workdir: str, overrides: Sequence[tuple[str, str]] = (), assumed: Mapping[str, str] | None = None
 ) -> ConfigDict:
     """The valid config of `--config=file`, or else of the run in `workdir`, with the overrides put in, see `run`."""
-    assumed = dict(assumed or {})
+    begun = reading.given(Path(workdir) / "config.json") if workdir else None
     if file:
         config = configs.resolve(read_config_file(file))
+        _keep(config, begun, workdir, dict(overrides))
     elif workdir:
-        path = Path(workdir) / "config.json"
-        config = configs.from_json(path)
-        known = reading.flat(ConfigDict(json.loads(path.read_text())))
-        assumed = {key: text for key, text in assumed.items() if key in known}
+        config = configs.from_json(Path(workdir) / "config.json")
     else:
         raise UserError("--config=FILE is missing, and so is a --workdir=DIR to take the config from")
-    configs.override(config, [*assumed.items(), *overrides])
+    for key, text in (assumed or {}).items():
+        if begun is None or key in begun:
+            configs.override(config, [(key, text)])
+    configs.override(config, overrides)
     configs.validate(config)
     return config
+
+
+def _keep(config: ConfigDict, begun: Mapping | None, workdir: str, overrides: Mapping[str, str]) -> None:
+    """Puts into `config` what the run that was begun in `workdir` keeps, and says so where the config file differs."""
+    for key, earlier in KEPT.items() if begun is not None else ():
+        had = begun.get(key, earlier)
+        if key not in overrides and rules.get(config, key) != had:
+            _log.warning("config.%s stays %r, as the run in %s was begun (--config.%s=...)", key, had, workdir, key)
+            configs.override(config, [(key, had)])
 
 
 def read_config_file(file: str) -> ConfigDict:

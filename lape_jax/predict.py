@@ -13,7 +13,8 @@ classification
 segmentation
     NAME.png            an indexed PNG of the image's size. A pixel's value is the number of its class, from 0, also of
                         ADE20K, whose own files count from 1
-    NAME_overlay.png    the image under the colours of the classes
+    NAME_overlay.png    the image under the colours of the classes. NAME is the image's without its suffix, or with it
+                        where there are several of it, such as a.jpg and a.png
     legend.png          these colours, of all classes that were found
     classes.txt         the names of the classes, the first being that of number 0
 

@@ -28,3 +28,11 @@ def cases(every: Iterable, first: Collection[str]) -> pytest.MarkDecorator:
     slow = [() if case.name in first else pytest.mark.slow for case in every]
     params = [pytest.param(case, id=case.name, marks=marks) for case, marks in zip(every, slow, strict=True)]
     return pytest.mark.parametrize("case", params)
+
+
+def first(count: int, values: Iterable) -> list:
+    """Parameters of a test (tuples are several), all but the first `count` left to `-m slow`."""
+    several = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [
+        pytest.param(*value, marks=() if index < count else pytest.mark.slow) for index, value in enumerate(several)
+    ]

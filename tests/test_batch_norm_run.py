@@ -39,6 +39,7 @@ def eight(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_statistics_and_their_average_move_and_are_kept(eight):
     before, after = saved_state(eight, 2), saved_state(eight, 3)
     names = [name for name in after if name.startswith("collections/batch_stats/")]
@@ -71,6 +72,7 @@ def test_one_device_equals_eight(eight, tmp_path):
             np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_evaluate_command_finds_the_same_numbers(eight, capsys):
     args = argparse.Namespace(workdir=str(eight), step="last", weights="", config="", out="", overlays="", overrides={})
     evaluate.main(from_json(eight / "config.json"), args)

@@ -102,6 +102,26 @@ def test_what_a_command_assumes(run, file, tmp_path):
     assert seen == ["view", "stored", "view", "stored", "stored", "stored"]
 
 
+def test_a_run_keeps_its_orientation(run, file, tmp_path, caplog):
+    """That of its workdir, or what there was before the key, whatever its config file says since."""
+    values = cli.load_config(str(file), "").to_dict()
+    Path(file).write_text(
+        Path(file).read_text().replace("return config", "config.data.orientation = 'view'; return config")
+    )
+    load = lambda *overrides: cli.load_config(str(file), str(tmp_path / "run"), overrides).data.orientation  # noqa: E731
+    assert (load(), caplog.text) == ("view", "")
+    (tmp_path / "run").mkdir()
+    for before, kept in (("view", "view"), ("stored", "stored"), (None, "stored")):
+        values["data"]["orientation"] = before
+        if before is None:
+            del values["data"]["orientation"]
+        (tmp_path / "run" / "config.json").write_text(json.dumps(values))
+        caplog.clear()
+        assert load() == kept
+        assert ("config.data.orientation stays 'stored', as the run in" in caplog.text) == (kept == "stored")
+        assert load(("data.orientation", "view")) == "view"
+
+
 def test_names_that_are_no_text_are_printed(monkeypatch):
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8")  # strict, as in most shells
     monkeypatch.setattr("sys.stdout", printed)

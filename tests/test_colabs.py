@@ -87,7 +87,7 @@ def test_lape_in_your_vit(tmp_path):
     assert by_hand["mine with LaPE"] > by_hand["mine"] + 10
     assert max(*scanned.values(), big_vision) < 1e-5
     assert {"default.safetensors", "lape_big_vision.npz"} <= set(files)
-    loaded, resized, initialised, dropped = moved
+    loaded, resized, initialised, dropped, _ = moved
     assert len(loaded) == 20
     assert "pos_embed" in loaded
     assert resized == dropped == []

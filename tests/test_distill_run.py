@@ -40,6 +40,7 @@ def student(teacher, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_it_learns_and_leaves_its_teacher_as_it_was(teacher, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in teacher.rglob("*") if path.is_file()}
     _, lines = runs.train(tmp_path, distilled(teacher, **LEARNING))

@@ -95,7 +95,7 @@ def assert_error(result, message):
             ["--config.model.patch_size=3"],
             "config.model: image_size=8 is not divisible by patch_size=3; image_size comes from config.data.image_size",
         ),
-        (["--config.model.name=resnet"], "t2t_vit_14, t2t_vit_t_14 and 14 more"),
+        (["--config.model.name=resnet"], "t2t_vit_14, t2t_vit_t_14 and 18 more"),
         (["--config.model.pe=swirl"], "config.model: pe='swirl' is not one of learnable, sincos_1d, "),
         (["--config.model.drop_path=1"], "config.model: drop_path=1.0 is not a rate in [0, 1)"),
         (
@@ -122,7 +122,7 @@ def assert_error(result, message):
         (["--config.sharding=(('.*','tensor(0)'),)"], "of shape (2, 16) counts layers: use a later one"),
         (
             ["--config.sharding=(('.*qkv/kernel','tensor(7)'),('.*','replicate'))"],
-            "tensor(7) is not possible, as 'blocks/attn/qkv/kernel' of shape (2, 16, 48) has no such axis: use one",
+            "tensor(7) is not possible, as 'blocks/attn/qkv/kernel' of shape (2, 16, 48) has no such axis: use one of",
         ),
         (
             ["--config.mesh.tensor=8", "--config.sharding=(('head/bias','tensor(0)'),('.*','replicate'))"],
@@ -273,7 +273,7 @@ def corrupt_everywhere(root):
         (no_training_directory, "{root} has no directory 'train'; it holds training, val"),
         (empty, "{root}/train has no class directories"),
         (no_class_directories, "{root}/val has no class directories, only "),
-        (empty_class, "class directory {root}/train/3 holds no JPEG or PNG file"),
+        (empty_class, "class directory {root}/train/3 holds no"),
         (class_only_in_val, "class 'nine' of {root}/val is not a class of {root}/train"),
         (corrupt_everywhere, "{root}/train/0/"),
     ],
@@ -311,7 +311,8 @@ def corrupt(root, split, count):
     return [str(path) for path in paths]
 
 
-@pytest.mark.parametrize("resident", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("resident", [True, False])
 def test_a_corrupt_image_is_skipped_counted_and_named(png, tmp_path, resident):
     root = shutil.copytree(png, tmp_path / "png")
     names = corrupt(root, "train", 2)

@@ -95,6 +95,7 @@ def test_the_average_is_other_weights(run, tmp_path):
         assert not np.array_equal(own["head.weight"], average["head.weight"])
 
 
+@pytest.mark.slow
 def test_a_program_of_big_visions_vit(run, tmp_path):
     """With a batch of any size, and logits that are all zero, as its head starts."""
     sizes = {"width": 16, "depth": 1, "heads": 2, "image_size": 8, "patch_size": 4, "num_classes": 3}

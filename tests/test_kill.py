@@ -121,6 +121,7 @@ def test_it_can_tell_runs_apart(finished, tmp_path):
     assert any("nu/" in name for name in names)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(finished, tmp_path):
     workdir = runs.copy(finished, tmp_path)
     shutil.rmtree(workdir / "checkpoints" / "44")

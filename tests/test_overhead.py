@@ -54,6 +54,7 @@ def test_a_tiny_model(tmp_path, capsys):
     assert 2.5 < rows["lape", "train step"]["flops_per_image"] / rows["lape", "inference"]["flops_per_image"] < 4
 
 
+@pytest.mark.slow
 def test_ahead_of_time_nothing_runs(tmp_path, capsys, monkeypatch):
     chips = jax.devices()[:2]
     monkeypatch.setattr(overhead, "chips", lambda topology: chips)

@@ -90,6 +90,7 @@ def test_the_same_command_again_changes_nothing(workdir, tmp_path):
     assert {"step": 44, **results} == lines[-1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_when_it_is_given_more_epochs(workdir, tmp_path, caplog, capsys):
     longer = runs.copy(workdir, tmp_path)
     before = (longer / "metrics.jsonl").read_text()
@@ -151,6 +152,7 @@ def test_accumulation_equals_the_whole_batch(workdir, tmp_path):
     assert_same_run(lines, runs.metrics(workdir))
 
 
+@pytest.mark.slow
 def test_streamed_images_equal_resident_ones(tmp_path):
     folder = runs.write_png_folder(tmp_path / "png", each=20)
     trivial = {"data.scale": (1.0, 1.0), "data.ratio": (1.0, 1.0), "data.threads": 2}  # the crop is the whole image

@@ -113,6 +113,7 @@ def test_report(workdir):
 # ---- What must not change the numbers --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bits(workdir, tmp_path):
     killed = runs.copy(workdir, tmp_path)
     shutil.rmtree(killed / "checkpoints" / "6")
@@ -213,7 +214,6 @@ def classifier_workdir(path):
     return flatten({"params": state.params})
 
 
-@pytest.mark.slow
 def test_a_run_begins_with_the_encoder_of_a_classifier(tmp_path, caplog):
     theirs = classifier_workdir(tmp_path / "classifier")
     settings = {"total_steps": 1, "batch_size": 8, "optimizer.lr": 1e-12, "optimizer.min_lr": 0}
@@ -275,7 +275,7 @@ def quiet(monkeypatch):
         ("data.channels=1", "config.data.mean has 3 values, but config.data.channels is 1"),
         ("data.source=arrays", "config.data.source: "),
         ("data.source=ade20k", "config.data.path is empty: data.source=ade20k needs it"),
-        ("data.image_size=36", "image_size=36 is not divisible by patch_size=8"),
+        ("data.image_size=36", "config.model: image_size=36 is not divisible by patch_size=8"),
         ("task=classify", "config.task is 'classify', but segmenter_ti_mask gives a class to each pixel"),
         ("batch_size=120", "batch_size is 120, but must lie between 1 and the 119 training examples"),
     ],
@@ -320,11 +320,14 @@ def palette_mask(value):
 
 MUST = "but must hold 0 to 2 for the 3 classes, and 255 for none"
 BAD = {
-    "value": (palette_mask(3), f"has the value 3 in row 7, column 9 (1 such pixels), {MUST}"),
+    "value": (
+        palette_mask(3),
+        f"has the value 3 in row 7, column 9 (1 such pixels), {MUST}; its values are 0 and 3: replace each "
+        "by the number of its class, 0 to 2",
+    ),
     "size": (
         Image.fromarray(np.zeros((40, 36), np.uint8)),
-        "has 36 x 40 pixels (width x height), but the image 40 x 36: they must be equal (what an image file notes of "
-        "its orientation, EXIF, is not followed)",
+        "has 36 x 40 pixels (width x height), but the image 40 x 36: they must be equal",
     ),
     "colours": (
         palette_mask(2).convert("RGB"),

@@ -115,7 +115,7 @@ def test_the_table(trained, file):
         "",
         f"`python -m lape_jax.sweep --config={file} --out={trained}`",
         "",
-        "- ViT x broken, seeds 0, 1: width=16 is not divisible by heads=3",
+        "- ViT x broken, seeds 0, 1: config.model: width=16 is not divisible by heads=3",
     ]
     assert [(row["row"], row["column"], row["n"]) for row in rows(trained, "cells.csv")] == [
         ("ViT", "LaPE", "2"),

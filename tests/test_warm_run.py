@@ -34,6 +34,7 @@ def best(workdir):
     return model, jax.device_get(variables)
 
 
+@pytest.mark.slow
 def test_lape_from_the_workdir_of_a_default_run(default, tmp_path, caplog):
     config = runs.load(**BEGIN, **{"init.weights": default})
     _, lines = runs.train(tmp_path, config, devices=2)

@@ -15,6 +15,7 @@ from lape_jax.analysis.blocks import BlockParams, blocks
 from lape_jax.analysis.seen import IN_STREAM, check_table
 from lape_jax.errors import UserError
 from lape_jax.models.swin import Swin
+from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn import position
 from lape_jax.port.params import to_flat
 
@@ -47,9 +48,13 @@ def measure(
         eps: of the standard deviations in the lambdas. Energies are of the LayerNorms' own.
 
     Raises:
-        UserError: the model has no table, `variables` are not its own, or there are no images.
+        UserError: the model has no table or is a ViT-Adapter, `variables` are not its own, or there are no images.
     """
     check_table(model)
+    if isinstance(model, ViTAdapter):
+        raise UserError(
+            "a ViT-Adapter adds to the tokens between its blocks: their position cannot be told apart there"
+        )
     norms = [_norm1(block) for block in blocks(model, to_flat(variables, model))]
     step = jax.jit(functools.partial(_sums, model, eps))
     total, count = None, 0

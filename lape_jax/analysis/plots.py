@@ -172,6 +172,15 @@ def spread(
     return figure
 
 
+def drawable(name: str) -> str:
+    r"""A name as matplotlib draws it: what is no text as an escape, and no formula.
+
+    >>> drawable("5 $")
+    '5 \\$'
+    """
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+
+
 def image_sheet(
     images: ArrayLike,
     titles: Sequence[str] = (),
@@ -208,7 +217,7 @@ def image_sheet(
         ax.set_axis_off()
         if index < len(shown):
             ax.imshow(shown[index], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            ax.set_title(titles[index] if titles else "", fontsize=6, pad=2)
+            ax.set_title(drawable(titles[index]) if titles else "", fontsize=6, pad=2)
     figure.suptitle(title, fontsize=9)
     return figure
 

@@ -119,6 +119,14 @@ def from_json(path: str | Path, config: ConfigDict) -> ConfigDict:
         raise UserError(f"{str(path)!r}: {error}") from None
 
 
+def given(path: str | Path) -> dict[str, Any] | None:
+    """{dotted key: value} of what the file `path` holds, without defaults; None if it is not there, or no config."""
+    try:
+        return flat(ConfigDict(json.loads(Path(path).read_text())))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value}, without the groups."""
     found = {}

@@ -28,6 +28,9 @@ DURATIONS = {
     "cooldown": ("steps", "epochs", "examples", "percent"),
     "mix": ("steps", "epochs", "examples", "percent"),
 }
+# What a run keeps from its beginning, whatever its config file says since, unless the command line changes it; and what
+# runs had before there was such a key.
+KEPT = {"data.orientation": "stored"}
 OPTIONAL = ("cooldown", "mix")  # durations that a config may leave out
 _UNIT_TYPES = {"steps": int, "epochs": float, "examples": int, "percent": float}
 

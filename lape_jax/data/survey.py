@@ -44,17 +44,17 @@ class Notes:
         said = []
         if self.turned:
             done = {
-                "view": ", which is followed (data.orientation=view)",
-                "stored": ", which is not followed: --config.data.orientation=view does",
-                "": "",
+                "view": "which is followed (data.orientation=view)",
+                "stored": "which is not followed: --config.data.orientation=view does",
+                "": "which data.orientation=view follows, and data.orientation=stored does not",
             }[orientation]
-            said.append(f"{self.turned:,} of {self.read:,} images read carry an EXIF orientation{done}")
+            said.append(f"{self.turned:,} of {self.read:,} images read carry an EXIF orientation, {done}")
         if self.dim:
-            said.append(f"{len(self.dim):,} of {self.read:,} images read are {DIM}, as {self.dim[0]}")
+            said.append(f"{len(self.dim):,} of {self.read:,} images read, as {self.dim[0]}: {DIM}")
         return said
 
 
-DIM = "nearly black: of their 16 bits the upper two are not used (12 bits in 16?), so scale them up, or to 8 bits"
+DIM = "nearly black, as the upper 2 of 16 bits are not used (12 bits in 16?): scale to all 16, or to 8"
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -13,7 +13,9 @@ from lape_jax.models.regnet import RegNet
 from lape_jax.models.segmenter import DECODERS, Segmenter
 from lape_jax.models.swin import Swin
 from lape_jax.models.t2t import T2TViT
+from lape_jax.models.upernet import UperNet
 from lape_jax.models.vit import ViT
+from lape_jax.models.vit_adapter import ViTAdapter
 
 _DEIT = {
     "deit_ti": {"width": 192, "depth": 12, "heads": 3},
@@ -26,6 +28,7 @@ _BIG_VISION = {
     for size, (width, depth, hidden, heads) in SIZES.items()
     if size in ("Ti", "S", "B", "L")
 }
+_ADAPTED = {"ti": {**_DEIT["deit_ti"], "drop_path": 0.1}, "s": {**_DEIT["deit_s"], "drop_path": 0.2}}
 _CCT_14 = {"image_size": 224, "width": 384, "depth": 14, "heads": 6, "mlp_ratio": 3.0}
 _T2T_14 = {"width": 384, "depth": 14, "heads": 6, "mlp_ratio": 3.0}
 VARIANTS = {
@@ -59,6 +62,8 @@ VARIANTS = {
         for name, sizes in _DEIT.items()
         for decoder in DECODERS
     },
+    **{f"vit_adapter_{size}": (ViTAdapter, settings) for size, settings in _ADAPTED.items()},
+    **{f"upernet_vit_adapter_{size}": (UperNet, settings) for size, settings in _ADAPTED.items()},
     "regnety_160": (RegNet, {}),  # a teacher: cannot be trained
 }
 

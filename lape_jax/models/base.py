@@ -29,6 +29,7 @@ class Classifier(nn.Module):
 
     answers: ClassVar[str] = "image"  # what it gives a class to each of
     bare_rows: ClassVar[int] = 0  # of the tokens before the patches, those that have no PE at all
+    unused_rows: ClassVar[int] = 0  # of the rows of a position table before the patches, those that no token has
 
     @property
     def joining(self) -> str:

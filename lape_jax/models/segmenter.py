@@ -1,6 +1,5 @@
 """Segmenter (Strudel et al. 2021, "Segmenter: Transformer for Semantic Segmentation", arXiv:2105.05633)."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,13 +11,10 @@ from jaxtyping import Array, Float
 
 from lape_jax.errors import UserError
 from lape_jax.models.base import pair
-from lape_jax.models.vit import ViT
-from lape_jax.nn import position
+from lape_jax.models.resizable import ResizableViT
 from lape_jax.nn.encoder import Carry, Encoder
-from lape_jax.nn.join import FOLDED
 from lape_jax.nn.layers import layer_norm, normal_02
-from lape_jax.nn.peg import encode_with_pegs
-from lape_jax.nn.resize import METHODS, resize_maps, resize_rows
+from lape_jax.nn.resize import resize_maps
 
 DECODERS = ("mask", "linear")
 UPSAMPLINGS = ("padded", "image")
@@ -44,29 +40,26 @@ CODE_BASES = {
 }
 
 
-class Segmenter(ViT):
+class Segmenter(ResizableViT):
     """A ViT whose patch tokens a decoder turns into a map of logits for each class.
 
     Calling it maps images (batch, height, width, channels), normalised and of any size, to `(logits, out)` with logits
     (batch, height, width, num_classes). Images are padded with zeros at the bottom and on the right to whole patches.
-    For another grid of patches than that of `image_size`, learned position tables are resized, before any norm acts on
-    them (class and distillation rows stay as they are; relative biases always by bicubic interpolation), and
-    sinusoids computed anew. All of this happens while tracing: each size of images is a program of its own under jit.
-    (The reference code bases compare numbers of tokens, and leave a table as it is for another grid of as many.)
+    For another grid of patches than that of `image_size`, position tables are fitted as in `ResizableViT`. (The
+    reference code bases compare numbers of tokens, and leave a table as it is for another grid of as many.)
 
     `out` has what a ViT's has up to "encoded" ("pos_embed" is the table as it is learned), and "masks", the logits of
     each patch (batch, rows, columns, num_classes), which are upsampled to the logits; with a mask decoder also
     "decoder_tokens", patches and then classes after each of the decoder's blocks, stacked on a leading layer axis.
 
-    Attributes beside those of `lape_jax.models.vit.ViT`, of which `pool` is "token", `image_size` that of the images
-    which the position tables are learned for, and `distilled` adds the token without a head of its own:
+    Attributes beside those of `lape_jax.models.resizable.ResizableViT`, of which `pool` is "token", `image_size` that
+    of the images which the position tables are learned for, and `distilled` adds the token without a head of its own:
         decoder_type: "mask" for `MaskDecoder`, "linear" for `LinearDecoder`.
         decoder_depth: blocks of a mask decoder; they have as many heads and as wide an MLP as the encoder's.
         decoder_dropout: in a mask decoder's blocks, also on their attention weights.
         decoder_drop_path: stochastic depth rate of its last block, rising linearly from 0 in the first.
         decoder_ln_eps: epsilon of its LayerNorms.
         projection_std: deviation of the initial values of its last two matrices; None for width^-1/2.
-        pe_resize: "bilinear" or "bicubic".
         upsample: logits are interpolated (bilinear) to the size of the "padded" images, and the margin cut off; or to
             that of the "image" itself, which squeezes the margin into it. They differ if there is a margin.
 
@@ -80,13 +73,13 @@ class Segmenter(ViT):
     image_size: int | tuple[int, int] = 512
     drop_path: float = 0.1
     ln_eps: float = 1e-5
+    pe_resize: str = "bilinear"
     decoder_type: str = "mask"
     decoder_depth: int = 2
     decoder_dropout: float = 0.1
     decoder_drop_path: float = 0.0
     decoder_ln_eps: float = 1e-5
     projection_std: float | None = None
-    pe_resize: str = "bilinear"
     upsample: str = "padded"
 
     answers: ClassVar = "pixel"
@@ -94,11 +87,13 @@ class Segmenter(ViT):
 
     def check(self) -> None:
         """Raises UserError if the settings name something unknown, do not divide, or contradict each other."""
-        self._check_names({"decoder_type": DECODERS, "pe_resize": METHODS, "upsample": UPSAMPLINGS})
+        self._check_names({"decoder_type": DECODERS, "upsample": UPSAMPLINGS})
         self._check_positive("decoder_depth")
         super().check()
-        if self.attention == "cudnn" and self.decoder_dropout and self.decoder_type == "mask":
-            raise UserError("attention='cudnn' has no attention dropout: use attention='xla' or decoder_dropout=0")
+        if self.attention != "xla" and self.decoder_dropout and self.decoder_type == "mask":
+            raise UserError(
+                f"attention={self.attention!r} has no attention dropout: use attention='xla' or decoder_dropout=0"
+            )
 
     def _check_numbers(self) -> None:
         super()._check_numbers()
@@ -108,19 +103,9 @@ class Segmenter(ViT):
             if value is not None and not value > 0:
                 raise UserError(f"{field}={value} is not a positive number")
 
-    def _check_images(self, shape: tuple) -> None:
-        if shape[-1] != self.in_channels or min(shape[1:]) < 1:
-            raise UserError(f"the model takes images of {self.in_channels} channels, and not of shape {shape[1:]}")
-
-    def classifier(self) -> ViT:
-        """The classifier with this encoder, for images of the same size: what the encoder is pre-trained as."""
-        fields = (field.name for field in dataclasses.fields(ViT) if field.name not in ("parent", "name"))
-        return ViT(**{field: getattr(self, field) for field in fields}, parent=None)
-
     def grid_of(self, shape: tuple) -> tuple[int, int]:
-        """Rows and columns of patches in padded images of this shape (batch, height, width, channels)."""
-        rows, columns = (-(-side // patch) for side, patch in zip(shape[1:3], pair(self.patch_size), strict=True))
-        return rows, columns
+        """Rows and columns of "masks" for images of this shape (batch, height, width, channels): of patches."""
+        return self.patches_of(shape)
 
     def setup(self):
         super().setup()  # its head, which is never called, has no parameters
@@ -139,20 +124,6 @@ class Segmenter(ViT):
         std = self.width**-0.5 if self.projection_std is None else self.projection_std
         self.decoder = MaskDecoder(self.num_classes, blocks, std, self.decoder_ln_eps, self.dtype)
 
-    def _table_for(self, shape: tuple) -> Float[Array, "*l n d"] | None:
-        table, grid = self.position_table, self.grid_of(shape)
-        if table is None or grid == self.grid:
-            return table
-        if self.joining == FOLDED:
-            raise UserError(
-                f"join='folded' has constants for {self.grid[0]} x {self.grid[1]} patches and the images have "
-                f"{grid[0]} x {grid[1]}: fold a model whose image_size is theirs"
-            )
-        absolute, _ = position.parse_pe(self.pe)
-        if absolute != position.LEARNABLE:
-            return jnp.asarray(position.frozen(absolute, grid, self.width, self.extra_rows), table.dtype)
-        return resize_rows(table, self.grid, grid, self.extra_rows, self.pe_resize)
-
     def embed(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Carry, Float[Array, "l n d"] | None]:
         """As `ViT.embed`, for images of any size."""
         self._check_images(images.shape)
@@ -163,22 +134,8 @@ class Segmenter(ViT):
         return jnp.pad(images, ((0, 0), (0, rows - images.shape[1]), (0, columns - images.shape[2]), (0, 0)))
 
     def _padded(self, shape: tuple) -> tuple[int, int]:
-        (rows, columns), (height, width) = self.grid_of(shape), pair(self.patch_size)
+        (rows, columns), (height, width) = self.patches_of(shape), pair(self.patch_size)
         return rows * height, columns * width
-
-    def encode(
-        self,
-        carry: Carry,
-        layer_pe: Float[Array, "l n d"] | None = None,
-        *,
-        train: bool = False,
-        first: int = 0,
-        count: int | None = None,
-        grid: tuple[int, int] | None = None,
-    ) -> tuple[Carry, dict[str, jax.Array | None]]:
-        """As `ViT.encode`; `grid` is that of the images if they are not of `image_size` (see `grid_of`)."""
-        options = {"train": train, "first": first, "count": count, "grid": None if grid == self.grid else grid}
-        return encode_with_pegs(self.encoder, self.peg, carry, layer_pe, **options)
 
     def __call__(
         self, images: Float[Array, "b h w c"], train: bool = False

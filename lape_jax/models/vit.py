@@ -50,7 +50,7 @@ class ViT(Classifier):
         ln_eps: epsilon of all LayerNorms, the PE's included.
         gelu: "erf", the exact function, or "tanh", its approximation.
         unroll, remat: see `lape_jax.nn.encoder.Encoder`.
-        attention: "xla" or "cudnn".
+        attention: "xla", "blocks" or "cudnn", see `lape_jax.nn.attention.Attention`.
         dtype: type to compute in; parameters are float32 and softmax, LayerNorm and logits at least that.
     """
 
@@ -97,7 +97,7 @@ class ViT(Classifier):
 
     @property
     def extra_rows(self) -> int:
-        """Tokens before the patches: class and distillation token."""
+        """Rows of a position table before the patches: those of class and distillation token."""
         return (self.pool == "token") + self.distilled
 
     def check(self) -> None:
@@ -195,14 +195,16 @@ class ViT(Classifier):
         rows += [self.dist_token] if self.distilled else []
         rows = [jnp.broadcast_to(row.astype(self.dtype), (images.shape[0], 1, self.width)) for row in rows]
         tokens = jnp.concatenate([*rows, tokens], axis=1)
-        table, pe = self._table_for(images.shape), None
+        table, pe = self.table_for(images.shape), None
+        if self.unused_rows and table is not None:
+            table = table[..., self.unused_rows :, :]
         join = JOINS[self.joining]
         if table is not None and not join.table_per_layer:
             tokens, pe = join.stem(tokens, table)
         tokens = self.pos_dropout(tokens, deterministic=not train)
         return Carry(tokens, pe), table if join.table_per_layer else None
 
-    def _table_for(self, shape: tuple) -> Float[Array, "*l n d"] | None:
+    def table_for(self, shape: tuple) -> Float[Array, "*l n d"] | None:
         """The table, or those of all layers, for images of this shape, whose batch may be symbolic (`jax.export`)."""
         return self.position_table
 

@@ -1,6 +1,7 @@
 """Multi-head self-attention, with an optional relative position bias on the logits."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -8,14 +9,16 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lape_jax.errors import UserError, nearest
+from lape_jax.nn.by_blocks import by_blocks
 from lape_jax.nn.layers import normal_02
 from lape_jax.nn.position import relative_position_index
 from lape_jax.nn.resize import resize_rows
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "blocks", "cudnn")
+BLOCK = 256  # most queries at a time of "blocks"
 Heads = Float[Array, "b n heads hd"]
 Keys = Float[Array, "b m heads hd"]  # of the sequence that is attended to; m is n in self-attention
 # Added to the logits: one for all sequences, or one for each of the w windows of an image, which follow one another.
@@ -26,8 +29,8 @@ def check_implementation(implementation: str, attn_dropout: float) -> None:
     """Raises UserError for an unknown attention `implementation`, or one that cannot do what is asked of it."""
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"attention={nearest(implementation, IMPLEMENTATIONS)}")
-    if implementation == "cudnn" and attn_dropout:
-        raise UserError("attention='cudnn' has no attention dropout: use attention='xla' or attn_dropout=0")
+    if implementation != "xla" and attn_dropout:
+        raise UserError(f"attention={implementation!r} has no attention dropout: use attention='xla' or attn_dropout=0")
 
 
 def attend_cudnn(q: Heads, k: Keys, v: Keys, bias: Float[Array, "heads n n"] | None) -> Heads:
@@ -41,6 +44,38 @@ def attend_cudnn(q: Heads, k: Keys, v: Keys, bias: Float[Array, "heads n n"] | N
         return jax.nn.dot_product_attention(q, k, v, bias, implementation="cudnn")
     except (RuntimeError, ValueError) as error:
         raise UserError(f"attention='cudnn' is not possible here, use attention='xla': {error}") from error
+
+
+def attention_weights(q: Heads, k: Keys, bias: jax.Array | None) -> Float[Array, "b heads n m"]:
+    """softmax(q k^T / sqrt(head_dim) + bias) in float32 or better, and then of the type of q."""
+    full = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=full) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        logits = (logits.reshape(-1, *bias.shape[:-3], *logits.shape[-3:]) + bias).reshape(logits.shape)
+    return jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+
+
+def attend_in_blocks(
+    q: Heads, k: Keys, v: Keys, bias: Callable[[Int[Array, " s"]], jax.Array] | None = None, block: int = BLOCK
+) -> Heads:
+    """softmax(q k^T / sqrt(head_dim) + bias) v for some queries at a time, as `attention_weights` otherwise has it.
+
+    What exists at a time are the weights of at most `block` queries, (b, heads, block, m), see
+    `lape_jax.nn.by_blocks`; the gradients of k and v are added up in float32 or better.
+
+    Args:
+        bias: what is added to the logits of the queries with these places in their sequence, (heads, s, m) or
+            (w, #heads, s, m).
+        block: how many.
+    """
+    full = jnp.promote_types(q.dtype, jnp.float32)
+
+    def some(rows, part, keys, values):
+        weights = attention_weights(part, keys.astype(k.dtype), None if bias is None else bias(rows))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, values.astype(v.dtype))
+
+    # The gradients of keys and values are added up in the type that they have out here.
+    return by_blocks(some, [q], [k.astype(full), v.astype(full)], axis=1, into=1, block=block)
 
 
 class Attention(nn.Module):
@@ -58,7 +93,8 @@ class Attention(nn.Module):
         qkv_bias: whether the fused projection has a bias.
         attn_dropout: dropout on the attention weights.
         dropout: dropout after the projection.
-        implementation: "xla" or "cudnn".
+        implementation: "xla"; "blocks", which is the same for up to `BLOCK` tokens, and for more never has the weights
+            of all queries at a time (see `attend_in_blocks`); or "cudnn".
         dtype: type to compute in.
     """
 
@@ -81,38 +117,66 @@ class Attention(nn.Module):
         Args:
             x: sequences; with a mask, b is a multiple of w.
             train: whether dropout acts.
-            mask: added to the logits of all heads, `mask[i % w]` to those of sequence i (implementation "xla" alone).
+            mask: added to the logits of all heads, `mask[i % w]` to those of sequence i (not by "cudnn").
         """
-        batch, tokens, width = x.shape
+        width = x.shape[-1]
         dense = {"dtype": self.dtype, "kernel_init": normal_02}
         qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **dense)(x)
         qkv = checkpoint_name(qkv, "qkv")
-        # Split before it is reshaped: XLA for TPU copies less.
-        q, k, v = (part.reshape(batch, tokens, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
-        bias = None if self.grid is None else self.relative_bias(tokens)
-        if mask is not None:
-            bias = mask[:, None] if bias is None else bias + mask[:, None]
-        y = attend_cudnn(q, k, v, bias) if self.implementation == "cudnn" else self.attend(q, k, v, bias, train)
-        y = checkpoint_name(y.reshape(batch, tokens, width), "attended")
+        y = checkpoint_name(self.mix(qkv, train, mask), "attended")
         y = nn.Dense(width, name="proj", **dense)(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
-    def attend(self, q: Heads, k: Keys, v: Keys, bias: Bias | None, train: bool) -> Heads:
-        full = jnp.promote_types(q.dtype, jnp.float32)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=full) / math.sqrt(q.shape[-1])
-        if bias is not None:
-            logits = (logits.reshape(-1, *bias.shape[:-3], *logits.shape[-3:]) + bias).reshape(logits.shape)
-        weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-        weights = nn.Dropout(self.attn_dropout, deterministic=not train)(weights)
+    def mix(
+        self, qkv: Float[Array, "b n qkv"], train: bool, mask: Float[Array, "w n n"] | None
+    ) -> Float[Array, "b n d"]:
+        """What the heads make of queries, keys and values, side by side."""
+        batch, tokens, _ = qkv.shape
+        # Split before it is reshaped: XLA for TPU copies less.
+        q, k, v = (part.reshape(batch, tokens, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
+        return self.attend(q, k, v, train, mask).reshape(batch, tokens, -1)
+
+    def attend(self, q: Heads, k: Keys, v: Keys, train: bool, mask: Float[Array, "w n n"] | None = None) -> Heads:
+        """What each head makes of its queries, keys and values, by the `implementation`."""
+        tokens = q.shape[1]
+        if self.implementation == "blocks" and tokens > BLOCK:
+            return attend_in_blocks(q, k, v, self.bias_of_rows(tokens, mask))
+        bias = None if self.grid is None else self.relative_bias(tokens)
+        if mask is not None:
+            bias = mask[:, None] if bias is None else bias + mask[:, None]
+        if self.implementation == "cudnn":
+            return attend_cudnn(q, k, v, bias)
+        weights = nn.Dropout(self.attn_dropout, deterministic=not train)(attention_weights(q, k, bias))
         return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
     def relative_bias(self, tokens: int) -> Float[Array, "heads n n"]:
         height, width = self.grid
+        bias = jnp.moveaxis(self.bias_table()[relative_position_index(self.grid)], -1, 0)
+        extra = tokens - height * width
+        return jnp.pad(bias, ((0, 0), (extra, 0), (extra, 0)))
+
+    def bias_table(self) -> Float[Array, "r heads"]:
+        """The relative biases of all offsets in `grid`, a row for each."""
         learned, offsets = ((2 * h - 1, 2 * w - 1) for h, w in (self.table_grid or self.grid, self.grid))
         shape = (math.prod(learned), self.heads)
         table = self.param("relative_position_bias_table", self.bias_init, shape, jnp.float32)
-        if learned != offsets:
-            table = resize_rows(table, learned, offsets, 0, "bicubic")
-        bias = jnp.moveaxis(table[relative_position_index(self.grid)], -1, 0)
-        extra = tokens - height * width
-        return jnp.pad(bias, ((0, 0), (extra, 0), (extra, 0)))
+        return table if learned == offsets else resize_rows(table, learned, offsets, 0, "bicubic")
+
+    def bias_of_rows(
+        self, tokens: int, mask: Float[Array, "w n n"] | None
+    ) -> Callable[[Int[Array, " s"]], jax.Array] | None:
+        """The rows of the bias that are asked for, made when they are: there is never a whole one of n x n."""
+        if self.grid is None:
+            return None if mask is None else lambda rows: mask[:, None, rows]
+        table, width = self.bias_table(), self.grid[1]
+        extra = tokens - math.prod(self.grid)
+
+        def bias(rows: Int[Array, " s"]) -> Float[Array, "heads s n"] | Float[Array, "w heads s n"]:
+            query, key = rows[:, None] - extra, jnp.arange(tokens) - extra
+            down = query // width - key // width + self.grid[0] - 1
+            right = query % width - key % width + width - 1
+            patches = (query >= 0) & (key >= 0)
+            found = jnp.where(patches, jnp.moveaxis(table[down * (2 * width - 1) + right], -1, 0), 0)
+            return found if mask is None else found + mask[:, None, rows]
+
+        return bias

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lape_jax.nn.attention import Attention, attend_cudnn
+from lape_jax.nn.attention import Attention
 from lape_jax.nn.encoder import REMAT_POLICIES, Block, Carry, Encoder, LayerInputs
 from lape_jax.nn.layers import GELUS, layer_norm
 
@@ -94,9 +94,8 @@ class HeadwiseAttention(Attention):
         q, k, v = (
             checkpoint_name(nn.DenseGeneral(shape, name=name, **dense)(rows), "qkv") for name, rows in given.items()
         )
-        bias = None if self.grid is None else self.relative_bias(x.shape[1])
-        y = attend_cudnn(q, k, v, bias) if self.implementation == "cudnn" else self.attend(q, k, v, bias, train)
-        y = nn.DenseGeneral(width, axis=(-2, -1), name="out", **dense)(checkpoint_name(y, "attended"))
+        y = checkpoint_name(self.attend(q, k, v, train), "attended")
+        y = nn.DenseGeneral(width, axis=(-2, -1), name="out", **dense)(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
 

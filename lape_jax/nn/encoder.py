@@ -106,20 +106,20 @@ class Block(nn.Module):
         """The block's self-attention of `x`, the sum of normalised tokens and PE."""
         return self.attention_layer()(x, self.train)
 
-    def attention_layer(self, **options: Any) -> Attention:
-        """The layer `attn`, with more `options` than the block's own."""
-        return Attention(
-            self.heads,
-            grid=self.relative_grid and (self.grid or self.relative_grid),
-            table_grid=self.relative_grid,
-            qkv_bias=self.qkv_bias,
-            attn_dropout=self.attn_dropout,
-            dropout=self.dropout,
-            implementation=self.attention,
-            dtype=self.dtype,
-            name="attn",
-            **options,
-        )
+    def attention_layer(self, kind: type[Attention] = Attention, **options: Any) -> Attention:
+        """The layer `attn`, with `options` beside or instead of the block's own."""
+        own = {
+            "heads": self.heads,
+            "grid": self.relative_grid and (self.grid or self.relative_grid),
+            "table_grid": self.relative_grid,
+            "qkv_bias": self.qkv_bias,
+            "attn_dropout": self.attn_dropout,
+            "dropout": self.dropout,
+            "implementation": self.attention,
+            "dtype": self.dtype,
+            "name": "attn",
+        }
+        return kind(**{**own, **options})
 
     def transform(self, x: jax.Array) -> jax.Array:
         """The block's MLP of `x`, the tokens after the second LayerNorm."""
@@ -182,7 +182,7 @@ class Encoder(nn.Module):
         train: bool,
         first: int = 0,
         count: int | None = None,
-        grid: tuple[int, int] | None = None,
+        **changed: Any,
     ) -> tuple[Carry, dict[str, jax.Array | None]]:
         """Runs blocks first .. first+count-1 (all by default).
 
@@ -191,17 +191,17 @@ class Encoder(nn.Module):
             layer_pe: tables of all `depth` layers, for joinings that have one per layer.
             train: whether dropout and stochastic depth act.
             first, count: which blocks.
-            grid: rows and columns of patches, if they are not those that the blocks were made for.
+            changed: arguments of `Block` that are others in this run, such as `grid`.
 
         Returns:
             The carry that leaves, and per layer (leading axis) the tokens after the block and the PE it delivered.
         """
         stop = self.stop(first, count)
-        blocks = self.stack(train, grid)
+        blocks = self.stack(train, **changed)
         inputs = self.inputs(layer_pe)
         if (first, stop) == (0, self.depth):
             return blocks(carry, inputs)
-        if self.is_initializing():
+        if self.is_initializing() and not self.has_variable("params", self.stack_name):
             blocks(carry, inputs)  # creates the parameters of all layers, which a segment's run could not
 
         def cut(tree):
@@ -235,9 +235,9 @@ class Encoder(nn.Module):
         """What differs between the blocks, on a leading layer axis."""
         return LayerInputs(jnp.asarray(self.rates, jnp.float32), layer_pe, jnp.arange(self.depth))
 
-    def stack(self, train: bool, grid: tuple[int, int] | None = None) -> nn.Module:
+    def stack(self, train: bool, **changed: Any) -> nn.Module:
         """The blocks as one module, over whose leading axes it runs."""
-        block, options = self.block_class, self.block if grid is None else {**self.block, "grid": grid}
+        block, options = self.block_class, {**self.block, **changed}
         if self.remat != "none":
             # Inside a rolled loop nothing can be merged with the forward pass, and the guard against it costs time.
             block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)

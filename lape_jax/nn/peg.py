@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -67,18 +68,20 @@ def encode_with_pegs(
     first: int,
     count: int | None,
     grid: tuple[int, int] | None = None,
+    **changed: Any,
 ) -> tuple[Carry, dict[str, jax.Array | None]]:
     """As `Encoder.__call__`, but `pegs[l]` acts on the tokens between block l and block l+1.
 
     What is returned per layer is what the blocks put out, before a PEG acts on it; the carry has been through it. The
-    carried PE is not touched. A `grid` takes the place of that which encoder and PEGs were made for.
+    carried PE is not touched. A `grid` takes the place of that which encoder and PEGs were made for; what else is
+    `changed` is so in the blocks.
     """
     other = {} if grid is None else {"grid": grid}
     stop = encoder.depth if count is None else first + count
     cuts = [first, *(block for block in range(1, len(pegs) + 1) if first < block < stop), stop]
     parts = []
     for start, end in itertools.pairwise(cuts):
-        carry, out = encoder(carry, layer_pe, train=train, first=start, count=end - start, **other)
+        carry, out = encoder(carry, layer_pe, train=train, first=start, count=end - start, **other, **changed)
         parts.append(out)
         if end <= len(pegs):
             carry = carry._replace(tokens=pegs[end - 1](carry.tokens, **other))

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lape_jax.nn.attention import attend_cudnn
+from lape_jax.nn.attention import attend_cudnn, attend_in_blocks
 from lape_jax.nn.layers import Mlp, layer_norm, normal_02
 
 EPS = 1e-8  # added to the normaliser of linear attention
@@ -45,7 +45,7 @@ class TokenTransformer(nn.Module):
         dropout: rate after the projection and after the MLP.
         ln_eps: epsilon of the LayerNorms.
         gelu: which form of GELU, one of `lape_jax.nn.layers.GELUS`.
-        attention: "xla" or "cudnn"; of no concern to linear attention.
+        attention: "xla", "blocks" or "cudnn"; of no concern to linear attention.
         dtype: type to compute in.
     """
 
@@ -68,9 +68,11 @@ class TokenTransformer(nn.Module):
     def mix(self, x: Float[Array, "b n f"]) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
         """The mixed values, and the values."""
         q, k, v = jnp.split(self.project(x, "qkv", use_bias=False), 3, axis=-1)
-        if self.attention == "cudnn":
-            q = q * math.sqrt(self.width / x.shape[-1])  # cuDNN's scale is the root of the width of q
-            return attend_cudnn(q[:, :, None], k[:, :, None], v[:, :, None], None)[:, :, 0], v
+        if self.attention != "xla":
+            q = q * math.sqrt(self.width / x.shape[-1])  # their scale is the root of the width of q
+            heads = (part[:, :, None] for part in (q, k, v))
+            y = attend_cudnn(*heads, None) if self.attention == "cudnn" else attend_in_blocks(*heads)
+            return y[:, :, 0], v
         full = jnp.promote_types(self.dtype, jnp.float32)
         logits = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=full) / math.sqrt(x.shape[-1])
         return jax.nn.softmax(logits, axis=-1).astype(v.dtype) @ v, v

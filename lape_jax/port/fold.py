@@ -47,7 +47,7 @@ def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dic
     flat = to_flat(variables, model)
     table_path, bias_path, norms = BIG_VISION_NAMES if isinstance(model, BigVisionViT) else NAMES
     norm = PENorm(model.pe_norm, model.ln_eps, model.bare_rows)
-    pe = model.apply(variables, method=lambda module: module.position_table)
+    pe = model.apply(variables, method=lambda module: module.table_for((1, *module.input_shape)))
     constants = []
     for layer, bias in enumerate(flat[bias_path]):
         params = {path.removeprefix(norms): flat[path][layer] for path in flat if path.startswith(norms)}
@@ -62,5 +62,7 @@ def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dic
     changed = {"join": FOLDED, "pe": model.pe.replace(absolute, position.LEARNABLE), "pe_norm": "layernorm"}
     if model.bare_rows:  # they have no PE, but they have the bias
         changed["cls_pe"] = True
+    if hasattr(model, "table_size"):  # the constants are for its images
+        changed["table_size"] = model.image_size
     folded = model.clone(**changed)
     return folded, from_flat(kept, folded)

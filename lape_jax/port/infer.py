@@ -12,16 +12,20 @@ from lape_jax.models.base import Classifier, pair
 from lape_jax.models.ceit import CeiT
 from lape_jax.models.segmenter import DECODERS, Segmenter
 from lape_jax.models.t2t import T2TViT
+from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn import position
 from lape_jax.nn.join import JOINS
 
-HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2}  # and which axis is that of classes
+# And which axis is that of classes.
+HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2, "decode_head/conv_seg/kernel": -1}
 TABLE, PE_NORM, BIAS_TABLE = "pos_embed", "pe_norm/", "relative_position_bias_table"
 STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
 DECODER = "decoder/"  # of a Segmenter
 PATCH_KERNELS = ("patch_embed/proj/kernel", "embedding/kernel")
 # The first convolution: of a CeiT, a CCT or a RegNet, or else that over patches.
 STEMS = ("patch_embed/conv/kernel", "patch_embed/conv0/kernel", "stem/conv/kernel", *PATCH_KERNELS)
+ADAPTER = "interactions_0/"  # of a ViT-Adapter
+LAYER_SCALE = "blocks/ls1/gamma"
 GLOBAL_BIASES, WINDOW_BIASES = f"blocks/attn/{BIAS_TABLE}", f"layers_0/blocks/attn/{BIAS_TABLE}"
 
 
@@ -90,7 +94,11 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def sources(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], model: nn.Module) -> list[nn.Module]:
-    """As `infer`, for weights that `model` is to start from: a Segmenter starts from a classifier, too."""
+    """As `infer`, for weights that `model` is to start from: some start from a classifier, too."""
+    if isinstance(model, ViTAdapter) and not any(path.startswith(ADAPTER) for path in shapes_for(model)):
+        classifier = model.classifier()
+        scaled = classifier.clone(layer_scale=1.0)
+        return infer(shapes_for, scaled if LAYER_SCALE in shapes_for(scaled) else classifier)
     if isinstance(model, Segmenter):
         probes = [model.clone(decoder_type=kind) for kind in DECODERS]
         if not any(path.startswith(DECODER) for probe in probes for path in shapes_for(probe)):
@@ -175,6 +183,7 @@ def _sized(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> nn.Module:
     side = math.isqrt(max(patches, 0))
     if patches == math.prod(model.grid) or side * side != patches:
         return model
-    height, width = pair(model.image_size)
+    field = "table_size" if hasattr(model, "table_size") else "image_size"
+    height, width = pair(getattr(model, field))
     size = (height * side // model.grid[0], width * side // model.grid[1])
-    return model.clone(image_size=size[0] if size[0] == size[1] else size)
+    return model.clone(**{field: size[0] if size[0] == size[1] else size})

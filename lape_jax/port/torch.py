@@ -15,9 +15,11 @@ from lape_jax.models.regnet import RegNet
 from lape_jax.models.segmenter import Segmenter
 from lape_jax.models.swin import Swin
 from lape_jax.models.t2t import T2TViT
+from lape_jax.models.upernet import UperNet
 from lape_jax.models.vit import ViT
+from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn.join import FOLDED
-from lape_jax.port import ceit, compact, regnet, segmenter, swin, t2t, vit
+from lape_jax.port import ceit, compact, regnet, segmenter, swin, t2t, upernet, vit, vit_adapter
 from lape_jax.port.checkpoint import choose, pattern
 from lape_jax.port.conventions import described
 from lape_jax.port.entries import ROWS
@@ -28,7 +30,17 @@ from lape_jax.port.params import as_array, check, copy, natural, shapes, to_flat
 #     constants(model, dtype)        entries that are no variables here: compared when read, written for PyTorch
 #     verify(name, array, constant)  that comparison
 #     official(arrays)               of some: the arrays by official names, where others' would mean other entries
-FAMILIES = {ViT: vit, ViTLite: compact, T2TViT: t2t, CeiT: ceit, Swin: swin, RegNet: regnet, Segmenter: segmenter}
+FAMILIES = {
+    ViT: vit,
+    ViTLite: compact,
+    T2TViT: t2t,
+    CeiT: ceit,
+    Swin: swin,
+    RegNet: regnet,
+    Segmenter: segmenter,
+    ViTAdapter: vit_adapter,
+    UperNet: upernet,
+}
 
 #     aliases()                      of some: other names that `official` knows, # for numbers
 MASKS = "attn_mask"
@@ -57,6 +69,7 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module, absent: Collecti
     """
     if not isinstance(state_dict, Mapping):
         raise UserError(f"a state dict should map names to arrays, and this is a {type(state_dict).__name__}")
+    _family(model)  # says so, if there is none
     known = frozenset(map(pattern, names(model, shapes(model))))
     part, variables = choose(state_dict, known, lambda part: read({**part.arrays, **part.outside}, model, absent))
     for note in part.notes:

@@ -11,12 +11,16 @@ import flax.linen as nn
 import numpy as np
 
 from lape_jax.errors import UserError, nearest
+from lape_jax.models.segmenter import Segmenter
+from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.port import files
 from lape_jax.port.big_vision import canonical
-from lape_jax.port.checkpoint import Part, choose, pattern
+from lape_jax.port.checkpoint import Part, choose, parts, pattern
 from lape_jax.port.infer import STEMS, cuts_patches, sources
 from lape_jax.port.params import copy, first_few, flatten, shapes, to_flat, unflatten
 from lape_jax.port.resize import Grid, recolour_kernel, resize_bias_table, resize_kernel, resize_table
+from lape_jax.port.segmenter import ENCODER
+from lape_jax.port.vit_adapter import OWN
 
 TABLES, BIAS_TABLE = ("pos_embed", "pos_embedding"), "relative_position_bias_table"
 # What the scales of PE norms start as where the source has none:
@@ -27,8 +31,10 @@ NORM1 = ("norm1", "LayerNorm_0")  # big_vision calls it by the latter
 # Variables in which the two models may differ: those of the position, of how tokens are pooled, and of the classes.
 FREE = re.compile(
     r"(.*/)?(pos_embed(ding|_\d+)?|pe_norm|relative_position_bias_table|peg_\d+"
-    r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder)(/.*)?"
+    r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg)(/.*)?"
 )
+# And in which a ViT-Adapter may differ from the classifier that it starts from, besides.
+ADAPTED = re.compile(rf"{OWN.pattern}|norm/(scale|bias)|blocks/ls[12]/gamma")
 
 
 # What sits on a backbone: it may be missing in weights to start from.
@@ -87,8 +93,8 @@ def warm_start(
     The weights may be those of a model with another joining method, position embedding, image size, size of patches or
     windows, number of classes, or grey instead of RGB images; with or without distillation token, and without a head.
     In all else they must be the model's, to the last name, but for what pre-training has beside a backbone (`BESIDE`,
-    and what is not behind the backbone's prefix). For a Segmenter, they may also be those of the classifier that has
-    its encoder.
+    and what is not behind the backbone's prefix). For a Segmenter, a ViT-Adapter or a UperNet, they may also
+    be those of the classifier that has its encoder.
 
     Raises:
         UserError: as `load` and `transfer`.
@@ -115,6 +121,9 @@ def _backbone(part: Part, model: nn.Module) -> tuple[nn.Module, _Backbone]:
     arrays = part.arrays
     if files.format_of(arrays) == "big_vision":
         arrays = canonical(arrays)
+    if isinstance(model, Segmenter):  # its encoder alone, under the names that a Segmenter has for it
+        encoder = parts(arrays, files.known(model.classifier()))[0]
+        arrays = encoder.arrays if encoder.prefix == ENCODER and not encoder.outside else arrays
 
     def attempt(source: nn.Module) -> _Backbone:
         stored, paths = files.stored_shapes(arrays, source), shapes(source)
@@ -124,7 +133,7 @@ def _backbone(part: Part, model: nn.Module) -> tuple[nn.Module, _Backbone]:
         beside = [
             name
             for name in arrays
-            if BESIDE.fullmatch(name) and pattern(name) not in known and re.match("[^./]*", name)[0] not in own
+            if BESIDE.fullmatch(str(name)) and pattern(name) not in known and re.match("[^./]*", name)[0] not in own
         ]
         kept = {name: array for name, array in arrays.items() if name not in beside}
         left = Counter(re.match("[^./]*", name)[0] for name in [*beside, *part.outside])
@@ -185,7 +194,9 @@ def transfer(
             (loaded if same else resized).append(path)
     initialised = [path for path in ours if path not in loaded and path not in resized]
     dropped = [path for path in theirs if path not in loaded and path not in resized]
-    foreign = sorted({path for path in initialised + dropped if path not in absent and not FREE.fullmatch(path)})
+    free = [FREE, ADAPTED] if isinstance(model, ViTAdapter) and not isinstance(source, ViTAdapter) else [FREE]
+    moved = [path for path in initialised + dropped if path not in absent]
+    foreign = sorted({path for path in moved if not any(kind.fullmatch(path) for kind in free)})
     if foreign:
         raise UserError(f"the weights are of another kind or size of model, which differs in {first_few(foreign)}")
     if pe_norm == "norm1":

@@ -1,7 +1,7 @@
 """Images of a user's own, as `predict` is given them: which, what to call their results, and how they are read."""
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +17,11 @@ from lape_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 TOP = 5  # classes of an image that are named
-Found = dict[Path, Path]  # images -> what to call them below the output directory, without suffix
+Found = dict[Path, Path]  # images -> what to call them below the output directory
 
 
 def find(given: Sequence[str], out: Path) -> Found:
-    """The images that are meant, and what to call them.
+    """The images that are meant, and what to call them: as they are, without suffix if no two would be the same.
 
     Raises:
         UserError: a path that is not there, or a directory without images.
@@ -38,7 +38,8 @@ def find(given: Sequence[str], out: Path) -> Found:
             found[path] = Path(path.stem)
         else:
             raise UserError(f"there is no image or directory {str(path)!r}")
-    return found
+    often = Counter(found.values())
+    return {image: name.with_name(image.name) if often[name] > 1 else name for image, name in found.items()}
 
 
 def readable(images: Sequence[Path], read: Callable[[Path], np.ndarray], ahead: int) -> Iterator[tuple[Path, Any]]:
@@ -64,7 +65,7 @@ def pixels(image: Path, channels: int, orientation: str) -> np.ndarray:
     """
     found = decode.examine(listing.read(str(image)), channels, str(image), orientation)
     if found.dim:
-        logger.warning("%s is %s", image, survey.DIM)
+        logger.warning("%s: %s", image, survey.DIM)
     return found.pixels
 
 

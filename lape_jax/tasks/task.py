@@ -96,9 +96,8 @@ class Task:
     def check_answers(self, config: ConfigDict, model: Any) -> None:
         """Raises UserError unless the model, or its class, answers what this task asks."""
         if model.answers != self.answers:
-            raise UserError(
-                f"config.task is {config.task!r}, but {config.model.name} gives a class to each {model.answers}"
-            )
+            what = "nothing" if model.answers == "nothing" else f"each {model.answers}"
+            raise UserError(f"config.task is {config.task!r}, but {config.model.name} gives a class to {what}")
 
     def check(self, config: ConfigDict, model: Any) -> None:
         """Raises UserError, saying why, if the model cannot learn this. Asked before training."""
@@ -264,6 +263,6 @@ class Task:
         """Writes what `run` makes of images to `out`, and returns how many could be read. Asked by `predict`.
 
         Args:
-            images: files -> what to call them below `out`, without suffix.
+            images: files -> what to call them below `out`.
         """
         raise UserError(f"task {self.name!r} cannot predict files")

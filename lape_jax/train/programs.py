@@ -25,7 +25,7 @@ def bare_config(name: str, model: Any) -> ConfigDict:
     """
     config = base()
     config.model.name = name
-    config.task = next(task.name for task in tasks.TASKS.values() if task.answers == model.answers)
+    config.task = next((task.name for task in tasks.TASKS.values() if task.answers == model.answers), config.task)
     config.data.image_size, _, config.data.channels = model.input_shape
     config.data.mean = config.data.std = (0.5,) * config.data.channels
     setup.check_training(config, model)

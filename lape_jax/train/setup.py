@@ -122,7 +122,7 @@ def check_training(config: ConfigDict, model: Any) -> None:
             "config.model.join='folded' is what a trained model becomes for inference (lape_jax.port.fold), and not "
             "trained itself: train with 'lape'"
         )
-    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows
+    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows + model.unused_rows
     amplified = model.joining == "lape" and model.pe_norm == "layernorm" and model.depth > 1
     if config.optimizer.clip_norm and flat_row and amplified:
         raise UserError(

@@ -6,6 +6,7 @@ from PIL import Image
 from lape_jax.augment import geometry
 from lape_jax.augment.geometry import random_flip
 from lape_jax.augment.warp import BICUBIC, BILINEAR, NEAREST
+from tests import quick
 from tests.augment.samples import assert_frequencies
 from tests.augment.samples import images as sample_images
 from tests.quick import jit
@@ -52,11 +53,7 @@ def pillow(name, image, argument, method):
     return np.asarray(image.transform(image.size, Image.Transform.AFFINE, matrix, method, fillcolor=FILL))
 
 
-FIRST = ("rotate", "shear_y")
-NAMES = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in ("rotate", *MATRICES)]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick.first(1, ["rotate", *MATRICES]))
 def test_agrees_with_pillow(name):
     """Every pixel within 1 grey level, nearly all equal."""
     greatest = 30 if name == "rotate" else MATRICES[name][0]

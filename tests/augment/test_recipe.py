@@ -11,6 +11,7 @@ import pytest
 from lape_jax.augment import recipe
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
+from tests import quick
 from tests.quick import jit
 
 SIZE, CLASSES, BATCH = 8, 5, 16
@@ -108,7 +109,7 @@ def assert_same_on_meshes(cfg, shapes, rows, **options):
 
 @pytest.mark.parametrize(
     ("order", "shapes"),
-    [("erase_then_mix", [(8, 1, 1), (4, 2, 1), (2, 2, 2)]), ("mix_then_erase", [(2, 2, 2)])],
+    quick.first(1, [("mix_then_erase", [(2, 2, 2)]), ("erase_then_mix", [(8, 1, 1), (4, 2, 1), (2, 2, 2)])]),
 )
 def test_the_same_bits_on_every_mesh(order, shapes):
     assert_same_on_meshes(config(**EVERYTHING, order=order), shapes, batch(unreadable=(2,)))
@@ -260,6 +261,7 @@ def test_the_policy_comes_after_the_flip_and_before_the_colour_jitter(monkeypatc
     assert found[:, :, SIZE // 2 :].mean() > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1"])
 def test_policies_make_the_same_images_on_every_mesh(policy):
     cfg, rows = config(policy=policy, smoothing=0.0), batch()

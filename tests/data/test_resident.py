@@ -40,6 +40,6 @@ def test_a_corrupt_image_keeps_its_place(encode, photo, encoded_source, caplog):
     assert data["label"].tolist() == [0, 0, 2]
     assert not data["image"][1].any()
     np.testing.assert_array_equal(data["image"][0], data["image"][2])
-    assert "image 1 cannot be read: it is not a JPEG or PNG image" in caplog.text
-    with pytest.raises(UserError, match="image 1 cannot be read: it is not a JPEG or PNG image"):
+    assert "image 1 cannot be read: it is not a JPEG, PNG, WebP, BMP, TIFF or GIF image" in caplog.text
+    with pytest.raises(UserError, match="image 1 cannot be read: it is not a JPEG, PNG, WebP, BMP, TIFF or GIF image"):
         resident.load(source, **options)

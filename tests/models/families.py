@@ -16,6 +16,7 @@ from tests.reference.compact_cases import CompactCase
 from tests.reference.segmenter_cases import SegmenterCase
 from tests.reference.swin_cases import SwinCase
 from tests.reference.t2t_cases import T2TCase
+from tests.reference.vit_adapter_cases import HEADS, AdapterCase
 
 TOLERANCE = 1e-9  # relative to the largest entry (goldens: to the norm) of the reference's tensor
 NOTHING = 1e-4  # gradients below are zero but for rounding, such as that of a bias before a softmax
@@ -64,6 +65,26 @@ def segmenter(case: SegmenterCase, dtype="float64"):
     joining = {"pe": case.pe, "join": case.join, "pe_norm": case.pe_norm}
     options = {"num_classes": case.classes, "pe_resize": case.resize, "upsample": case.upsample}
     return models.create(f"segmenter_ti_{case.decoder}", dtype=dtype, **sizes, **joining, **options)
+
+
+def adapter(case: AdapterCase, dtype="float64", **settings):
+    """The model of ours that a case describes."""
+    sizes, table = case.sizes, tuple(16 * side for side in case.sizes.table_grid)
+    options = {"width": sizes.width, "depth": sizes.depth, "heads": HEADS, "mlp_ratio": sizes.mlp_ratio}
+    options |= {"deform_heads": sizes.deform_heads, "deform_points": sizes.points, "spatial_width": sizes.prior_width}
+    options |= {"join": sizes.join, "variant": case.variant, "drop_path": 0.0, "dtype": dtype}
+    if not case.upernet:
+        return models.create("vit_adapter_ti", **{**options, "image_size": table, **settings})
+    options |= {"num_classes": sizes.classes, "channels": sizes.head_width, "aux_channels": sizes.aux_width}
+    options |= {"head_dropout": 0.0, "table_size": table, "image_size": case.at}
+    return models.create("upernet_vit_adapter_ti", **{**options, **settings})
+
+
+def adapter_outputs(case: AdapterCase, found) -> dict[str, jax.Array]:
+    """What a call of the case's model gives, by the names that the reference has for it."""
+    if case.upernet:
+        return {"pixels": found[0], "masks": found[1]["masks"], "aux": found[1]["aux"]}
+    return {f"map{i}": map_ for i, map_ in enumerate(found[0], start=1)}
 
 
 def weights(model, table) -> dict[str, np.ndarray]:

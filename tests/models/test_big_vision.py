@@ -17,10 +17,7 @@ from tests.reference.big_vision_cases import CASES, BigVisionCase
 
 FIRST = (
     "gap-learn-lape",
-    "tok-learn-lape-cls_pe",
     "tok-learn-unshared-cls_pe",
-    "gap-sincos2d-default",
-    "none-learn-lape",
     "map-learn-lape-rep-headless",
 )
 each_case = quick.cases(CASES, FIRST)

@@ -25,24 +25,19 @@ COMPILED = [
 COMPILED += [cases.Case(join="lape_sharing"), cases.Case(pe="sincos_2d+relative", join="lape")]
 TOLERANCE = 1e-9  # relative to the largest entry (goldens: to the norm) of the reference's tensor
 
-# Every value of every option once.
-FIRST = {f"lape-learnable-{kind}" for kind in cases.PE_NORMS} | {
+# Every kind of PE and joining once, and some of the other options.
+FIRST = {
     "default-none",
     "default-relative",
-    "default-learnable",
     "shared-sincos_1d",
     "unshared-learnable+relative",
     "lape_sharing-learnable-layernorm",
     "lape-sincos_2d-layernorm",
-    "lape-sincos_2d+relative-layernorm",
+    "lape-learnable-scalar_norm",
     "lape-learnable-layernorm-distilled",
-    "lape-sincos_1d-layernorm-gap",
-    "lape-learnable-layernorm-layer_scale",
-    "lape-learnable-layernorm-small",
     "default-learnable-small_eps5",
     "lape-sincos_2d_moco-layernorm-gap",
     "unshared-learnable+peg",
-    "lape_sharing-learnable+relative+peg-layernorm",
     "default-relative-oblong_patches",
 }
 each_case = quick.cases(TINY, FIRST)

@@ -12,6 +12,7 @@ import pytest
 from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.models.regnet import SqueezeExcite
+from tests import peers
 from tests.models.compare import assert_close
 from tests.quick import jit
 from tests.reference import regnet
@@ -70,8 +71,7 @@ def test_matches_goldens():
 
 @pytest.mark.peer
 def test_matches_live_timm():
-    pytest.importorskip("torch")
-    pytest.importorskip("timm")
+    peers.timm()
     from tests.models.golden import make_regnet
 
     assert_matches(make_regnet.answer(make_regnet.network()))

@@ -22,7 +22,6 @@ TINY = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2, 
 HEAD = {192: 193_000, 384: 385_000}  # of the official encoder, for ImageNet, which nothing asks
 FIRST = (
     "default-learnable-distilled-mask-18x27",
-    "lape-learnable-layernorm-distilled-linear-12x12",
     "lape_sharing-learnable+relative+peg-layernorm-linear-18x27",
 )
 each_case = quick.cases(CASES, FIRST)

@@ -140,7 +140,64 @@ def test_cudnn_is_missed_where_it_is_used_and_not_before():
 
 
 def test_impossible_implementations_are_user_errors():
-    with pytest.raises(UserError, match=r"attention='cuddn' is not one of xla, cudnn \(did you mean 'cudnn'\?\)"):
+    with pytest.raises(
+        UserError, match=r"attention='cuddn' is not one of xla, blocks, cudnn \(did you mean 'cudnn'\?\)"
+    ):
         check_implementation("cuddn", attn_dropout=0.0)
     with pytest.raises(UserError, match="attention='cudnn' has no attention dropout: use attention='xla' or"):
         check_implementation("cudnn", attn_dropout=0.1)
+    with pytest.raises(UserError, match="attention='blocks' has no attention dropout: use attention='xla' or"):
+        check_implementation("blocks", attn_dropout=0.1)
+
+
+# ---- In blocks of queries --------------------------------------------------------------------------------------------
+
+
+def in_blocks(attention, grid, mask=None, masked=False):
+    """Output and gradients of a nonlinear function of it, in float64, for 13 patches and a token before them."""
+    draw = np.random.default_rng(3).standard_normal
+    params = random_params(grid)
+    x = draw((4, 1 + 12, WIDTH))
+
+    def loss(params, x):
+        y = attention.apply({"params": params}, x, False, *((mask,) if masked else ()))
+        return jnp.sum(jnp.sin(y)), y
+
+    with jax.enable_x64(True):
+        params, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, x))
+        gradients, y = jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
+    return jax.tree.map(np.asarray, (y, gradients))
+
+
+@pytest.mark.parametrize("block", [1, 5, 12])
+@pytest.mark.parametrize("kind", ["plain", "relative", "mask", "both"])
+def test_blocks_are_exact(kind, block, monkeypatch):
+    """For blocks that divide the queries and others, with and without what is added to the logits."""
+    monkeypatch.setattr("lape_jax.nn.attention.BLOCK", block)
+    mask = jnp.asarray(np.random.default_rng(4).standard_normal((2, 13, 13)), jnp.float32)
+    grid = (3, 4) if kind in ("relative", "both") else None
+    options = {"heads": HEADS, "grid": grid, "dtype": jnp.float64}
+    found, expected = (
+        in_blocks(Attention(**options, implementation=name), grid, mask, kind in ("mask", "both"))
+        for name in ("blocks", "xla")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_blocks_never_hold_a_map_of_all_pairs(relative):
+    """Neither forward nor backward, by what the compiled program asks for: it grows as the sequence, not its square."""
+
+    def temporaries(tokens, implementation="blocks"):
+        grid = (tokens // 32, 32) if relative else None
+        attention = Attention(1, grid=grid, implementation=implementation)
+        x = jax.ShapeDtypeStruct((1, tokens, 8), jnp.float32)
+        params = jax.eval_shape(partial(attention.init, train=False), jax.random.key(0), x)
+        step = jax.jit(jax.grad(lambda v, x: jnp.sum(jnp.sin(attention.apply(v, x, False))), argnums=(0, 1)))
+        return step.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporaries(1024), temporaries(4096)
+    assert many < 4.2 * few
+    assert many < 4 * 4096**2 / 2  # half of one map
+    if not relative:
+        assert temporaries(4096, "xla") > 4 * 4096**2

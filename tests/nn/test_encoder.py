@@ -11,6 +11,7 @@ import pytest
 from lape_jax.errors import UserError
 from lape_jax.nn.encoder import REMAT_POLICIES, Block, Carry, Encoder, LayerInputs
 from lape_jax.nn.join import JOINS
+from tests import quick
 from tests.quick import jit
 
 PER_LAYER = ("unshared", "folded")  # joinings that have a table per layer
@@ -104,13 +105,15 @@ KNOBS = [
 ]
 
 
-@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+@pytest.mark.parametrize("knobs", quick.first(1, KNOBS), ids=str)
 def test_knobs_change_neither_results_nor_gradients(knobs):
     """With all that is random switched on: the knobs do not change what is drawn, either."""
     assert_same(run(**STOCHASTIC, **knobs), run(**STOCHASTIC))
 
 
-@pytest.mark.parametrize("block", [{"relative_grid": (2, 2), "layer_scale": 0.5}, {"norm2_on_residual": True}], ids=str)
+@pytest.mark.parametrize(
+    "block", quick.first(1, [{"relative_grid": (2, 2), "layer_scale": 0.5}, {"norm2_on_residual": True}]), ids=str
+)
 def test_remat_of_attention_fits_every_block(block):
     assert_same(run(**block, remat="attention"), run(**block))
 

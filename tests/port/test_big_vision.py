@@ -9,6 +9,7 @@ import pytest
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
+from tests import peers
 from tests.models import families, stepwise
 from tests.port.tiny import identical, random_variables
 from tests.reference import big_vision_cases
@@ -61,7 +62,7 @@ def test_our_vit_computes_the_same(case, settings):
 @pytest.mark.peer
 def test_timm_computes_the_same_from_an_old_file(tmp_path):
     """timm reads the files of AugReg: other names of modules, a position table in the encoder with a class row."""
-    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    torch, timm = pytest.importorskip("torch"), peers.timm()
     case = BigVisionCase(pool="tok", cls_pe=True, join="default", image=(8, 8))
     old = {"LayerNorm_1": "LayerNorm_2", "MlpBlock_0": "MlpBlock_3"}
     old |= {"MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1", "pos_embedding": TABLE}

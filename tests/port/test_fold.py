@@ -8,6 +8,7 @@ import pytest
 from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.port.params import flatten
+from tests import quick
 from tests.port.tiny import TINY, random_variables, tiny
 
 
@@ -18,18 +19,21 @@ def logits(model, variables):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        {"join": "lape_sharing", "pe": "sincos_1d"},
-        {"pe": "sincos_2d+relative", "distilled": True},
-        {"pe_norm": "identity", "pool": "gap"},
-        {"pe_norm": "scalar_norm", "pe": "learnable+relative+peg"},
-        {"family": "vit_ti_16", "pool": "tok"},
-        {"family": "vit_ti_16", "pool": "map", "pe": "sincos_2d_moco"},
-        {"family": "cct_7_3x1"},
-        {"family": "t2t_vit_7", "image_size": 32, "token_dim": 8},
-        {"family": "ceit_ti", "image_size": 32},
-    ],
+    quick.first(
+        3,
+        [
+            {"pe_norm": "scalar_norm", "pe": "learnable+relative+peg"},
+            {"pe": "sincos_2d+relative", "distilled": True},
+            {"family": "vit_ti_16", "pool": "tok"},
+            {},
+            {"join": "lape_sharing", "pe": "sincos_1d"},
+            {"pe_norm": "identity", "pool": "gap"},
+            {"family": "vit_ti_16", "pool": "map", "pe": "sincos_2d_moco"},
+            {"family": "cct_7_3x1"},
+            {"family": "t2t_vit_7", "image_size": 32, "token_dim": 8},
+            {"family": "ceit_ti", "image_size": 32},
+        ],
+    ),
     ids=str,
 )
 def test_same_logits(settings):

@@ -6,6 +6,7 @@ import pytest
 
 from lape_jax import models, port
 from lape_jax.errors import UserError
+from tests import peers
 from tests.port.tiny import identical, random_variables, round_trip
 
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -137,7 +138,7 @@ def test_other_models_have_no_names():
 @pytest.mark.peer
 def test_both_ways_with_timm(tmp_path):
     torch = pytest.importorskip("torch")
-    timm = pytest.importorskip("timm")
+    timm = peers.timm()
     model = tiny(wa=8.0, wm=2.0, depth=6)  # timm wants four stages
     sizes = {"w0": 8, "wa": 8.0, "wm": 2.0, "depth": 6, "group_size": 4, "stem_width": 4, "num_classes": 3}
     net = timm.create_model("regnety_160", **sizes)

@@ -144,6 +144,7 @@ def test_each_leaves_a_workdir(together):
         assert runs.metrics(workdir)[-1] == {"step": 5, **results[seed]}
 
 
+@pytest.mark.slow
 def test_resumed_they_end_with_the_same_bits(together, interrupted, tmp_path):
     directory, results = together
     again = runs.copy(interrupted, tmp_path)
@@ -263,6 +264,7 @@ def going_wrong(numbers, step):
         yield
 
 
+@pytest.mark.slow
 def test_one_that_goes_wrong_leaves_the_others_alone(together, tmp_path):
     with going_wrong([7], step=1):
         results = train(tmp_path)

@@ -57,6 +57,7 @@ def test_a_run_that_is_complete_gives_the_same_report(workdir, tmp_path):
     assert (again / "report.md").read_text().splitlines()[2:] == (workdir / "report.md").read_text().splitlines()[2:]
 
 
+@pytest.mark.slow
 def test_without_positions(tmp_path):
     config = runs.load(report=True, total_steps=1, warmup_steps=0, **{"model.pe": "none", "model.join": "default"})
     runs.train(tmp_path / "bare", config)

@@ -223,6 +223,7 @@ def test_the_state_at_the_start_and_later(trained):
     assert float(trained.sums["examples"]) == 10
 
 
+@pytest.mark.slow
 def test_four_micro_batches_on_two_devices_equal_one_batch():
     assert_close(train(devices=2, stochastic=False, accumulate=4), train(stochastic=False))
 

@@ -3,7 +3,9 @@
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+import urllib.error
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -13,6 +15,8 @@ from lape_jax.data.offline import tfrecord
 from lape_jax.errors import UserError
 
 IMAGENET = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+# The modules that TFDS imports to prepare but does not ask for, and what people call them: the extra `prepare`.
+NEEDED = {"tensorflow": "TensorFlow", "importlib_resources": "importlib_resources"}
 
 
 def prepare(name: str, data_dir: str, manual_dir: str = "", say: Callable[[str], None] = print) -> None:
@@ -26,7 +30,7 @@ def prepare(name: str, data_dir: str, manual_dir: str = "", say: Callable[[str],
       manual_dir: where files lie that must be downloaded by hand; by default data_dir/downloads/manual.
 
     Raises:
-      UserError: TensorFlow, the data set or such files are missing, or TFDS fails.
+      UserError: TensorFlow, the data set or such files are missing, a host cannot be reached, or TFDS fails otherwise.
     """
     data_dir = records.default_dir(data_dir)
     plain, _, version = name.partition(":")
@@ -43,28 +47,54 @@ def prepare(name: str, data_dir: str, manual_dir: str = "", say: Callable[[str],
                 f"{builder.data_path} is stored as {', '.join(formats)}, and only tfrecord can be converted"
             )
         return
-    if importlib.util.find_spec("tensorflow") is None:
+    if missing := [title for module, title in NEEDED.items() if importlib.util.find_spec(module) is None]:
         raise UserError(
-            f"{name!r} is not in {data_dir}, and to prepare it TFDS needs TensorFlow (to read it, it does not): pip "
-            'install "lape_jax[prepare]", or -e ".[prepare]" where lape_jax was installed with -e'
+            f"{name!r} is not in {data_dir}, and to prepare it TFDS needs {' and '.join(missing)} (to read it, it does "
+            'not): pip install "lape_jax[prepare]", or -e ".[prepare]" where lape_jax was installed with -e'
         )
     manual = Path(manual_dir or os.path.join(data_dir, "downloads", "manual")).expanduser()
     with _failures_of_tfds(name):
         builder = tfds.builder(name, data_dir=data_dir, file_format=records.ARRAY_RECORD)
     _check_manual(builder.name, builder.MANUAL_DOWNLOAD_INSTRUCTIONS, manual)
-    with _failures_of_tfds(name):
+    # TFDS takes a file whose name and checksum it knows from there as well, whoever downloaded it.
+    by_hand = {url: manual / known.filename for url, known in (builder.url_infos or {}).items() if known.filename}
+    with _failures_of_tfds(name, by_hand):
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(manual)))
 
 
 @contextlib.contextmanager
-def _failures_of_tfds(name: str) -> Iterator[None]:
+def _failures_of_tfds(name: str, by_hand: Mapping[str, Path] | None = None) -> Iterator[None]:
     """Whatever the many libraries that download, unpack and write raise, as UserError."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:
-        raise UserError(f"TFDS cannot prepare {name!r}: {records.first_line(error)}") from error
+        raise UserError(f"TFDS cannot prepare {name!r}: {_what_happened(error, by_hand or {})}") from error
+
+
+def _what_happened(error: Exception, by_hand: Mapping[str, Path]) -> str:
+    """One line. Where a download failed: of which URL, why, and where a copy of the file may lie."""
+    is_ftp = isinstance(error, urllib.error.URLError)
+    if not is_ftp and not hasattr(error, "request"):  # as errors of the library `requests` have
+        return records.first_line(error).rstrip(":")
+    cause = _innermost(error)
+    reason = getattr(cause, "strerror", None) or records.first_line(cause)
+    if is_ftp or error.request is None:
+        return f"a download failed ({reason})"
+    url = error.request.url
+    # The system's errors below those of `requests`: no such name, no route, refused, timed out, no valid certificate.
+    unreached = cause is not error and isinstance(cause, OSError)
+    host = f": {urllib.parse.urlsplit(url).hostname} cannot be reached" if unreached else ""
+    copy = f"; a copy of the file may be laid at {by_hand[url]}" if url in by_hand else ""
+    return f"{url} cannot be downloaded{host} ({reason}){copy}"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What first went wrong; libraries hand it on as a cause, a context or an argument."""
+    arguments = [argument for argument in error.args if isinstance(argument, BaseException)]
+    inner = error.__cause__ or error.__context__ or (arguments[-1] if arguments else None)
+    return _innermost(inner) if inner else error
 
 
 def _check_manual(name: str, instructions: str | None, manual: Path) -> None:

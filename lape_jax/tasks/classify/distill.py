@@ -89,10 +89,8 @@ def load_teacher(config: Any, student: nn.Module, classes: Sequence[str]) -> tup
     except UserError as error:
         raise UserError(f"config.distill.model: {error}") from error
     if teacher.answers != student.answers:
-        raise UserError(
-            f"config.distill.model is {name}, which gives a class to each {teacher.answers}, and not to an "
-            f"{student.answers}"
-        )
+        what = "nothing" if teacher.answers == "nothing" else f"each {teacher.answers}"
+        raise UserError(f"config.distill.model is {name}, which gives a class to {what}, and not to an image")
     try:
         variables = port.load(path, teacher)
     except UserError as error:

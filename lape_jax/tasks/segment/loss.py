@@ -24,6 +24,7 @@ from lape_jax.tasks.segment.scene import PADDING
 SUMS = ("loss", "right", "pixels", "examples")  # of training
 METRICS = ("miou", "mean_accuracy", "pixel_accuracy")  # of evaluation, in percent
 MEANS = ("valid", "all")
+AUXILIARY = 0.4  # weight of the loss of an auxiliary head (open-mmlab/mmsegmentation, `upernet_r50.py`)
 _STRIP = 16  # rows of pixels whose logits exist at a time in training
 _EXACT = jax.lax.Precision.HIGHEST  # a TPU would round to bfloat16, a GPU to tf32
 
@@ -101,7 +102,8 @@ def training_loss(model: Any, mean_over: str) -> Callable:
     the largest logit. The loss of the batch is the sum divided by "examples".
 
     Args:
-        model: a Segmenter; the images consist of whole patches.
+        model: gives `out["masks"]`, and of an auxiliary head `out["aux"]`, whose loss counts AUXILIARY; the images
+            consist of whole patches.
         mean_over: "valid" counts the pixels with a label as examples (PyTorch's CrossEntropyLoss with ignore_index);
             "all" those without, too, and their loss is 0 (MMSegmentation).
     """
@@ -112,6 +114,8 @@ def training_loss(model: Any, mean_over: str) -> Callable:
         counted = batch["mask"] > 0
         labels = jnp.where(counted[:, None, None], batch["label"], PADDING)
         total, right = pixel_sums(out["masks"], labels)
+        if "aux" in out:
+            total += AUXILIARY * pixel_sums(out["aux"], labels)[0]
         pixels = (labels >= 0).sum(dtype=jnp.int32)
         examples = pixels if mean_over == "valid" else counted.sum(dtype=jnp.int32) * labels[0].size
         sums = {"loss": total, "right": right, "pixels": pixels, "examples": examples}

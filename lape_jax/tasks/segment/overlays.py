@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Integer, Num, UInt8
 
-from lape_jax.analysis.plots import DPI
+from lape_jax.analysis.plots import DPI, drawable
 from lape_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def comparison(
     for ax, title in zip(axes[0], ("image", "truth", *titles), strict=True):
         ax.set_title(title, fontsize=8)
     for line, name in zip(axes, names, strict=False):
-        line[0].set_ylabel(name, fontsize=6)
+        line[0].set_ylabel(drawable(name), fontsize=6)
     _add_legend(figure, used, classes, colours, columns)
     return figure
 
@@ -193,7 +193,7 @@ def iou_chart(classes: Sequence[str], iou: Float[np.ndarray, " k"], title: str =
     figure = Figure(figsize=(5.5, 1.1 + 0.14 * max(len(order), 1)), dpi=DPI, layout="constrained")
     ax = figure.subplots()
     ax.barh(range(len(order)), iou[order], color="#0072B2", height=0.75)
-    ax.set_yticks(range(len(order)), [classes[label][:NAME] for label in order], fontsize=6)
+    ax.set_yticks(range(len(order)), [drawable(classes[label][:NAME]) for label in order], fontsize=6)
     ax.set_ylim(-0.7, max(len(order), 1) - 0.3)
     ax.set_xlim(0, 100)
     ax.tick_params(axis="x", labelsize=7)
@@ -241,5 +241,5 @@ def _add_legend(
     from matplotlib.patches import Patch
 
     drawn = [Patch(color=colours[label] / 255 if label >= 0 else "black") for label in labels]
-    names = [classes[label][:NAME] if label >= 0 else "(no label)" for label in labels]
+    names = [drawable(classes[label][:NAME]) if label >= 0 else "(no label)" for label in labels]
     figure.legend(drawn, names, loc=where, ncols=columns, fontsize=6, handlelength=1, columnspacing=1, frameon=False)

@@ -253,7 +253,3 @@ def _ade20k_classes(root: str) -> tuple[str, ...]:
             f"from 1 on and different names"
         )
     return names
-
-
-# How files may be laid out: what opens them, and the directory of their maps.
-LAYOUTS = {"ade20k": (ade20k, "annotations"), "folder": (folder, "masks")}

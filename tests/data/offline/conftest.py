@@ -1,3 +1,6 @@
+import contextlib
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,3 +21,17 @@ def photos(tmp_path, encode):
         return tmp_path / "photos"
 
     return make
+
+
+@pytest.fixture
+def serve():
+    """serve(handler) -> the address of a server on this machine, until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def start(handler) -> str:
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield start

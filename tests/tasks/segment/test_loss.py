@@ -130,6 +130,29 @@ def test_training_loss(mean_over):
     assert collections == {"batch_stats": 4, "constants": 7}
 
 
+class WithAuxiliary(Mean):
+    """And an auxiliary head with one place for the whole image."""
+
+    def apply(self, variables, images, **options):
+        (_, out), moved = super().apply(variables, images, **options)
+        return (None, out | {"aux": 3 * out["masks"].mean(axis=(1, 2), keepdims=True)}), moved
+
+
+def test_an_auxiliary_head_counts_four_tenths():
+    arguments = PARAMS, COLLECTIONS, batch(), jax.random.key(0)
+    alone, (sums, _) = jit(segment.training_loss(Mean(), "valid"))(*arguments)
+    both, (more, _) = jit(segment.training_loss(WithAuxiliary(), "valid"))(*arguments)
+    expected = 0.0
+    for image, labels in zip(batch()["image"][[0, 2]], batch()["label"][[0, 2]], strict=True):
+        logits = 3 * image.mean() * np.asarray(PARAMS["kernel"])
+        expected += sum(np.log(np.exp(logits).sum()) - logits[label] for label in labels[labels >= 0])
+    np.testing.assert_allclose(both - alone, 0.4 * expected, rtol=1e-5)
+    assert more["loss"] == both
+    assert {name: more[name] for name in ("right", "pixels", "examples")} == {
+        name: sums[name] for name in ("right", "pixels", "examples")
+    }
+
+
 def test_a_batch_without_any_label():
     loss = jax.grad(segment.training_loss(Mean(), "valid"), has_aux=True)
     gradient, (sums, _) = jit(loss)(PARAMS, COLLECTIONS, batch() | {"mask": np.zeros(3, np.float32)}, jax.random.key(0))
