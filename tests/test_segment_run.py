@@ -322,8 +322,8 @@ MUST = "but must hold 0 to 2 for the 3 classes, and 255 for none"
 BAD = {
     "value": (
         palette_mask(3),
-        f"has the value 3 in row 7, column 9 (1 such pixels), {MUST}; its values are 0 and 3: replace each "
-        "by the number of its class, 0 to 2",
+        f"has the value 3 in row 7, column 9 (1 such pixels), {MUST}; if 0 is what belongs to no class, "
+        "as the background, it needs a name, too: the first",
     ),
     "size": (
         Image.fromarray(np.zeros((40, 36), np.uint8)),

@@ -21,11 +21,11 @@ def hint(found: Collection[int], first: int, classes: int) -> str:
     known = [value for value in found if first <= value < end]
     if strangers == [end] and first not in found:
         return f"; it seems to count its classes from {first + 1}: subtract 1 from all of them"
+    if strangers == [end]:
+        return f"; if {first} is what belongs to no class, as the background, it needs a name, too: the first"
     if strangers and len(strangers) + len(known) <= classes:
         values = _and([*sorted(known), *strangers])
         return f"; its values are {values}: replace each by the number of its class, {first} to {end - 1}"
-    if strangers == [end]:
-        return f"; if {first} is what belongs to no class, as the background, it needs a name, too: the first"
     if gone == [0] and not strangers:
         return f"; if the classes are counted from {first + 1}, subtract 1 from all of them"
     if gone and not strangers and NO_CLASS in found:

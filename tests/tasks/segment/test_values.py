@@ -16,6 +16,8 @@ from lape_jax.tasks.segment import values
         ([0, 128], 0, 2, "its values are 0 and 128: replace each by the number of its class, 0 to 1"),
         ([0, 127, 254], 0, 3, "its values are 0, 127 and 254"),
         ([0, 1, 2], 0, 2, "if 0 is what belongs to no class, as the background, it needs a name"),
+        ([0, 3], 0, 3, "if 0 is what belongs to no class"),
+        ([0, 4], 0, 3, "its values are 0 and 4"),
         ([0, 1], 0, 2, ""),
         ([0, 1, 255], 0, 2, ""),
         ([0, 2], 0, 3, ""),
