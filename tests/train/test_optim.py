@@ -7,63 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
-from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.models import rules
 from lape_jax.train import groups, optim
-
-PARAMS = {
-    "patch_embed": {"proj": {"kernel": (2, 2, 1, 4), "bias": (4,)}},
-    "cls_token": (1, 1, 4),
-    "dist_token": (1, 1, 4),
-    "pos_embed": (6, 4),
-    "blocks": {
-        "norm1": {"scale": (3, 4), "bias": (3, 4)},
-        "pe_norm": {"scale": (3,)},
-        "attn": {
-            "qkv": {"kernel": (3, 4, 12), "bias": (3, 12)},
-            "relative_position_bias_table": (3, 9, 2),
-        },
-        "ls1": {"gamma": (3, 4)},
-    },
-    "norm": {"scale": (4,), "bias": (4,)},
-    "head": {"kernel": (4, 5), "bias": (5,)},
-}
-
-
-def config(**overrides):
-    base = {
-        "name": "adamw",
-        "schedule": "step",
-        "power": 0.9,
-        "lr": 1e-2,
-        "lr_batch": 0,
-        "warmup_lr": 1e-4,
-        "min_lr": 1e-3,
-        "weight_decay": 0.3,
-        "beta1": 0.9,
-        "beta2": 0.99,
-        "eps": 1e-8,
-        "momentum": 0.9,
-        "nesterov": False,
-        "clip_norm": 0.0,
-        "lr_mults": (),
-        "layer_decay": 1.0,
-        "milestones": (),
-        "wd_mults": (),
-    }
-    return ConfigDict({**base, **overrides})
-
-
-def shapes(tree=PARAMS):
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), tree, is_leaf=lambda s: isinstance(s, tuple))
-
-
-def random_tree(seed, scale=1.0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: rng.normal(scale=scale, size=s.shape), shapes())
+from tests.train.small import config, random_tree, shapes
 
 
 def test_schedule_is_timms_by_hand():
@@ -142,75 +89,6 @@ def test_schedule_without_warmup_starts_at_the_peak():
 def test_impossible_schedules_are_user_errors(total, warmup):
     with pytest.raises(UserError, match="step"):
         optim.schedule(config(), total, warmup)
-
-
-def test_default_decay_follows_the_official_rule():
-    _, wd = groups.multipliers(config(), shapes())
-    assert wd == {
-        "patch_embed": {"proj": {"kernel": 1.0, "bias": 0.0}},
-        "cls_token": 0.0,
-        "dist_token": 1.0,
-        "pos_embed": 0.0,
-        "blocks": {
-            "norm1": {"scale": 0.0, "bias": 0.0},
-            "pe_norm": {"scale": 0.0},
-            "attn": {"qkv": {"kernel": 1.0, "bias": 0.0}, "relative_position_bias_table": 1.0},
-            "ls1": {"gamma": 0.0},
-        },
-        "norm": {"scale": 0.0, "bias": 0.0},
-        "head": {"kernel": 1.0, "bias": 0.0},
-    }
-
-
-def test_positional_encoding_generators_do_not_decay():
-    generator = {"proj": {"kernel": (3, 3, 1, 4), "bias": (4,)}}
-    _, wd = groups.multipliers(config(), shapes({"peg_0": generator, "peg_11": generator}))
-    assert not any(jax.tree.leaves(wd))
-
-
-def test_of_big_visions_parameters_the_kernels_decay():
-    params = models.create("vit_ti_16", pool="map").param_shapes()
-    params["cls"] = params["pos_embedding"]
-    _, wd = groups.multipliers(config(), params)
-    mults = rules.flat_names(wd)
-    assert {name for name, mult in mults.items() if mult} == {name for name in mults if name.endswith("/kernel")}
-
-
-def test_unshared_position_tables_decay():
-    _, wd = groups.multipliers(config(), shapes({"pos_embed": (3, 6, 4), "cls_token": (1, 1, 4)}))
-    assert wd == {"pos_embed": 1.0, "cls_token": 0.0}
-
-
-def test_first_matching_rule_wins_on_whole_names():
-    lr, wd = groups.multipliers(
-        config(lr_mults=(("head/.*", 10), ("head/bias", 7.0), (".*", 1)), wd_mults=(("norm", 5.0), (".*", 2.0))),
-        shapes(),
-    )
-    assert lr["head"] == {"kernel": 10.0, "bias": 10.0}
-    assert wd["norm"] == {"scale": 2.0, "bias": 2.0}  # "norm" is not the whole of "norm/scale"
-
-
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        ([("blocks/.*", 1.0)], "optimizer.lr_mults: no rule matches the parameter 'cls_token'"),
-        ([(".*", -1.0)], "-1.0 is not a number >= 0"),
-        ([(".*", "1")], "'1' is not a number >= 0"),
-    ],
-)
-def test_bad_rules_are_user_errors(rules, message):
-    with pytest.raises(UserError, match=message):
-        optim.make(config(lr_mults=rules), shapes(), float)
-
-
-def test_describe_counts_each_group():
-    lines = optim.describe(config(lr_mults=(("head/.*", 0.0), (".*", 0.5))), shapes(), batch_size=1024)
-    assert lines == [
-        "adamw, learning rate 0.01, changes every step",
-        "lr x 0.5, weight decay x 1: 4 tensors, 218 parameters",
-        "lr x 0.5, weight decay x 0: 10 tensors, 115 parameters",
-        "frozen: 2 tensors, 25 parameters",
-    ]
 
 
 def test_the_peak_follows_the_batch_and_is_printed():
