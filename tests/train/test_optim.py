@@ -66,6 +66,73 @@ def test_segmenters_polynomial_by_hand():
     )
 
 
+def test_upernets_schedule_warms_up_the_falling_rate():
+    # ViT-Adapter's UperNet: 160,000 iterations, 1,500 of warm-up from 1e-6 of the rate, power 1 to 0.
+    cfg = config(schedule="poly_warm", power=1.0, lr=1.2e-4, warmup_lr=1.2e-10, min_lr=0.0)
+    rate = optim.schedule(cfg, 160_000, 1500)
+    official = {0: 1.2e-10, 750: 5.97188e-5, 1499: 1.187965e-4, 1500: 1.18875e-4, 159_999: 7.5e-10}
+    for step, value in official.items():
+        np.testing.assert_allclose(rate(step), value, rtol=5e-7, err_msg=str(step))
+    steps = np.array([0, 1, 2, 749, 1499, 1500, 80_000, 159_000, 159_990, 159_999, 160_000])
+    falling = 1.2e-4 * (1 - steps / 160_000)
+    exact = np.where(steps < 1500, falling * (1 - (1 - steps / 1500) * (1 - 1e-6)), falling)
+    np.testing.assert_allclose(jax.jit(rate)(jnp.asarray(steps)), exact, rtol=3e-7)
+    assert rate(160_000) == 0
+    assert optim.describe(cfg, shapes(), 16)[0] == (
+        "adamw, learning rate 0.00012, falls with power 1, also under its warm-up"
+    )
+
+
+def test_a_warm_up_that_multiplies_keeps_the_least_rate_and_follows_the_batch():
+    cfg = config(schedule="poly_warm", power=2.0, lr=0.5, lr_batch=8, warmup_lr=0.25, min_lr=0.5)
+    rate = optim.schedule(cfg, 10, 4, batch_size=16)  # lr 1
+    falling = [0.5 + 0.5 * (1 - t / 10) ** 2 for t in range(11)]
+    expected = [r * (0.25 + 0.75 * t / 4) if t < 4 else r for t, r in enumerate(falling)]
+    np.testing.assert_allclose([rate(t) for t in range(11)], expected, rtol=1e-6)
+    assert optim.schedule(cfg, 10, 0, batch_size=16)(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "falls"),
+    [
+        (36, (27 / 36, 33 / 36), (27, 33)),
+        (12, (8 / 12, 11 / 12), (8, 11)),
+        (12, (27 / 36, 33 / 36), (9, 11)),
+        (24, (16 / 24, 22 / 24), (16, 22)),
+    ],
+)
+@pytest.mark.parametrize("steps", [7330, 3665, 7, 1])
+def test_steps_fall_at_the_beginning_of_an_epoch(epochs, milestones, falls, steps):
+    cfg = config(schedule="multistep", milestones=milestones, lr=1e-4, warmup_lr=1e-7, min_lr=0.0)
+    rate = optim.schedule(cfg, epochs * steps, 0, steps_per_epoch=steps)
+    first, last = np.arange(epochs) * steps, np.arange(1, epochs + 1) * steps - 1
+    expected = np.select([np.arange(epochs) < falls[0], np.arange(epochs) < falls[1]], [1e-4, 1e-5], 1e-6)
+    for ends in (first, last):
+        np.testing.assert_array_equal(rate(ends), expected.astype(np.float32))
+
+
+def test_mask_rcnns_schedule():
+    # 36 epochs of 7,330 iterations; 500 of warm-up from 0.001 of the rate.
+    cfg = config(schedule="multistep", milestones=(27 / 36, 33 / 36), lr=1e-4, warmup_lr=1e-7, min_lr=0.0)
+    rate = optim.schedule(cfg, 36 * 7330, 500, steps_per_epoch=7330)
+    for step in (0, 1, 250, 499):
+        np.testing.assert_allclose(rate(step), 1e-4 * (1 - (1 - step / 500) * (1 - 0.001)), rtol=3e-7)
+    assert (rate(0), rate(500)) == (pytest.approx(1e-7, rel=1e-6), np.float32(1e-4))
+    assert optim.describe(cfg, shapes(), 16)[0] == (
+        "adamw, learning rate 0.0001, x 0.1 after 75 % and 91.67 % of the run"
+    )
+
+
+def test_steps_do_not_fall_below_min_lr_and_end_before_a_cooldown():
+    cfg = config(schedule="multistep", milestones=(0.5, 0.8), lr=1.0, warmup_lr=0.5, min_lr=0.03125)
+    rate = optim.schedule(cfg, 12, 6, cooldown_steps=2)
+    warm = [0.5 + 0.5 * t / 6 for t in range(5)] + [
+        0.1 * (0.5 + 0.5 * 5 / 6)
+    ]  # the first fall comes within the warm-up
+    expected = [*warm, 0.1, 0.1, *4 * [0.03125]]
+    np.testing.assert_allclose([rate(t) for t in range(12)], expected, rtol=1e-6)
+
+
 def test_cooldown_follows_the_whole_cosine():
     # Compact Transformers: 10 epochs at min_lr after 300; here 2 after 4, of 3 steps each.
     cfg = config(schedule="epoch", lr=1.0, warmup_lr=0.1, min_lr=0.25)
