@@ -91,7 +91,7 @@ def test_what_it_leaves(workdir):
     assert [line["step"] for line in lines] == [3, 6, 6]
     first, second, last = lines
     assert np.log(11) * 1.2 < first["train/loss"] < np.log(11) * 1.6  # with 0.4 of the auxiliary head's
-    assert second["train/loss"] < first["train/loss"] - 0.1
+    assert second["train/loss"] < first["train/loss"] - 0.02
     assert {*last} == {"step", *METRICS, "val/examples", "val/ema_examples"}
     before, after = saved_state(workdir, 4), saved_state(workdir, 6)
     moved = [name for name in after if name.startswith(("params/", "collections/batch_stats/"))]

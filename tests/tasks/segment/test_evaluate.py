@@ -182,6 +182,7 @@ def test_maps_are_those_of_the_slow_way():
     assert next(found, None) is None
 
 
+@pytest.mark.slow
 def test_rare_sizes_of_windows_are_not_waited_for():
     """A window of its own size is run with others that fill no batch, after so many images as a batch has windows."""
     read = []
