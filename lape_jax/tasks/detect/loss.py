@@ -8,11 +8,12 @@ whose mask is not positive are not learned from.
 Source: open-mmlab/mmdetection 2.22, `models/dense_heads/anchor_head.py`, `models/roi_heads/standard_roi_head.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from lape_jax.nn.detection.anchors import STRIDES
@@ -46,10 +47,9 @@ class Ratio(NamedTuple):
 # ---- Sums over images ------------------------------------------------------------------------------------------------
 
 
-def binary_cross_entropy(logits: Float[Array, "*s"], targets: Bool[Array, "*s"]) -> Float[Array, "*s"]:
-    """-log sigmoid(x) where the target is true, else -log sigmoid(-x); in float32 or better."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return jax.nn.softplus(jnp.where(targets, -logits, logits))
+def binary_cross_entropy(logits: Float[Array, "*s"], wanted: Bool[Array, "*s"]) -> Float[Array, "*s"]:
+    """-log sigmoid(x) where that is wanted, else -log sigmoid(-x)."""
+    return jax.nn.softplus(jnp.where(wanted, -logits, logits))
 
 
 def _of_class(values: Float[Array, "..."], labels: Integer[Array, "b k"], axis: int) -> Float[Array, "..."]:
@@ -77,7 +77,6 @@ def rpn_parts(logits: Float[Array, "b n"], deltas: Float[Array, "b n 4"], drawn:
 
 def box_parts(logits: Float[Array, "b k classes"], deltas: Float[Array, "b k c 4"], drawn: Rois) -> dict[str, Ratio]:
     """Of the box head's answers: cross entropy, and L1 of the true class at positives; both by all RoIs drawn."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     entropy = jax.nn.logsumexp(logits, axis=-1) - _of_class(logits, drawn.labels, axis=2)
     entropy = jnp.where(drawn.sample.used, entropy, 0)
     distance = jnp.abs(_of_class(deltas, drawn.labels, axis=2) - drawn.deltas)
@@ -118,12 +117,15 @@ def by_group(ratio: Ratio, counted: Float[Array, " b"], group: int) -> Float[Arr
 
 
 def draw_anchors(
-    key: Key[Array, ""], anchors: list[Float[Array, "h w 3 4"]], sizes: Integer[Array, "b 2"], objects: Objects
+    key: Key[Array, ""],
+    anchors: Sequence[Float[np.ndarray, "_h _w 3 4"]],
+    sizes: Integer[Array, "b 2"],
+    objects: Objects,
 ) -> Anchors:
     """The anchors of each image that its RPN learns from."""
     grids = [level.shape[:3] for level in anchors]
     usable = jax.vmap(lambda size: assign.valid_anchors(grids, STRIDES, size))(sizes)
-    every = jnp.concatenate([level.reshape(-1, 4) for level in anchors])
+    every = jnp.asarray(np.concatenate([level.reshape(-1, 4) for level in anchors]))
     keys = sample.image_keys(key, len(sizes))
     return jax.vmap(targets.draw_anchors, (0, None, 0, 0))(keys, every, usable, objects)
 

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Integer, Key, UInt8
 
 from lape_jax.nn.detection.coder import UNIT, encode
+from lape_jax.nn.detection.heads import STDS
 from lape_jax.tasks.detect import assign, sample
 from lape_jax.tasks.detect.sample import Sample
-
-STDS = (0.1, 0.1, 0.2, 0.2)  # of the deltas that the box head answers with
 
 
 class Objects(NamedTuple):
