@@ -38,7 +38,9 @@ class Table:
             deltas = features @ params["deltas"]
             return features @ params["classes"], deltas.reshape(*rois.shape[:2], CLASSES, 4)
         assert method == "mask_head"
-        return (features @ params["masks"])[:, :, None, None] * jnp.linspace(-1, 1, 28)[:, None, None] + jnp.full((28, 1), 0.1)
+        return (features @ params["masks"])[:, :, None, None] * jnp.linspace(-1, 1, 28)[:, None, None] + jnp.full(
+            (28, 1), 0.1
+        )
 
     def answers(self, variables, images, *, train, sizes, rngs, mutable):
         assert train
