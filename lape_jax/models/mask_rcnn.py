@@ -83,7 +83,7 @@ class MaskRCNN(ViTAdapter):
 
     def box_head(
         self, fpn: Sequence[Float[Array, "b _h _w c"]], rois: Float[Array, "b r 4"]
-    ) -> tuple[Float[Array, "b r k+1"], Float[Array, "b r k 4"]]:
+    ) -> tuple[Float[Array, "b r k1"], Float[Array, "b r k 4"]]:
         """Logits (background last) and deltas of regions, in pixels of the images: `apply(..., method="box_head")`."""
         return self.roi_head.boxes(fpn, rois)
 
