@@ -10,7 +10,7 @@ import pytest
 
 from lape_jax import models, port
 from lape_jax.nn.detection import anchors
-from lape_jax.tasks.detect import assign, loss, masks, sample, targets
+from lape_jax.tasks.detect import assign, loss, masks, targets
 from lape_jax.tasks.detect.sample import Sample
 from tests.models.compare import assert_close
 from tests.quick import jit
@@ -94,11 +94,11 @@ def test_targets_of_masks(case):
 # ---- Losses and gradients --------------------------------------------------------------------------------------------
 
 
-def recorded(yes, no, objects, count):
-    """A sample of what the reference has drawn; `objects` of the positives."""
-    positives, places = len(yes), np.arange(count)
-    index = padded(np.concatenate([yes, no]), count).astype(np.int32)
-    return Sample(index, padded(objects, count).astype(np.int32), places < positives, places < positives + len(no))
+def recorded(yes, no, objects):
+    """A sample of what the reference has drawn, in 40 places; `objects` of the positives."""
+    positives, places = len(yes), np.arange(40)
+    index = padded(np.concatenate([yes, no]), 40).astype(np.int32)
+    return Sample(index, padded(objects, 40).astype(np.int32), places < positives, places < positives + len(no))
 
 
 def drawn(case):
@@ -109,10 +109,10 @@ def drawn(case):
     for image in range(2):
         objects = targets.Objects(*(jnp.asarray(given[name][image]) for name in ("boxes", "labels", "valid", "masks")))
         yes, no = (expected[f"train sample {kind} {image}"] for kind in ("anchors", "no_anchors"))
-        picked = recorded(yes, no, expected[f"train anchor objects {image}"][yes], sample.ANCHORS.total)
+        picked = recorded(yes, no, expected[f"train anchor objects {image}"][yes])
         some.append(targets.of_anchors(picked, jnp.asarray(every), objects))
         yes, no = (expected[f"train sample {kind} {image}"] for kind in ("regions", "no_regions"))
-        picked = recorded(yes, no, expected[f"train region objects {image}"][yes], sample.ROIS.total)
+        picked = recorded(yes, no, expected[f"train region objects {image}"][yes])
         candidates = np.concatenate([case.boxes(image), expected[f"train proposals {image}"]])
         rois.append(targets.of_rois(picked, jnp.asarray(candidates), objects, case.shapes.classes))
         count = len(yes) + len(no)
@@ -139,23 +139,25 @@ def test_losses_and_gradients(case):
         variables, given = port.from_torch(case.state(), model), {n: jnp.asarray(v) for n, v in batch(case).items()}
         chosen = drawn(case)
 
-        def total(params, collections, group):
+        def total(params, collections):
             found = {"params": params, **collections}
             run = functools.partial(model.apply, train=True, sizes=given["size"], mutable=["batch_stats"])
             (_, out), _ = run(found, given["image"])
             ratios, _ = loss.answers(model, found, out, chosen, given)
-            parts = {name: loss.by_group(ratio, given["mask"], group) / 2 for name, ratio in ratios.items()}
-            return sum(parts.values()), parts
+            together, alone = (
+                {name: loss.by_group(ratio, given["mask"], group) / 2 for name, ratio in ratios.items()}
+                for group in (0, 1)
+            )
+            return sum(together.values()), (together, alone)
 
         collections = {name: tree for name, tree in variables.items() if name != "params"}
-        run = jit(jax.value_and_grad(total, has_aux=True), static_argnums=2)
-        (value, parts), gradient = run(variables["params"], collections, 0)
-        _, grouped = jit(total, static_argnums=2)(variables["params"], collections, 1)
+        run = jit(jax.value_and_grad(total, has_aux=True))
+        (value, (parts, grouped)), gradient = run(variables["params"], collections)
+        state = port.to_torch({"params": jax.tree.map(np.asarray, gradient), **collections}, model)
     assert_close("loss", value, expected["train loss"], TOLERANCE)
     for name, theirs in NAMES.items():
         assert_close(name, parts[name], expected[f"train loss_{theirs}"], TOLERANCE)
         assert_close(f"{name} by image", grouped[name], expected[f"train grouped loss_{theirs}"], TOLERANCE)
-    state = port.to_torch({"params": jax.tree.map(np.asarray, gradient), **collections}, model)
     ours = mask_rcnn_cases.stored({f"grad {name}": np.asarray(leaf) for name, leaf in state.items()})
     learned = [name for name in expected if name.startswith("grad ")]
     for name in learned:
