@@ -21,6 +21,7 @@ from lape_jax.errors import UserError
 from lape_jax.parallel import hosts, sharding
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.classify.evaluate import Evaluator
+from lape_jax.tasks.config import base
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
 from lape_jax.train import workdir as workdirs
@@ -162,7 +163,7 @@ def unreadable_evaluation(workdir):
 def evaluator(batches):
     mesh = sharding.make_mesh(SimpleNamespace(data=2, fsdp=1, tensor=1), one_each())
     config = SimpleNamespace(eval_batch_size=4, data=SimpleNamespace(mean=(0.25,), std=(0.5,)))
-    return Evaluator(Linear(), config, mesh, batches, len(IMAGES["label"]), TASKS["classify"].shapes((2, 2, 1)))
+    return Evaluator(Linear(), config, mesh, batches, len(IMAGES["label"]), TASKS["classify"].shapes(base(), (2, 2, 1)))
 
 
 rng = np.random.default_rng(1)

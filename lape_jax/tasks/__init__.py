@@ -3,6 +3,7 @@
 task.py      what a task answers
 config.py    the whole config: keys of all tasks, and whether a run could start from them
 images.py    images that a user names
+classes.py   colours and scores of classes
 classify/    a class for each image
 segment/     a class for each pixel
 

@@ -15,6 +15,7 @@ from lape_jax.data.corrupt import CorruptImage
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.port import files
+from lape_jax.tasks.classes import palette
 from lape_jax.tasks.images import TOP, Found, named, pixels, readable
 from lape_jax.tasks.segment import overlays
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
@@ -51,7 +52,7 @@ def predict(run: Candidate, images: Found, out: Path) -> int:
     config, model, variables, classes = run
     mesh = sharding.make_mesh(config.mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    colours = overlays.palette(len(classes))
+    colours = palette(len(classes))
     covered = np.zeros(len(classes))
     waiting: deque = deque()  # read, but not yet predicted
     evaluator = SceneEvaluator(model, config, mesh, None)

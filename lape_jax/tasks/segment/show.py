@@ -15,6 +15,7 @@ from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
+from lape_jax.tasks.classes import chart, palette, table
 from lape_jax.tasks.segment import inputs, loss, masks, overlays, pipeline, transforms
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
@@ -30,7 +31,7 @@ def crops(config: ConfigDict, source: Source[Scene]) -> tuple[np.ndarray, list[s
     """Crops of training images at step 0 under the colours of their labels, and the classes that cover most of them."""
     images, titles = [], []
     classes, count = source.classes, min(SHEET, len(source))
-    colours = overlays.palette(len(classes))
+    colours = palette(len(classes))
     for position, index in enumerate(order.batch_indices(config.seed, 0, count, len(source))):
         rng = order.augment_rng(config.seed, 0, position)
         with contextlib.suppress(CorruptImage):
@@ -61,11 +62,11 @@ def by_class(
     """Files by name, of the evaluation that was made last; overlays of `count` images. All processes must call it."""
     found, classes = loss.scores(evaluator.matrix), source.classes
     columns = {"iou": found["iou"], "accuracy": found["accuracy"], "pixels": evaluator.matrix.sum(axis=1)}
-    figures = {"iou": overlays.iou_chart(classes, found["iou"])}
+    figures = {"iou": chart(classes, found["iou"], "IoU")}
     if count:
         figures["overlays"] = compare(config, source, count, {"prediction": (evaluator, variables)})
     drawn = {f"{name}.png": plots.render(figure, "png") for name, figure in figures.items()}
-    return {"iou.csv": overlays.class_table(classes, columns).encode()} | drawn
+    return {"iou.csv": table(classes, columns).encode()} | drawn
 
 
 def drawn_overlays(runs: Mapping[str, Candidate], source: Source[Scene], count: int) -> dict[str, bytes]:
