@@ -1,0 +1,1 @@
+"""What detectors are made of: boxes, anchors, suppression, features of regions, and the heads that look at them."""
