@@ -20,6 +20,7 @@ from lape_jax.tasks.detect.photo import Objects, Stored
 
 FAR = 10  # times the image's longer side: a mask that is drawn farther away is a mistake
 FEWEST = 6  # numbers of a polygon
+NO_IMAGE, NO_CATEGORY = "belong to an image that is not in the file", "have a category that is not in the file"
 
 
 class Entry(NamedTuple):
@@ -31,30 +32,32 @@ class Entry(NamedTuple):
 
 
 class Left(NamedTuple):
-    """Annotations that are left out, and why; and the first of them."""
+    """Annotations or images (`what`) that are left out, why, how many, and the first of them."""
 
+    what: str
     why: str
     count: int
     first: str
 
 
 class Annotations(NamedTuple):
-    """What a file holds."""
+    """What a file holds: the ids of the classes by name, in the order of the ids; the images; and what is left out."""
 
-    classes: tuple[str, ...]
+    ids: Mapping[str, int]
     entries: tuple[Entry, ...]
     left: tuple[Left, ...]
 
 
 def read(path: str) -> Annotations:
-    """Reads a file; classes are in the order of their ids.
+    """Reads a file; labels are the places of the classes in the order of their ids.
 
     Raises:
         UserError: it cannot be read, is no JSON, is not in this format, or something in it makes no sense.
     """
     content = _load(path)
     images, annotations, categories = (_list(content, key, path) for key in ("images", "annotations", "categories"))
-    numbers, classes = _categories(categories, path)
+    ids = _categories(categories, path)
+    numbers = {number: label for label, number in enumerate(ids.values())}
     if not images:
         raise UserError(f"{path}: 'images' is an empty list: there is nothing to detect objects in")
     sizes = _images(images, path)
@@ -62,7 +65,7 @@ def read(path: str) -> Annotations:
     entries = tuple(
         Entry(number, file, _objects(rows[number], height, width)) for number, (file, height, width) in sizes.items()
     )
-    return Annotations(classes, entries, tuple(left))
+    return Annotations(ids, entries, tuple(left))
 
 
 def class_names(path: str) -> tuple[str, ...]:
@@ -77,7 +80,8 @@ def class_names(path: str) -> tuple[str, ...]:
             found.append(decoder.raw_decode(text, match.end())[0])
         except ValueError:
             continue
-    return _categories(found[0] if len(found) == 1 else _list(_load(path), "categories", path), path)[1]
+    whole = len(found) == 1 and all(isinstance(item, dict) for item in found[0])
+    return tuple(_categories(found[0] if whole else _list(_load(path), "categories", path), path))
 
 
 # ---- The file --------------------------------------------------------------------------------------------------------
@@ -132,8 +136,8 @@ def _integer(item: Mapping[str, Any], key: str, where: str, least: int = -(2**62
     return value
 
 
-def _categories(found: Sequence[dict], path: str) -> tuple[dict[int, int], tuple[str, ...]]:
-    """Id -> label, and the names."""
+def _categories(found: Sequence[dict], path: str) -> dict[str, int]:
+    """Name -> id, in the order of the ids."""
     if not found:
         raise UserError(f"{path}: 'categories' is an empty list: there is no class to learn")
     names: dict[int, str] = {}
@@ -147,8 +151,7 @@ def _categories(found: Sequence[dict], path: str) -> tuple[dict[int, int], tuple
         if name in names.values():
             raise UserError(f"{path}: two categories are called {name!r}: names must differ")
         names[number] = name
-    order = sorted(names)
-    return {number: label for label, number in enumerate(order)}, tuple(names[number] for number in order)
+    return {names[number]: number for number in sorted(names)}
 
 
 def _images(found: Sequence[dict], path: str) -> dict[int, tuple[str, int, int]]:
@@ -193,15 +196,15 @@ def _sorted_by_image(
         image, category = (_integer(item, key, f"{path}: {where}") for key in ("image_id", "category_id"))
         file, height, width = sizes.get(image, ("", 0, 0))
         if not file:
-            why = "belong to an image that is not in the file"
+            why = NO_IMAGE
         elif category not in numbers:
-            why = "have a category that is not in the file"
+            why = NO_CATEGORY
         else:
             row, why = _row(item, numbers[category], height, width, f"{path}: {where} of {file}")
             rows[image].append(row)
         if why:
             left.setdefault(why, [0, f"{where} of {file or f'image {image}'}"])[0] += 1
-    return rows, [Left(why, count, first) for why, (count, first) in left.items()]
+    return rows, [Left("annotations", why, count, first) for why, (count, first) in left.items()]
 
 
 def _row(item: Mapping[str, Any], label: int, height: int, width: int, where: str) -> tuple[_Row, str]:
@@ -223,7 +226,7 @@ def _row(item: Mapping[str, Any], label: int, height: int, width: int, where: st
     mask = _mask(item, height, width, where, needed=not why)
     if area is None:
         area = bitmaps.area(mask, height, width)
-    return _Row((x, y, x + w, y + h), label, crowd, not (crowd or why), float(area), mask), why
+    return _Row((x, y, w, h), label, crowd, not (crowd or why), float(area), mask), why
 
 
 def _numbers(item: Mapping[str, Any], key: str, where: str) -> list[float]:
@@ -274,31 +277,11 @@ def _checked_rle(found: dict, height: int, width: int, where: str) -> dict:
         raise UserError(
             f"{where}: its RLE is of the size {_shown(size)}, but its image is [{height}, {width}] (height, width)"
         )
-    runs = _runs(counts) if isinstance(counts, str) else counts
+    runs = bitmaps.runs(counts.encode()) if isinstance(counts, str) else counts
     whole = isinstance(runs, list) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in runs)
     if not whole or sum(runs) != height * width:
         raise UserError(f"{where}: the 'counts' of its RLE do not add up to {height} x {width} pixels")
     return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
-
-
-def _runs(text: str) -> list[int] | None:
-    """The run lengths in a compressed text: 5 bits in a letter from "0" on, a sixth says that more follow, the lowest
-    first; from the third on, differences from the run before the last. None if it makes no sense."""
-    runs: list[int] = []
-    value, shift = 0, 0
-    for letter in text:
-        bits = ord(letter) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
-    return None if shift else runs
 
 
 def _objects(rows: Sequence[_Row], height: int, width: int) -> Objects:
@@ -306,7 +289,7 @@ def _objects(rows: Sequence[_Row], height: int, width: int) -> Objects:
     return Objects(
         height,
         width,
-        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(boxes, np.float64).reshape(-1, 4),
         np.array(labels, np.int32),
         np.array(crowd, bool),
         np.array(learned, bool),

@@ -43,22 +43,18 @@ class DigitPhotos:
             mask = np.zeros_like(image)
             mask[top : top + 8 * times, left : left + 8 * times] = ink >= INK
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-            boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+            boxes.append((columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1))
             labels.append(self._digits.labels[digit])
             masks.append(mask)
         count = len(labels)
         objects = Objects(
             height,
             width,
-            np.array(boxes, np.float32),
+            np.array(boxes, np.float64),
             np.array(labels, np.int32),
             crowd=np.zeros(count, bool),
             learned=np.ones(count, bool),
             areas=np.array([mask.sum() for mask in masks], np.float64),
             masks=tuple(masks),
         )
-        return Photo(np.repeat(image[..., None], 3, axis=-1), objects, f"digits {self._split}[{index}]", index)
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image."""
-        return ROWS * CELL[0], COLUMNS * CELL[1]
+        return Photo(lambda: np.repeat(image[..., None], 3, axis=-1), objects, f"digits {self._split}[{index}]", index)

@@ -114,7 +114,7 @@ def seen_objects(
     photo: Photo, orientation: str, most: int, view: Callable[..., transforms.Seen], rng: np.random.Generator
 ) -> tuple[transforms.Seen, np.ndarray]:
     """A view of a photo, and which of the objects in it are learned."""
-    seen = view(pixels_of(photo, orientation), photo.objects, rng=rng)
+    seen = view(examine(photo, orientation).pixels, photo.objects, rng=rng)
     chosen = np.arange(len(seen.boxes))
     if len(chosen) > most:
         chosen = np.sort(np.argsort(rng.random(len(chosen)), kind="stable")[:most])
@@ -127,17 +127,17 @@ def seen_mask(objects: Objects, seen: transforms.Seen, index: int) -> np.ndarray
     return whole[seen.rows[:, None], seen.columns]
 
 
-def pixels_of(photo: Photo, orientation: str) -> np.ndarray:
-    """The image, uint8 (h, w, 3).
+def examine(photo: Photo, orientation: str) -> decode.Decoded:
+    """The image, uint8 (h, w, 3), with what its file says of itself.
 
     Raises:
         CorruptImage: it cannot be read.
         UserError: it has another size than its annotations say.
     """
-    found, objects = decode.examine(photo.image, 3, photo.name, orientation), photo.objects
+    found, objects = decode.examine(photo.image(), 3, photo.name, orientation), photo.objects
     height, width = found.pixels.shape[:2]
     if (height, width) == (objects.height, objects.width):
-        return found.pixels
+        return found
     hint = ""
     if found.orientation != 1 and (width, height) == (objects.height, objects.width):
         other = next(choice for choice in exif.CHOICES if choice != orientation)
@@ -149,7 +149,7 @@ def pixels_of(photo: Photo, orientation: str) -> np.ndarray:
 
 
 class Whole(NamedTuple):
-    """A photo for the evaluation: its index, its pixels, resized, and what these were resized by, in x and in y."""
+    """A photo for the evaluation: its index, its pixels, resized, and what these were resized by, down and across."""
 
     index: int
     pixels: np.ndarray
@@ -161,7 +161,7 @@ def whole_photos(source: Source[Photo], indices: Sequence[int], config: ConfigDi
     data, scale = config.data, test_scale(config)
 
     def read(index: int) -> Whole:
-        return whole(index, pixels_of(source[index], data.orientation), scale)
+        return whole(index, examine(source[index], data.orientation).pixels, scale)
 
     return Ahead(read, indices, data.threads)
 
@@ -175,5 +175,5 @@ def whole(index: int, pixels: np.ndarray, scale: tuple[int, int]) -> Whole:
     """An image as evaluation sees it."""
     height, width = pixels.shape[:2]
     new_height, new_width = rescale.fit(height, width, scale)
-    ratios = np.array([new_width / width, new_height / height], np.float32)
+    ratios = np.array([new_height / height, new_width / width], np.float32)
     return Whole(index, rescale.resize(pixels, new_height, new_width), ratios)

@@ -1,7 +1,8 @@
 """Data sets to detect objects in, with random access: index -> `lape_jax.tasks.detect.photo.Photo`."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -46,15 +47,16 @@ class PhotoFiles:
     Args:
         root: the directory that the files lie in.
         entries: the images.
-        classes: the names.
+        ids: names of the classes -> their ids in the file.
         left: what the file has beside that.
 
     Attributes:
         files: the images' paths, relative to `root`.
     """
 
-    def __init__(self, root: str, entries: Sequence[Entry], classes: tuple[str, ...], left: Sequence[Left]):
-        self.root, self.entries, self.classes, self.left = root, entries, classes, tuple(left)
+    def __init__(self, root: str, entries: Sequence[Entry], ids: Mapping[str, int], left: Sequence[Left]):
+        self.root, self.entries, self.ids, self.left = root, entries, ids, tuple(left)
+        self.classes = tuple(ids)
         self.files = [entry.file for entry in entries]
 
     def __len__(self) -> int:
@@ -63,12 +65,7 @@ class PhotoFiles:
     def __getitem__(self, index: int) -> Photo:
         number, file, objects = self.entries[index]
         name = os.path.join(self.root, file)
-        return Photo(listing.read(name), objects, name, number)
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image, as the file has them."""
-        objects = self.entries[index].objects
-        return objects.height, objects.width
+        return Photo(functools.partial(listing.read, name), objects, name, number)
 
 
 def coco_layout(root: str, split: str, train_split: str, training: bool) -> PhotoFiles:
@@ -125,14 +122,15 @@ def _opened(file: str, images: str, train_file: str, training: bool) -> PhotoFil
     found = coco.read(file)
     entries, left = found.entries, list(found.left)
     if not training:
-        _check_classes(found.classes, file, train_file)
+        left = [one for one in left if one.why in (coco.NO_IMAGE, coco.NO_CATEGORY)]  # the others are to be found
+        _check_classes(tuple(found.ids), file, train_file)
     _check_files(images, [entry.file for entry in entries], file)
     if training:
         entries, more = _to_learn(entries, file)
         left += more
     elif not any(len(entry.objects) for entry in entries):
         raise UserError(f"{file} has no object in any of its {len(entries)} images: there is nothing to evaluate by")
-    return PhotoFiles(images, entries, found.classes, left)
+    return PhotoFiles(images, entries, found.ids, left)
 
 
 def _check_classes(classes: tuple[str, ...], file: str, train_file: str) -> None:
@@ -177,4 +175,4 @@ def _to_learn(entries: Sequence[Entry], file: str) -> tuple[list[Entry], list[Le
             chosen.append(entry)
     if not any(entry.objects.learned.any() for entry in chosen):
         raise UserError(f"{file} has no object to learn in any of its {len(entries)} images")
-    return chosen, [Left(f"images, {why}", count, first) for why, (count, first) in left.items()]
+    return chosen, [Left("images", why, count, first) for why, (count, first) in left.items()]

@@ -57,7 +57,7 @@ def train_photo(
     """
     height, width = pixels.shape[:2]
     kept = np.flatnonzero(objects.learned)
-    seen = Seen(pixels, objects.boxes[kept], kept, np.arange(height), np.arange(width))
+    seen = Seen(pixels, objects.corners[kept], kept, np.arange(height), np.arange(width))
     if flip and rng.random() < 0.5:
         seen = mirrored(seen)
     if crop_short and rng.random() < 0.5:
