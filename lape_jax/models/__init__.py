@@ -9,6 +9,7 @@ from lape_jax.models.big_vision import SIZES, BigVisionViT
 from lape_jax.models.ceit import CeiT
 from lape_jax.models.compact import CCT, ViTLite
 from lape_jax.models.fields import cast
+from lape_jax.models.mask_rcnn import MaskRCNN
 from lape_jax.models.regnet import RegNet
 from lape_jax.models.segmenter import DECODERS, Segmenter
 from lape_jax.models.swin import Swin
@@ -64,6 +65,7 @@ VARIANTS = {
     },
     **{f"vit_adapter_{size}": (ViTAdapter, settings) for size, settings in _ADAPTED.items()},
     **{f"upernet_vit_adapter_{size}": (UperNet, settings) for size, settings in _ADAPTED.items()},
+    **{f"mask_rcnn_vit_adapter_{size}": (MaskRCNN, settings) for size, settings in _ADAPTED.items()},
     "regnety_160": (RegNet, {}),  # a teacher: cannot be trained
 }
 

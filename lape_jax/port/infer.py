@@ -18,6 +18,7 @@ from lape_jax.nn.join import JOINS
 
 # And which axis is that of classes.
 HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2, "decode_head/conv_seg/kernel": -1}
+HEADS |= {"roi_head/mask_head/conv_logits/kernel": -1}
 TABLE, PE_NORM, BIAS_TABLE = "pos_embed", "pe_norm/", "relative_position_bias_table"
 STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
 DECODER = "decoder/"  # of a Segmenter

@@ -11,6 +11,7 @@ import numpy as np
 from lape_jax.errors import UserError
 from lape_jax.models.ceit import CeiT
 from lape_jax.models.compact import ViTLite
+from lape_jax.models.mask_rcnn import MaskRCNN
 from lape_jax.models.regnet import RegNet
 from lape_jax.models.segmenter import Segmenter
 from lape_jax.models.swin import Swin
@@ -19,7 +20,7 @@ from lape_jax.models.upernet import UperNet
 from lape_jax.models.vit import ViT
 from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn.join import FOLDED
-from lape_jax.port import ceit, compact, regnet, segmenter, swin, t2t, upernet, vit, vit_adapter
+from lape_jax.port import ceit, compact, mask_rcnn, regnet, segmenter, swin, t2t, upernet, vit, vit_adapter
 from lape_jax.port.checkpoint import choose, pattern
 from lape_jax.port.conventions import described
 from lape_jax.port.entries import ROWS
@@ -40,6 +41,7 @@ FAMILIES = {
     Segmenter: segmenter,
     ViTAdapter: vit_adapter,
     UperNet: upernet,
+    MaskRCNN: mask_rcnn,
 }
 
 #     aliases()                      of some: other names that `official` knows, # for numbers

@@ -31,10 +31,11 @@ NORM1 = ("norm1", "LayerNorm_0")  # big_vision calls it by the latter
 # Variables in which the two models may differ: those of the position, of how tokens are pooled, and of the classes.
 FREE = re.compile(
     r"(.*/)?(pos_embed(ding|_\d+)?|pe_norm|relative_position_bias_table|peg_\d+"
-    r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg)(/.*)?"
+    r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg"
+    r"|fc_cls|fc_reg|conv_logits)(/.*)?"
 )
 # And in which a ViT-Adapter may differ from the classifier that it starts from, besides.
-ADAPTED = re.compile(rf"{OWN.pattern}|norm/(scale|bias)|blocks/ls[12]/gamma")
+ADAPTED = re.compile(rf"{OWN.pattern}|(neck|rpn_head|roi_head)/.*|norm/(scale|bias)|blocks/ls[12]/gamma")
 
 
 # What sits on a backbone: it may be missing in weights to start from.
@@ -47,7 +48,7 @@ BESIDE = re.compile(
 
 
 # What has an entry for each class.
-HEAD = re.compile(r"(.*/)?(head|head_dist|cls_emb)(/.*)?")
+HEAD = re.compile(r"(.*/)?(head|head_dist|cls_emb|conv_seg|fc_cls|fc_reg|conv_logits)(/.*)?")
 
 
 class Transfer(NamedTuple):
@@ -93,8 +94,8 @@ def warm_start(
     The weights may be those of a model with another joining method, position embedding, image size, size of patches or
     windows, number of classes, or grey instead of RGB images; with or without distillation token, and without a head.
     In all else they must be the model's, to the last name, but for what pre-training has beside a backbone (`BESIDE`,
-    and what is not behind the backbone's prefix). For a Segmenter, a ViT-Adapter or a UperNet, they may also
-    be those of the classifier that has its encoder.
+    and what is not behind the backbone's prefix). For a Segmenter, a ViT-Adapter, a UperNet or a Mask R-CNN,
+    they may also be those of the classifier that has its encoder.
 
     Raises:
         UserError: as `load` and `transfer`.

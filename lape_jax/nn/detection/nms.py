@@ -1,0 +1,76 @@
+"""Suppression of boxes by better ones that they overlap, as one at a time would be, and with ties by order.
+
+A box is suppressed if its IoU with a better one that is not is greater than the threshold: equal is not. Boxes of no
+area overlap nothing. Source: open-mmlab/mmcv 1.4.2, `ops/nms.py`, which keeps groups apart by moving them away from
+each other; here they are never compared, and no precision is lost.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lape_jax.nn.detection.boxes import iou
+
+
+def suppress(boxes: Float[Array, "*l n 4"], valid: Bool[Array, "*l n"], threshold: float) -> Bool[Array, "*l n"]:
+    """Which of the boxes, best first, are left.
+
+    kept_j = valid_j and not any_(i < j) (kept_i and IoU_ij > threshold). Started with all that are valid and repeated
+    until nothing changes, that is the only solution: the first t boxes are right after t rounds. It takes as many
+    rounds as there are boxes in the longest chain, each of which would suppress the next: a few, of 1000 boxes.
+
+    Args:
+        boxes: in order.
+        valid: boxes that are there; others neither suppress nor are left.
+        threshold: of the IoU.
+    """
+    count = boxes.shape[-2]
+    better = jnp.arange(count) < jnp.arange(count)[:, None]
+    over = (iou(boxes, boxes, floor=0.0) > threshold) & better  # of j (rows) by i
+
+    def again(state):
+        kept, _ = state
+        left = valid & ~jnp.any(over & kept[..., None, :], axis=-1)
+        return left, jnp.any(left != kept)
+
+    return jax.lax.while_loop(lambda state: state[1], again, (valid, jnp.asarray(True)))[0]
+
+
+def best_of_classes(
+    boxes: Float[Array, "b n k 4"], scores: Float[Array, "b n k"], threshold: float, at_least: float, count: int
+) -> tuple[Int[Array, "b count"], Int[Array, "b count"], Float[Array, "b count"]]:
+    """The `count` best pairs of region and class that are left when each class is suppressed by itself.
+
+    `count` times, the best of all that remain is taken, and what it suppresses in its class removed. So no pair is ever
+    lost to a limit, however many there are.
+
+    Args:
+        boxes: of each region, as each class has it.
+        scores: of the same.
+        threshold: of the IoU.
+        at_least: scores must be greater than this.
+        count: of pairs.
+
+    Returns:
+        Region, class and score of each, best first (of equals that of the first region, then class); where there are
+        no more, 0, 0 and -inf.
+    """
+    batch, regions, classes, _ = boxes.shape
+    scores = jnp.where(scores > at_least, scores, -jnp.inf)
+    of_class = boxes.swapaxes(1, 2)  # b k n 4
+
+    def take(left, _):
+        flat = left.reshape(batch, regions * classes)
+        best = jnp.argmax(flat, axis=1)
+        region, label = best // classes, best % classes
+        score = jnp.take_along_axis(flat, best[:, None], axis=1)[:, 0]
+        rivals = jnp.take_along_axis(of_class, label[:, None, None, None], axis=1)[:, 0]
+        box = jnp.take_along_axis(rivals, region[:, None, None], axis=1)
+        over = (iou(rivals, box, floor=0.0)[..., 0] > threshold) | (jnp.arange(regions) == region[:, None])
+        gone = over[:, :, None] & (jnp.arange(classes) == label[:, None, None])
+        return jnp.where(gone, -jnp.inf, left), (region, label, score)
+
+    _, found = jax.lax.scan(take, scores, length=count)
+    region, label, score = (x.swapaxes(0, 1) for x in found)
+    there = score > -jnp.inf
+    return jnp.where(there, region, 0), jnp.where(there, label, 0), score
