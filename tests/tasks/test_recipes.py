@@ -7,7 +7,7 @@ from lape_jax import models
 from lape_jax.errors import UserError
 from lape_jax.tasks.classify import recipes
 from lape_jax.tasks.config import validate
-from lape_jax.train import chrono, optim
+from lape_jax.train import chrono, groups, optim
 
 CIFAR = 50_000
 
@@ -63,7 +63,7 @@ def test_ceit_is_trained_as_deit_and_evaluated_as_it_is_officially(model):
     assert config.to_json() == deit.to_json()
     validate(config)
     assert (config.data.crop_ratio, recipes.ceit("crop=lape", model).data.crop_ratio) == (0.875, 1.0)
-    _, wd = optim.multipliers(config.optimizer, models.create(model).param_shapes())
+    _, wd = groups.multipliers(config.optimizer, models.create(model).param_shapes())
     assert (wd["pos_embed"], wd["cls_token"], wd["pos_layer_embed"]) == (0.0, 0.0, 1.0)
     norm, conv = wd["blocks"]["mlp"]["bn1"], wd["blocks"]["mlp"]["conv"]
     assert (norm["scale"], norm["bias"], conv["kernel"], conv["bias"]) == (0.0, 0.0, 1.0, 0.0)
@@ -91,7 +91,7 @@ def test_swin(model, drop_path):
 def test_no_table_of_swin_decays(join):
     config = recipes.swin("", "swin_t")
     shapes = models.create("swin_t", join=join).param_shapes()
-    _, decay = optim.multipliers(config.optimizer, shapes)
+    _, decay = groups.multipliers(config.optimizer, shapes)
     decays = {"/".join(path[-2:]) for path, value in flatten_dict(decay).items() if value}
     assert decays == {f"{name}/kernel" for name in ("qkv", "proj", "fc1", "fc2", "reduction", "head")}
 
@@ -165,7 +165,7 @@ def test_t2t_vit():
     assert (optimizer.lr, optimizer.lr_batch, optimizer.weight_decay, optimizer.clip_norm) == (1e-3, 0, 0.03, 0)
     assert recipes.t2t("", "t2t_vit_14").optimizer.weight_decay == 0.05
     shapes = models.create("t2t_vit_7", pe="learnable", depth=1).param_shapes()
-    _, wd = optim.multipliers(optimizer, shapes)
+    _, wd = groups.multipliers(optimizer, shapes)
     assert (wd["cls_token"], wd["pos_embed"], wd["blocks"]["pe_norm"]["scale"]) == (0.0, 1.0, 0.0)
     tokens = wd["patch_embed"]["attention1"]
     assert (tokens["kqv"]["kernel"], tokens["kqv"]["bias"], tokens["norm1"]["scale"]) == (1.0, 0.0, 0.0)
@@ -177,6 +177,6 @@ def test_the_position_table_decays_on_cifar_and_not_in_deit():
         (recipes.compact_cifar("", "vit_lite_7_4", "cifar10"), 1.0),
         (recipes.deit("", "deit_ti"), 0.0),
     ):
-        _, wd = optim.multipliers(config.optimizer, shapes)
+        _, wd = groups.multipliers(config.optimizer, shapes)
         assert (wd["pos_embed"], wd["cls_token"]) == (decays, decays)
         assert (wd["blocks"]["pe_norm"]["scale"], wd["norm"]["bias"], wd["head"]["kernel"]) == (0.0, 0.0, 1.0)

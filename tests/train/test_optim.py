@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from lape_jax import models
 from lape_jax.errors import UserError
 from lape_jax.models import rules
-from lape_jax.train import optim
+from lape_jax.train import groups, optim
 
 PARAMS = {
     "patch_embed": {"proj": {"kernel": (2, 2, 1, 4), "bias": (4,)}},
@@ -50,6 +50,8 @@ def config(**overrides):
         "nesterov": False,
         "clip_norm": 0.0,
         "lr_mults": (),
+        "layer_decay": 1.0,
+        "milestones": (),
         "wd_mults": (),
     }
     return ConfigDict({**base, **overrides})
@@ -143,7 +145,7 @@ def test_impossible_schedules_are_user_errors(total, warmup):
 
 
 def test_default_decay_follows_the_official_rule():
-    _, wd = optim.multipliers(config(), shapes())
+    _, wd = groups.multipliers(config(), shapes())
     assert wd == {
         "patch_embed": {"proj": {"kernel": 1.0, "bias": 0.0}},
         "cls_token": 0.0,
@@ -162,25 +164,25 @@ def test_default_decay_follows_the_official_rule():
 
 def test_positional_encoding_generators_do_not_decay():
     generator = {"proj": {"kernel": (3, 3, 1, 4), "bias": (4,)}}
-    _, wd = optim.multipliers(config(), shapes({"peg_0": generator, "peg_11": generator}))
+    _, wd = groups.multipliers(config(), shapes({"peg_0": generator, "peg_11": generator}))
     assert not any(jax.tree.leaves(wd))
 
 
 def test_of_big_visions_parameters_the_kernels_decay():
     params = models.create("vit_ti_16", pool="map").param_shapes()
     params["cls"] = params["pos_embedding"]
-    _, wd = optim.multipliers(config(), params)
+    _, wd = groups.multipliers(config(), params)
     mults = rules.flat_names(wd)
     assert {name for name, mult in mults.items() if mult} == {name for name in mults if name.endswith("/kernel")}
 
 
 def test_unshared_position_tables_decay():
-    _, wd = optim.multipliers(config(), shapes({"pos_embed": (3, 6, 4), "cls_token": (1, 1, 4)}))
+    _, wd = groups.multipliers(config(), shapes({"pos_embed": (3, 6, 4), "cls_token": (1, 1, 4)}))
     assert wd == {"pos_embed": 1.0, "cls_token": 0.0}
 
 
 def test_first_matching_rule_wins_on_whole_names():
-    lr, wd = optim.multipliers(
+    lr, wd = groups.multipliers(
         config(lr_mults=(("head/.*", 10), ("head/bias", 7.0), (".*", 1)), wd_mults=(("norm", 5.0), (".*", 2.0))),
         shapes(),
     )
@@ -278,7 +280,7 @@ def test_ten_updates_agree_with_numpy(kind):
     cfg = config(**kind, clip_norm=2.0, lr_mults=(("head/.*", 3.0), ("blocks/.*/qkv/.*", 0.0), (".*", 1.0)))
     with jax.enable_x64():
         ours = our_run(cfg, 10, total=20, warmup=3)
-        lr, wd = optim.multipliers(cfg, shapes())
+        lr, wd = groups.multipliers(cfg, shapes())
         for a, b in zip(jax.tree.leaves(ours), reference_run(cfg, wd, lr, 10, total=20, warmup=3), strict=True):
             assert a.dtype == np.float64
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
@@ -294,14 +296,14 @@ def test_ten_updates_agree_with_torch(kind):
         rate = optim.schedule(cfg, 20, 3)
         rates = [float(rate(t)) for t in range(10)]
     tensors = [torch.nn.Parameter(torch.tensor(p)) for p in jax.tree.leaves(random_tree(0))]
-    _, wd = optim.multipliers(cfg, shapes())
+    _, wd = groups.multipliers(cfg, shapes())
     decayed = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if mult]
     others = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if not mult]
-    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    sets = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if cfg.name == "sgd":
-        peer = torch.optim.SGD(groups, lr=1.0, momentum=cfg.momentum, nesterov=cfg.nesterov)
+        peer = torch.optim.SGD(sets, lr=1.0, momentum=cfg.momentum, nesterov=cfg.nesterov)
     else:
-        peer = torch.optim.AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
+        peer = torch.optim.AdamW(sets, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
     for t in range(10):
         grads = [torch.tensor(g) for g in jax.tree.leaves(random_tree(t + 1))]
         norm = torch.sqrt(sum((g**2).sum() for g in grads))
