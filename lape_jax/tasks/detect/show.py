@@ -32,7 +32,7 @@ SMALL, LARGE = 256, 640  # pixels of an image on the sheet, and in a comparison
 
 
 def views(config: ConfigDict, source: Source[Photo]) -> tuple[np.ndarray, list[str]]:
-    """Canvases of training images at step 0 under the objects in them as they are learned, and what most of these are."""
+    """Training images at step 0 on their canvases under the objects as they are learned, and what most of these are."""
     shown, titles = [], []
     detect, count = config.detect, min(SHEET, len(source))
     colours = by_name.palette(len(source.classes))
@@ -54,9 +54,11 @@ def views(config: ConfigDict, source: Source[Photo]) -> tuple[np.ndarray, list[s
 def middles(config: ConfigDict, source: Source[Photo]) -> Iterator[np.ndarray]:
     """The middle of each image, of the size that the positions are learned for; some at a time."""
     data = config.data
-    with Ahead(
-        lambda index: pipeline.examine(source[index], data.orientation).pixels, range(len(source)), data.threads
-    ) as read:
+
+    def pixels(index: int) -> np.ndarray:
+        return pipeline.examine(source[index], data.orientation).pixels
+
+    with Ahead(pixels, range(len(source)), data.threads) as read:
         yield from images.middles(read, data.image_size, min(SAMPLES, len(source)))
 
 
