@@ -75,14 +75,22 @@ def initial(name: str, shape: tuple[int, ...]) -> tuple[str, float]:
 
 # ---- Random values
 
-GAINS = {r"rpn_head\.rpn_cls\.weight": 3.0, r"rpn_head\.rpn_reg\.weight": 0.5, r".*\.fc_cls\.weight": 4.0}
-GAINS |= {r".*\.fc_reg\.weight": 2.0, r".*\.conv_logits\.weight": 8.0}
+GAINS = {r"rpn_head\.rpn_conv\.weight": 0.3, r"rpn_head\.rpn_reg\.weight": 0.2, r".*\.shared_fcs\.0\.weight": 0.3}
+GAINS |= {r".*\.conv_logits\.weight": 8.0}
 
 
 def random_values(sizes: Sizes, grid: tuple[int, int], seed: int = 0) -> dict[str, np.ndarray]:
-    """`random_state` for images of `grid` patches, with gains that spread scores, boxes and masks."""
+    """`random_state` for images of `grid` patches, with gains that keep scores and boxes apart."""
     state = random_state(mask_rcnn_shapes(sizes), grid, seed, sizes.backbone.deform_heads)
     for pattern, gain in GAINS.items():
         for name in [name for name in state if re.fullmatch(pattern, name)]:
             state[name] *= gain
+    # Where all channels of a layer are dead, scores are equal; these are not.
+    state["rpn_head.rpn_conv.bias"] += 1
+    for layer in (0, 1):
+        state[f"roi_head.bbox_head.shared_fcs.{layer}.bias"] += 0.5
+    # Of what all have, some class would have most: these are nearly even.
+    weight = state["roi_head.bbox_head.fc_cls.weight"]
+    weight -= weight.mean(axis=1, keepdims=True)
+    state["roi_head.bbox_head.fc_cls.bias"][[1, 4]] -= 0.4, 2.2
     return state
