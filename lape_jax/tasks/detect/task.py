@@ -60,7 +60,7 @@ class Detect(Task):
         ),
         (("detect.test_canvases",), lambda v: v >= 0, "at least 1 (0 = as many as there are sizes)"),
         (("detect.shown",), lambda v: 0 <= v <= 1, "from 0 to 1"),
-        (("detect.group",), lambda v: v >= 0, "at least 1 (0 = the whole batch)"),
+        (("detect.group",), lambda v: v >= 0, "at least 0 (the whole batch)"),
     )
     ignores = ("data.resident", "data.repeats")
     details = True
@@ -76,7 +76,7 @@ class Detect(Task):
         detect.long = 1333  # ... and of the longer, at most
         detect.crop_short = (400, 500, 600)  # half of the images: resized to one of these before; () = none
         detect.crop = (384, 600)  # ... and cropped to sides from this range
-        detect.group = 2  # images whose losses are means over what was drawn in them, as on a GPU; 0 = the batch
+        detect.group = loss.GROUP  # images whose losses are normalised together, as on a GPU; 0 = the whole batch
         detect.test_short, detect.test_long = 800, 1333  # evaluation: pixels of both sides, at most
         detect.shown = 0.3  # overlays have what is found with at least this score
         detect.test_canvases = 3  # ... each compiled once; 0 = a canvas for each size, as the reference does it
@@ -84,13 +84,6 @@ class Detect(Task):
     def validate(self, config: ConfigDict) -> None:
         if config.data.channels != 3:
             raise UserError(f"config.data.channels is {config.data.channels}: images to detect objects in have 3")
-        group = config.detect.group
-        micro = config.batch_size // config.optimizer.accumulate
-        if group and micro % group and config.task == self.name:
-            raise UserError(
-                f"config.detect.group is {group}, which does not divide the {micro} images of a batch (batch_size / "
-                f"optimizer.accumulate): change one of them, or set it to 0"
-            )
 
     def open_split(self, config: ConfigDict, split: str) -> Source[Photo]:
         return sources.open_photos(config, split)
