@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+
 STRIDE = 32  # sides of a canvas are multiples of it
 Size = tuple[int, int]  # height, width
 
@@ -32,19 +34,21 @@ def choose(sizes: Iterable[Size], most: int) -> dict[Size, Size]:
         images[padded(size)] += count
     held = {canvas: canvas for canvas in images}
     while most and len(images) > most:
-        pairs = [(a, b) for a in sorted(images) for b in sorted(images) if a < b]
-        first, second = min(pairs, key=lambda pair: _added(*pair, images))
-        both = _both(first, second)
+        first, second = _nearest(images)
+        both = max(first[0], second[0]), max(first[1], second[1])
         total = images.pop(first) + images.pop(second)
         images[both] += total
         held = {canvas: both if own in (first, second) else own for canvas, own in held.items()}
     return {size: held[padded(size)] for size in counts}
 
 
-def _both(a: Size, b: Size) -> Size:
-    return max(a[0], b[0]), max(a[1], b[1])
-
-
-def _added(a: Size, b: Size, images: Counter[Size]) -> int:
-    height, width = _both(a, b)
-    return sum(images[one] * (height * width - one[0] * one[1]) for one in (a, b))
+def _nearest(images: Counter[Size]) -> tuple[Size, Size]:
+    """The two canvases, of so many images each, that one can take the place of at the least cost."""
+    canvases = sorted(images)
+    sides, counts = np.array(canvases), np.array([images[canvas] for canvas in canvases])
+    area = sides.prod(axis=1)
+    both = np.maximum(sides[:, None], sides).prod(axis=-1)
+    added = counts * (both - area) + (counts * (both - area)).T
+    np.fill_diagonal(added, np.iinfo(added.dtype).max)
+    first, second = np.unravel_index(added.argmin(), added.shape)
+    return canvases[first], canvases[second]
