@@ -112,13 +112,13 @@ def learned(
 
 def seen_objects(
     photo: Photo, orientation: str, most: int, view: Callable[..., transforms.Seen], rng: np.random.Generator
-) -> tuple[transforms.Seen, np.ndarray]:
+) -> tuple[transforms.Seen, list[int]]:
     """A view of a photo, and which of the objects in it are learned."""
     seen = view(examine(photo, orientation).pixels, photo.objects, rng=rng)
     chosen = np.arange(len(seen.boxes))
     if len(chosen) > most:
         chosen = np.sort(np.argsort(rng.random(len(chosen)), kind="stable")[:most])
-    return seen, chosen
+    return seen, chosen.tolist()
 
 
 def seen_mask(objects: Objects, seen: transforms.Seen, index: int) -> np.ndarray:

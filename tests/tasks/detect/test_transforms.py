@@ -13,14 +13,14 @@ RECIPE = {
 }  # fmt: skip
 
 
-class Draws:
-    """A generator whose numbers are given."""
+class Draws(np.random.Generator):
+    """Its numbers are given."""
 
     def __init__(self, *values):
+        super().__init__(np.random.PCG64(0))
         self.values = list(values)
 
-    def random(self, size=None):
-        assert size is None
+    def random(self):
         return self.values.pop(0)
 
 
@@ -31,9 +31,15 @@ def objects(height, width, boxes, learned=None):
         mask[max(int(y), 0) : int(y + h), max(int(x), 0) : int(x + w)] = 1
         masks.append(mask)
     return Objects(
-        height, width, np.array(boxes, np.float64).reshape(-1, 4), np.arange(count, dtype=np.int32), np.zeros(count, bool),
-        np.ones(count, bool) if learned is None else np.array(learned), np.ones(count), tuple(masks),
-    )  # fmt: skip
+        height,
+        width,
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.arange(count, dtype=np.int32),
+        crowd=np.zeros(count, bool),
+        learned=np.ones(count, bool) if learned is None else np.array(learned),
+        areas=np.ones(count),
+        masks=tuple(masks),
+    )
 
 
 def noise(height, width):
