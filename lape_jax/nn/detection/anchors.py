@@ -4,6 +4,7 @@ Source: open-mmlab/mmdetection 2.22, `core/anchor/anchor_generator.py`, with the
 """
 
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 STRIDES = (4, 8, 16, 32, 64)  # of the maps of a `Pyramid`
@@ -11,7 +12,9 @@ SCALE = 8  # side of a square anchor, in strides
 RATIOS = (0.5, 1.0, 2.0)  # heights to widths
 
 
-def anchors(rows: int, columns: int, stride: int, dtype: type = np.float32) -> Float[np.ndarray, "rows columns 3 4"]:
+def anchors(
+    rows: int, columns: int, stride: int, dtype: DTypeLike = np.float32
+) -> Float[np.ndarray, "rows columns 3 4"]:
     """(x1, y1, x2, y2) around (stride j, stride i), without half a pixel added, for each pixel (i, j) of a map.
 
     Of width 8 stride / sqrt(r) and height 8 stride sqrt(r) for each r of `RATIOS`. All is worked out in `dtype`, so

@@ -42,7 +42,7 @@ class RegionHeads(nn.Module):
 
     def boxes(
         self, maps: Sequence[Float[Array, "b _h _w c"]], rois: Float[Array, "b r 4"]
-    ) -> tuple[Float[Array, "b r k+1"], Float[Array, "b r k 4"]]:
+    ) -> tuple[Float[Array, "b r k1"], Float[Array, "b r k 4"]]:
         """Logits of the classes of regions, and each class's deltas (of standard deviations `STDS`)."""
         return self.bbox_head(pooled(maps[:LEVELS], rois, STRIDES[:LEVELS], BOX_BINS))
 
@@ -64,7 +64,7 @@ class BoxHead(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r h w c"]) -> tuple[Float[Array, "b r k+1"], Float[Array, "b r k 4"]]:
+    def __call__(self, x: Float[Array, "b r h w c"]) -> tuple[Float[Array, "b r k1"], Float[Array, "b r k 4"]]:
         x = x.reshape(*x.shape[:2], -1)
         for i in range(2):
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=XAVIER, name=f"shared_fcs_{i}")(x))

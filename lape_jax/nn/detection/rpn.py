@@ -35,7 +35,7 @@ class ProposalHead(nn.Module):
     @nn.compact
     def __call__(
         self, maps: Sequence[Float[Array, "b _h _w c"]]
-    ) -> tuple[list[Float[Array, "b _h _w a"]], list[Float[Array, "b _h _w 4*a"]]]:
+    ) -> tuple[list[Float[Array, "b _h _w a"]], list[Float[Array, "b _h _w a4"]]]:
         """Logits, an anchor of a pixel each, and deltas, four numbers after the other of each anchor."""
         options = {"dtype": self.dtype, "kernel_init": NORMAL}
         convolution = nn.Conv(self.features, (3, 3), padding=1, name="rpn_conv", **options)
@@ -62,7 +62,7 @@ class Rule(NamedTuple):
 
 def propose(
     logits: Sequence[Float[Array, "b _h _w a"]],
-    deltas: Sequence[Float[Array, "b _h _w 4*a"]],
+    deltas: Sequence[Float[Array, "b _h _w a4"]],
     anchors: Sequence[Float[np.ndarray, "_h _w a 4"]],
     sizes: Shaped[Array, "b 2"],
     rule: Rule,
@@ -95,7 +95,7 @@ def propose(
 
 def _of_map(
     logits: Float[Array, "b h w a"],
-    deltas: Float[Array, "b h w 4*a"],
+    deltas: Float[Array, "b h w a4"],
     anchors: Float[np.ndarray, "h w a 4"],
     sizes: Shaped[Array, "b 2"],
     rule: Rule,
