@@ -66,7 +66,8 @@ def assign(
         return (jnp.maximum(most, overlap), own, forced), None
 
     # Object by object, as the IoU of all with 261,888 anchors takes 105 MB per image for 100 objects.
-    none, nobody = jnp.full(len(candidates), -1, candidates.dtype), jnp.full(len(candidates), BACKGROUND, jnp.int32)
+    none = jnp.full(len(candidates), -1, jnp.promote_types(candidates.dtype, boxes.dtype))
+    nobody = jnp.full(len(candidates), BACKGROUND, jnp.int32)
     numbers = jnp.arange(len(boxes), dtype=jnp.int32)
     (most, own, forced), _ = jax.lax.scan(add, (none, nobody, nobody), (numbers, boxes, valid))
     found = jnp.where(most >= limits.positive, own, jnp.where(most < limits.negative, BACKGROUND, IGNORED))

@@ -8,11 +8,12 @@ whose mask is not positive are not learned from.
 Source: open-mmlab/mmdetection 2.22, `models/dense_heads/anchor_head.py`, `models/roi_heads/standard_roi_head.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from lape_jax.nn.detection.anchors import STRIDES
@@ -46,10 +47,9 @@ class Ratio(NamedTuple):
 # ---- Sums over images ------------------------------------------------------------------------------------------------
 
 
-def binary_cross_entropy(logits: Float[Array, "*s"], targets: Bool[Array, "*s"]) -> Float[Array, "*s"]:
-    """-log sigmoid(x) where the target is true, else -log sigmoid(-x); in float32 or better."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return jax.nn.softplus(jnp.where(targets, -logits, logits))
+def binary_cross_entropy(logits: Float[Array, "*s"], wanted: Bool[Array, "*s"]) -> Float[Array, "*s"]:
+    """-log sigmoid(x) where that is wanted, else -log sigmoid(-x)."""
+    return jax.nn.softplus(jnp.where(wanted, -logits, logits))
 
 
 def _of_class(values: Float[Array, "..."], labels: Integer[Array, "b k"], axis: int) -> Float[Array, "..."]:
@@ -77,7 +77,6 @@ def rpn_parts(logits: Float[Array, "b n"], deltas: Float[Array, "b n 4"], drawn:
 
 def box_parts(logits: Float[Array, "b k classes"], deltas: Float[Array, "b k c 4"], drawn: Rois) -> dict[str, Ratio]:
     """Of the box head's answers: cross entropy, and L1 of the true class at positives; both by all RoIs drawn."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     entropy = jax.nn.logsumexp(logits, axis=-1) - _of_class(logits, drawn.labels, axis=2)
     entropy = jnp.where(drawn.sample.used, entropy, 0)
     distance = jnp.abs(_of_class(deltas, drawn.labels, axis=2) - drawn.deltas)
@@ -118,12 +117,15 @@ def by_group(ratio: Ratio, counted: Float[Array, " b"], group: int) -> Float[Arr
 
 
 def draw_anchors(
-    key: Key[Array, ""], anchors: list[Float[Array, "h w 3 4"]], sizes: Integer[Array, "b 2"], objects: Objects
+    key: Key[Array, ""],
+    anchors: Sequence[Float[np.ndarray, "_h _w 3 4"]],
+    sizes: Integer[Array, "b 2"],
+    objects: Objects,
 ) -> Anchors:
     """The anchors of each image that its RPN learns from."""
     grids = [level.shape[:3] for level in anchors]
     usable = jax.vmap(lambda size: assign.valid_anchors(grids, STRIDES, size))(sizes)
-    every = jnp.concatenate([level.reshape(-1, 4) for level in anchors])
+    every = jnp.asarray(np.concatenate([level.reshape(-1, 4) for level in anchors]))
     keys = sample.image_keys(key, len(sizes))
     return jax.vmap(targets.draw_anchors, (0, None, 0, 0))(keys, every, usable, objects)
 
@@ -151,6 +153,32 @@ def mask_targets(
     return jax.vmap(wanted)(objects.masks, objects.boxes, rois, own, assign.padded(sizes))
 
 
+def answers(
+    model: Any, variables: Any, out: Mapping[str, Any], drawn: tuple[Anchors, Rois], batch: Mapping[str, Array]
+) -> tuple[dict[str, Ratio], Float[Array, "b k classes"]]:
+    """The parts of the loss, and the logits of the RoIs, of what was drawn for a batch.
+
+    Args:
+        model, variables: a Mask R-CNN.
+        out: its named intermediates in training.
+        drawn: see `draw_anchors` and `draw_rois`.
+        batch: what the heads should answer, see this module.
+    """
+    anchors, rois = drawn
+    wanted = mask_targets(rois, of_batch(batch), batch["size"], batch["image"].shape[1:3])
+    firsts, labels = (value[:, : sample.ROIS.positives] for value in (rois.boxes, rois.labels))
+    logits, deltas = model.apply(variables, out["fpn"], rois.boxes, method="box_head")
+    maps = model.apply(variables, out["fpn"], firsts, method="mask_head")
+    rpn_logits = jnp.concatenate([level.reshape(len(level), -1) for level in out["rpn_logits"]], axis=1)
+    rpn_deltas = jnp.concatenate([level.reshape(len(level), -1, 4) for level in out["rpn_deltas"]], axis=1)
+    rpn = rpn_parts(rpn_logits, rpn_deltas, anchors)
+    return rpn | box_parts(logits, deltas, rois) | mask_parts(maps, wanted, labels), logits
+
+
+def of_batch(batch: Mapping[str, Array]) -> Objects:
+    return Objects(batch["boxes"], batch["labels"], batch["valid"], batch["masks"])
+
+
 def training_loss(model: Any, group: int = GROUP) -> Callable:
     """The loss of one batch, as a function that can be differentiated.
 
@@ -162,46 +190,31 @@ def training_loss(model: Any, group: int = GROUP) -> Callable:
 
     Args:
         model: a Mask R-CNN.
-        group: images that are normalised together, whatever devices they are on; 0: the whole batch. The published
-            recipe had 2 on each GPU, and the mean over GPUs: an object's mask counts more in a group with few.
+        group: images that are normalised together, whatever devices they are on; 0: the whole batch. By default 2, as
+            the published recipe had on each of its GPUs, whose losses it averaged: it is the mask's that depends on it,
+            as an object's counts more in a group with few. Then a step's loss does not depend on the batch's size.
     """
 
     def loss(params, collections, batch, key):
         dropout_key, anchor_key, roi_key = jax.random.split(key, 3)
-        variables, sizes, canvas = {"params": params, **collections}, batch["size"], batch["image"].shape[1:3]
-        objects = Objects(batch["boxes"], batch["labels"], batch["valid"], batch["masks"])
+        variables, sizes, objects = {"params": params, **collections}, batch["size"], of_batch(batch)
         (_, out), moved = model.apply(
             variables, batch["image"], train=True, sizes=sizes, rngs={"dropout": dropout_key}, mutable=["batch_stats"]
         )
-        anchors = draw_anchors(anchor_key, model.anchors(*canvas), sizes, objects)
+        anchors = draw_anchors(anchor_key, model.anchors(*batch["image"].shape[1:3]), sizes, objects)
         rois = draw_rois(roi_key, out["proposals"], objects, model.num_classes)
-        firsts, labels = (value[:, : sample.ROIS.positives] for value in (rois.boxes, rois.labels))
-        logits, deltas = model.apply(variables, out["fpn"], rois.boxes, method="box_head")
-        maps = model.apply(variables, out["fpn"], firsts, method="mask_head")
-        ratios = {
-            **rpn_parts(*_all_anchors(out), anchors),
-            **box_parts(logits, deltas, rois),
-            **mask_parts(maps, mask_targets(rois, objects, sizes, canvas), labels),
-        }
+        ratios, logits = answers(model, variables, out, (anchors, rois), batch)
         counted = (batch["mask"] > 0).astype(jnp.float32)
         parts = {name: by_group(ratios[name], counted, group) for name in PARTS}
-        total = sum(parts.values())
         used = rois.sample.used & (counted[:, None] > 0)
-        sums = {
-            **parts,
-            "loss": total,
+        sums = parts | {
+            "loss": sum(parts.values()),
             "examples": counted.sum(),
             "rois": used.sum(),
             "right": (used & (jnp.argmax(logits, axis=-1) == rois.labels)).sum(),
             "positives": (used & rois.sample.positive).sum(),
         }
-        return total, ({name: value.astype(jnp.float32) for name, value in sums.items()}, {**collections, **moved})
+        named = {name: value.astype(jnp.float32) for name, value in sums.items()}
+        return sums["loss"], (named, {**collections, **moved})
 
     return loss
-
-
-def _all_anchors(out: Mapping[str, list[Array]]) -> tuple[Float[Array, "b n"], Float[Array, "b n 4"]]:
-    """The RPN's logits and deltas of all levels, in the order of the anchors."""
-    logits = [level.reshape(len(level), -1) for level in out["rpn_logits"]]
-    deltas = [level.reshape(len(level), -1, 4) for level in out["rpn_deltas"]]
-    return jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)

@@ -94,7 +94,7 @@ def targets(
     Source: open-mmlab/mmdetection 2.22, `core/mask/mask_target.py`, `core/mask/structures.py`.
 
     Args:
-        masks, boxes: of the objects, see `compact`; the boxes in float32, as masks were made for.
+        masks, boxes: of the objects, see `compact`.
         rois: in pixels of the canvas.
         own: the object that each RoI is to find.
         size: height and width of the image with its padding to multiples of 32.
@@ -104,7 +104,7 @@ def targets(
     cells = (masks[own][..., None] >> shifts & 1).reshape(len(rois), masks.shape[1], -1)
     limits = jnp.tile(size[::-1], 2).astype(rois.dtype)
     x1, y1, x2, y2 = jnp.clip(rois, 0, limits).T
-    left, top, right, bottom = boxes[own].T
+    left, top, right, bottom = boxes[own].astype(jnp.float32).T  # as `compact` has them
     most, side = -(-max(canvas) // TARGET), masks.shape[1]
     rows = _shares(y1, y2, _window(top, bottom, jnp), size[0], side, most)
     columns = _shares(x1, x2, _window(left, right, jnp), size[1], side, most)

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Integer, Key, UInt8
 
 from lape_jax.nn.detection.coder import UNIT, encode
+from lape_jax.nn.detection.heads import STDS
 from lape_jax.tasks.detect import assign, sample
 from lape_jax.tasks.detect.sample import Sample
-
-STDS = (0.1, 0.1, 0.2, 0.2)  # of the deltas that the box head answers with
 
 
 class Objects(NamedTuple):
@@ -61,8 +60,7 @@ def draw_anchors(
 ) -> Anchors:
     """256 anchors, at most 128 of them positive."""
     assigned = assign.assign(anchors, usable, objects.boxes, objects.valid, assign.ANCHORS)
-    drawn = sample.draw(key, assigned, sample.ANCHORS)
-    return Anchors(drawn, _deltas(anchors[drawn.index], objects.boxes, drawn, UNIT))
+    return of_anchors(sample.draw(key, assigned, sample.ANCHORS), anchors, objects)
 
 
 def draw_rois(
@@ -70,7 +68,16 @@ def draw_rois(
 ) -> Rois:
     """512 of the objects' own boxes and the proposals, at most 128 of them positive."""
     candidates, assigned = assign.with_objects(proposals, usable, objects.boxes, objects.valid)
-    drawn = sample.draw(key, assigned, sample.ROIS)
+    return of_rois(sample.draw(key, assigned, sample.ROIS), candidates, objects, classes)
+
+
+def of_anchors(drawn: Sample, anchors: Float[Array, "n 4"], objects: Objects) -> Anchors:
+    """What anchors that were drawn should answer."""
+    return Anchors(drawn, _deltas(anchors[drawn.index], objects.boxes, drawn, UNIT))
+
+
+def of_rois(drawn: Sample, candidates: Float[Array, "n 4"], objects: Objects, classes: int) -> Rois:
+    """What candidates that were drawn should answer, of so many classes."""
     boxes = jnp.where(drawn.used[:, None], candidates[drawn.index], 0)
     labels = jnp.where(drawn.positive, objects.labels[drawn.own].astype(jnp.int32), classes)
     return Rois(drawn, boxes, labels, _deltas(boxes, objects.boxes, drawn, STDS))
