@@ -16,11 +16,11 @@ def get_config(arg=""):
     arg = parse_arg(arg, join="lape", pe="learnable", seed=0, epochs=20.0, batch=8, debug=False)
     shared = ",".join(f"{key}={arg[key]}" for key in ("join", "pe", "seed", "batch", "epochs"))
     config = recipes.mask_rcnn(f"source=digits,{shared}", "mask_rcnn_vit_adapter_ti")
-    config.model.update(recipes.SMALL, remat="none", proposals=100, pre_nms_train=500, pre_nms_test=200, detections=20)
-    config.data.image_size = 128
+    config.model.update(recipes.SMALL, remat="none", proposals=48, pre_nms_train=200, pre_nms_test=100, detections=16)
+    config.data.image_size = 96
     config.data.threads = 2
-    config.detect.max_objects = 8
-    recipes.small(config, times=2)
+    config.detect.max_objects = 6
+    recipes.small(config, times=1)
     config.augment.flip = False
     config.optimizer.lr, config.optimizer.warmup_lr = 1e-3, 1e-6
     config.warmup_steps, config.warmup_percent = None, 5.0

@@ -87,7 +87,7 @@ def by_class(config: ConfigDict, evaluator: PhotoEvaluator, source: Source[Photo
             own.setdefault(one.image, []).append(one)
         chosen = Spread(source, count)
         photos = [chosen[index] for index in range(len(chosen))]
-        predicted = [_found(own.get(photo.number, [])) for photo in photos]
+        predicted = [together(own.get(photo.number, [])) for photo in photos]
         figures["overlays"] = compare(config, photos, classes, {"detections": predicted})
     drawn = {f"{name}.png": plots.render(figure, "png") for name, figure in figures.items()}
     return {
@@ -113,7 +113,7 @@ def _text(result: dict) -> dict:
     return {**result, "segmentation": {**mask, "counts": mask["counts"].decode()}}
 
 
-def _found(ones: list[scores.Detection]) -> Found:
+def together(ones: list[scores.Detection]) -> Found:
     """Detections of one image, together."""
     return Found(
         np.array([one.box for one in ones], np.float32).reshape(-1, 4),
@@ -171,5 +171,5 @@ def detected(
     """The image under what was found in it with at least this score, the best on top."""
     rows = [row for row in np.argsort(found.scores, kind="stable") if found.scores[row] >= least]
     drawn = [bitmaps.bitmap(found.masks[row], *pixels.shape[:2]) for row in rows]
-    captions = [overlays.caption(classes[found.labels[row]], found.scores[row]) for row in rows]
+    captions = [overlays.caption(classes[found.labels[row]], float(found.scores[row])) for row in rows]
     return overlays.drawn(pixels, found.boxes[rows], drawn, found.labels[rows], captions, colours)
