@@ -33,6 +33,11 @@ class Measured(NamedTuple):
         return self.token_energy / self.pe_energy if self.pe_energy else float("inf")
 
 
+def measurable(model: nn.Module) -> bool:
+    """Whether the tokens of a model are told apart from their position: not in a ViT-Adapter, see `measure`."""
+    return not isinstance(model, ViTAdapter)
+
+
 def measure(
     model: nn.Module, variables: Mapping[str, Any], images: Iterable[jax.Array | np.ndarray], eps: float = 0.0
 ) -> list[Measured | None]:
@@ -51,7 +56,7 @@ def measure(
         UserError: the model has no table or is a ViT-Adapter, `variables` are not its own, or there are no images.
     """
     check_table(model)
-    if isinstance(model, ViTAdapter):
+    if not measurable(model):
         raise UserError(
             "a ViT-Adapter adds to the tokens between its blocks: their position cannot be told apart there"
         )

@@ -10,7 +10,7 @@ from lape_jax.tasks.detect.groups import DETECTION_WD_MULTS
 # Epochs, and those after which the rate is x 0.1.
 SCHEDULES = {"1x": (12, (8, 11)), "3x": (36, (27, 33))}
 # Fields of a model that learns the built-in digits, or next to nothing.
-SMALL = {"width": 64, "depth": 4, "heads": 4, "spatial_width": 32, "deform_heads": 4, "channels": 64, "hidden": 256}
+SMALL = {"width": 64, "depth": 4, "heads": 4, "spatial_width": 32, "deform_heads": 4, "channels": 32, "hidden": 128}
 TINY = {
     **{"width": 16, "depth": 2, "heads": 2, "interactions": 2, "spatial_width": 8, "deform_heads": 2},
     **{"channels": 16, "hidden": 32, "pre_nms_train": 100, "pre_nms_test": 50, "proposals": 30, "detections": 10},
