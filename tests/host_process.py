@@ -22,12 +22,14 @@ from lape_jax.parallel import hosts, sharding
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.classify.evaluate import Evaluator
 from lape_jax.tasks.config import base
+from lape_jax.tasks.detect.evaluate import PhotoEvaluator
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.writers import Writers
 from tests import runs
+from tests.tasks.detect import seer
 
 SECOND = os.environ.get("JAX_PROCESS_ID") == "1"
 
@@ -187,6 +189,13 @@ def unreadable_scene(workdir):  # of the second process
     scene_evaluator(scenes, sharding.make_mesh(TWO, one_each()))(VARIABLES_OF_PATCHES)
 
 
+def detects(workdir):
+    detecting = PhotoEvaluator(seer.Seer(), seer.config(), sharding.make_mesh(TWO, one_each()), seer.photos())
+    results = detecting({"params": np.float32(1)})
+    said = [(*one[:4], one.mask["counts"].decode()) for one in detecting.detections]
+    return {name: value for name, value in results.items() if value == value}, said
+
+
 def scene_evaluator(scenes, mesh):
     data = SimpleNamespace(image_size=4, channels=1, mean=(0.25,), std=(0.5,), threads=1, orientation="stored")
     segment = SimpleNamespace(scale=(20, 6), stride=3, scales=(1.0,), flip=True)
@@ -251,7 +260,7 @@ def interrupted(workdir):
         train_small(workdir, ENDLESS)
 
 
-EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene)
+EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene, detects)
 SCENES = {"evaluations": EVALUATIONS, "plays": (starts, goes_on, *EVALUATIONS, unreadable, interrupted)}
 
 if __name__ == "__main__":
