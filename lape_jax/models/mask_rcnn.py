@@ -141,12 +141,12 @@ class MaskRCNN(ViTAdapter):
         logits, deltas = self.box_head(fpn, proposals["boxes"])
         scores = jnp.where(proposals["valid"][..., None], jax.nn.softmax(logits)[..., :-1], 0)
         boxes = decode(proposals["boxes"][:, :, None], deltas, STDS, sizes)
-        factor = jnp.ones((len(boxes), 1), boxes.dtype) if scale is None else jnp.tile(scale[:, ::-1], 2)
+        factor = jnp.ones((boxes.shape[0], 1), boxes.dtype) if scale is None else jnp.tile(scale[:, ::-1], 2)
         boxes = boxes / factor[:, None, None]
         region, labels, scores = best_of_classes(
             boxes, scores, self.nms_threshold, self.score_threshold, self.detections
         )
-        boxes = boxes[jnp.arange(len(boxes))[:, None], region, labels]
+        boxes = boxes[jnp.arange(boxes.shape[0])[:, None], region, labels]
         masks = self.mask_head(fpn, boxes * factor[:, None])
         masks = jax.nn.sigmoid(jnp.take_along_axis(masks, labels[:, :, None, None, None], axis=-1)[..., 0])
         valid = scores > -jnp.inf
