@@ -50,6 +50,7 @@ RUN = {
     "model.attn_dropout": 0.1,
     "model.drop_path": 0.2,
     "optimizer.lr": 1e-2,
+    "optimizer.layer_decay": 0.8,
     "ema_decay": 0.9,
 }
 MESHES = {

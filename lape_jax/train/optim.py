@@ -174,7 +174,7 @@ def _course(config: Any) -> str:
     if config.schedule == "multistep":
         return f"x 0.1 after {' and '.join(f'{100 * share:.4g} %' for share in config.milestones)} of the run"
     if config.schedule in ("poly", "poly_warm"):
-        return f"falls with power {config.power:g}{', from its warm-up on' * (config.schedule == 'poly_warm')}"
+        return f"falls with power {config.power:g}{', also under its warm-up' * (config.schedule == 'poly_warm')}"
     return f"changes every {config.schedule.partition('_')[0]}{', one late' * config.schedule.endswith('lag')}"
 
 
