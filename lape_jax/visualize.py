@@ -10,7 +10,8 @@ Writes to --out, as PNG and as PDF, a row or line for each run (see `lape_jax.an
     locality              by layer: how far the likeness reaches, how two-dimensional it is, the size of the position
     lambda                by layer: lambda_1 to 3 of equation 7, and tokens by position; of runs, which have images, but
                           for those of a ViT-Adapter
-    overlays              of runs that segment, if there are images: --overlays=N of them (8), true and predicted maps
+    overlays              of runs that segment or detect, if there are images: --overlays=N of them (8), true maps or
+                          objects and predicted ones
 and numbers.npz, all of it as arrays, whose keys `lape_jax.analysis.study` lists. Prints a table for each run.
 
 Layers are numbered from 1. --token is a patch's number, row by row from 0; without it the centre. --eps is that of the

@@ -7,6 +7,7 @@ from lape_jax import models
 from lape_jax.errors import UserError
 from lape_jax.tasks.classify import recipes
 from lape_jax.tasks.config import validate
+from lape_jax.tasks.detect import recipes as detection
 from lape_jax.tasks.segment import recipes as scenes
 from lape_jax.train import chrono, groups, optim
 from tests import quick
@@ -216,3 +217,31 @@ def test_the_position_table_decays_on_cifar_and_not_in_deit():
         _, wd = groups.multipliers(config.optimizer, shapes)
         assert (wd["pos_embed"], wd["cls_token"]) == (decays, decays)
         assert (wd["blocks"]["pe_norm"]["scale"], wd["norm"]["bias"], wd["head"]["kernel"]) == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("model", "drop_path"), [("mask_rcnn_vit_adapter_ti", 0.1), ("mask_rcnn_vit_adapter_s", 0.2)])
+def test_mask_rcnn(model, drop_path):
+    config = detection.mask_rcnn("path=DIR", model)
+    validate(config)
+    assert (config.task, config.model.name, config.model.join) == ("detect", model, "lape")
+    assert models.create(model).drop_path == drop_path
+    assert durations(config, 7330) == {"total": 36 * 7330, "warmup": 500, "cooldown": 0, "mix": 0}
+    # e = 0, 1, 26 | 27, 32 | 33, 35: x 0.1 from each bar on
+    published = ["1.000e-07", "1.000e-04", "1.000e-04", "1.000e-05", "1.000e-05", "1.000e-06", "1.000e-06"]
+    assert rates(config, 7330, (0, 1, 26, 27, 32, 33, 35)) == published
+    once = detection.mask_rcnn("path=DIR,schedule=1x", model)
+    assert rates(once, 7330, (7, 8, 10, 11)) == ["1.000e-04", "1.000e-05", "1.000e-05", "1.000e-06"]
+    detect, optimizer = config.detect, config.optimizer
+    assert (detect.canvas, detect.long, detect.crop, detect.crop_short) == (
+        (1024, 1024),
+        1333,
+        (384, 600),
+        (400, 500, 600),
+    )
+    assert (len(detect.short), detect.short[0], detect.short[-1]) == (11, 480, 800)
+    assert (detect.test_long, detect.test_short, config.augment.flip) == (1333, 800, True)
+    assert (optimizer.name, optimizer.weight_decay, optimizer.clip_norm) == ("adamw", 0.05, 0)
+    assert (config.batch_size, config.dtype, config.data.orientation) == (16, "float32", "view")
+    assert (config.data.train_split, config.data.val_split) == ("train2017", "val2017")
+    with pytest.raises(UserError, match="did you mean '3x'"):
+        detection.mask_rcnn("schedule=2x", model)

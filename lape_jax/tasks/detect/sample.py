@@ -49,13 +49,13 @@ def draw(key: Key[Array, ""], assigned: Int32[Array, " n"], share: Share) -> Sam
     Args:
         key: of the image: the same key draws the same.
         assigned: see `lape_jax.tasks.detect.assign.assign`.
-        share: how many.
+        share: how many; of fewer candidates there are only as many places.
     """
+    share = Share(*(min(count, len(assigned)) for count in share))
     numbers = (jax.random.bits(key, assigned.shape, jnp.uint32) >> 1).astype(jnp.int32)
 
     def largest(eligible, count):
         """`count` numbers of candidates, those drawn first, and how many were."""
-        count = min(count, len(assigned))
         _, index = jax.lax.top_k(jnp.where(eligible, numbers, -1), count)
         return index, jnp.minimum(eligible.sum(dtype=jnp.int32), count)
 

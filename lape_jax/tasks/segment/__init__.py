@@ -21,6 +21,6 @@ sliding.py     windows over an image, and how their logits become those of its p
 tiles.py       logits of windows become classes of pixels, tile by tile
 evaluate.py    whole images of any size
 predict.py     maps of a user's own images
-overlays.py    colours, legends, scores of classes
+overlays.py    maps over images, beside each other, legends
 show.py        training crops, comparisons
 """

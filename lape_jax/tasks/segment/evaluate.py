@@ -24,13 +24,15 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int32, Int64, UInt8
 
 from lape_jax.data.example import Source
+from lape_jax.data.rescale import fit, resize
 from lape_jax.errors import UserError
 from lape_jax.parallel import hosts, sharding
+from lape_jax.parallel.arrays import OwnDevices
 from lape_jax.tasks.segment import limits, loss, sliding
 from lape_jax.tasks.segment.pipeline import scenes
 from lape_jax.tasks.segment.scene import PADDING, Scene
 from lape_jax.tasks.segment.tiles import SIDE, Image, Tiles, Tiling, View
-from lape_jax.tasks.segment.transforms import canvas_size, fit, resize
+from lape_jax.tasks.segment.transforms import canvas_size
 
 _AHEAD = 2  # batches of windows that the device has to do while the host makes more
 
@@ -60,7 +62,8 @@ class SceneEvaluator:
         self._grid = model.grid_of((1, *model.input_shape))
         self._views = _Views(config, model)
         self.limits = limits.of(config, max(self._grid), model.num_classes)
-        self._mesh = _own_part(mesh)
+        own = OwnDevices(mesh)
+        self._mesh, self._own = own.mesh, own.copy
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         self._batch_size = math.ceil(config.eval_batch_size / shards) * shards
         self._rows = sharding.batch_sharding(self._mesh, self._batch_size, setting="eval_batch_size")
@@ -68,7 +71,6 @@ class SceneEvaluator:
         self._logits = jax.jit(logits, out_shardings=sharding.replicated(self._mesh))
         side = min(SIDE, config.data.image_size)
         self._tiling = Tiling(self._mesh, (math.ceil(side / shards) * shards, side), model.num_classes)
-        self._gather = jax.jit(lambda variables: variables, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, variables: Any, prefix: str = "val/") -> dict[str, float]:
         """{prefix + metric: value}: miou, mean_accuracy and pixel_accuracy in percent, examples counted.
@@ -135,18 +137,6 @@ class SceneEvaluator:
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
             yield pixels, labels
-
-    def _own(self, variables: Any) -> Any:
-        """The variables, if there are several processes a copy of them on the devices of this one."""
-        if jax.process_count() == 1:
-            return variables
-        everywhere, devices = sharding.replicated(self._mesh), list(self._mesh.devices.flat)
-
-        def own(leaf: jax.Array) -> jax.Array:
-            copies = {shard.device: shard.data for shard in leaf.addressable_shards}
-            return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, [copies[d] for d in devices])
-
-        return jax.tree.map(own, self._gather(variables))
 
     def _with_maps(self, variables: Any, read: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Image]:
         """The images (pixels, labels) with the logits of all their windows."""
@@ -233,14 +223,6 @@ class _Views:
 def _filled(weights: Float32[np.ndarray, "n l p"], patches: int) -> Float32[np.ndarray, "n l {patches}"]:
     """With as many patches as a window of full size has."""
     return np.pad(weights, ((0, 0), (0, 0), (0, patches - weights.shape[-1])))
-
-
-def _own_part(mesh: Mesh) -> Mesh:
-    """The mesh, or if several processes have it a mesh of this one's devices, all of which share the batch."""
-    if jax.process_count() == 1:
-        return mesh
-    devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    return Mesh(np.array(devices).reshape(-1, 1, 1), mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def _sum_over_processes(matrix: Int64[np.ndarray, "k k"]) -> Int64[np.ndarray, "k k"]:

@@ -120,8 +120,8 @@ class Segment(Task):
         bounds = limits.of(config, max(model.grid_of((1, *model.input_shape))), model.num_classes)
         return survey.start(train, val, config.data.orientation, bounds, config.data.threads)
 
-    def shapes(self, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-        return super().shapes(image_shape) | {"label": jax.ShapeDtypeStruct(image_shape[:2], jnp.int32)}
+    def shapes(self, config: ConfigDict, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        return super().shapes(config, image_shape) | {"label": jax.ShapeDtypeStruct(image_shape[:2], jnp.int32)}
 
     def training_batches(
         self, config: ConfigDict, source: Source[Scene], start: int, total: int, part: tuple[int, int] = (0, 1)
