@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 
+import cv2
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from lape_jax import evaluate, export, port, predict, visualize
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError
 from lape_jax.models import rules
+from lape_jax.nn.resize import resize_maps
 from lape_jax.parallel import sharding
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.config import from_json
@@ -62,6 +64,34 @@ def test_a_multiple_that_the_model_does_not_take():
     model, mesh = setup.build_model(config, 11), sharding.data_mesh()
     with pytest.raises(UserError, match=r"segment.multiple is 24, but the model takes .* multiples of 32, not 24 x 24"):
         SceneEvaluator(model, config, mesh)
+
+
+@pytest.mark.slow
+def test_small_images_are_seen_as_they_are():
+    """At two scales, by one window each, of 64 x 64, 32 x 32 and 32 x 64 pixels; the last is of a panorama."""
+    settings = {"dtype": "float32", "data.image_size": 64, "segment.scales": (0.5, 1.0), "eval_batch_size": 2}
+    config = runs.load(CONFIG, **settings)
+    model, rng = setup.build_model(config, 11), np.random.default_rng(0)
+    shapes = model.variable_shapes()
+    variables = {
+        "params": jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), shapes["params"]),
+        "batch_stats": jax.tree.map(lambda x: rng.uniform(0.1, 0.4, x.shape).astype(np.float32), shapes["batch_stats"]),
+    }
+    images = [cv2.resize(rng.integers(0, 256, (5, 7, 3), np.uint8), size) for size in ((50, 40), (300, 20))]
+    canvases = {(40, 50): [(24, 30), (32, 32), (48, 60), (64, 64)], (20, 300): [(2, 32), (32, 32), (4, 64), (32, 64)]}
+    with runs.on(1):
+        found = list(SceneEvaluator(model, config, sharding.data_mesh(jax.devices()[:1])).maps(variables, images))
+        apply = jax.jit(lambda x: model.apply(variables, normalise(x, config.data.mean, config.data.std))[0])
+        for image, labels in zip(images, found, strict=True):
+            votes, sizes = 0.0, canvases[image.shape[:2]]
+            for fitted, canvas in zip(sizes[::2], sizes[1::2], strict=True):
+                seen = cv2.resize(cv2.resize(image, fitted[::-1]), canvas[::-1])
+                votes += jax.nn.softmax(resize_maps(apply(seen[None]), image.shape[:2], "bilinear")[0])
+            assert len(np.unique(labels)) > 1
+            largest = np.sort(votes, axis=-1)
+            near = largest[..., -1] - largest[..., -2] < 1e-4  # as where the scales are sure of two classes
+            assert near.mean() < 0.2
+            np.testing.assert_array_equal(labels[~near], np.argmax(votes, -1)[~near])
 
 
 # ---- What must not change the numbers --------------------------------------------------------------------------------
