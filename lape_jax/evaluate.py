@@ -2,22 +2,32 @@
 
     python -m lape_jax.evaluate --workdir=DIR [--step=N|last|best] [--config.key=value ...]
     python -m lape_jax.evaluate --weights=FILE --config=FILE.py [--config.key=value ...]
-    both, if it segments: [--out=DIR [--overlays=N]]
+    both, if it segments or detects: [--out=DIR [--overlays=N]]
 
 Without --step a workdir's newest checkpoint is evaluated. FILE holds weights of the config's very model under the
 names of PyTorch, lape_jax or big_vision (.npz, safetensors, or what torch.save writes); where there are two sets of
 them, FILE:KEY says which, as in last.pth.tar:state_dict_ema. The last line printed is one JSON object.
 
 Written to --out, of a run without the running mean of its weights:
+segmentation
     iou.csv         a line for each class: IoU and accuracy in percent (nothing where they have no value), pixels of it
     iou.png         the IoUs as bars
     overlays.png    N images (default 8; 0 for none) from all over the set, their true maps and the predicted ones
+detection
+    ap.csv          a line for each class: AP of boxes and of masks in percent, and of these at an IoU of .50 and .75;
+                    objects of it
+    box_ap.png      the AP of boxes as bars
+    precision_recall.png    precision by recall, of each class and in the mean
+    detections.json all that was found, in COCO's format of results, with the ids of the data's own file
+    overlays.png    N images, the objects in them and those that were found
 """
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -34,7 +44,7 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
     with hosts.together(config, cli.report):
         results = evaluate(config, args)
         if jax.process_index() == 0:
-            print(json.dumps(results))
+            print(json.dumps({name: _number(value) for name, value in results.items()}))
 
 
 def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
@@ -56,6 +66,11 @@ def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
         results |= evaluator(found.ema, prefix="val/ema_")
     tested = {"workdir": args.workdir, "step": found.step} if args.workdir else {"weights": args.weights}
     return tested | results
+
+
+def _number(value: Any) -> Any:
+    """What JSON has a word for: a metric that has no value is null, as in metrics.jsonl."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _overlays(config: ConfigDict, args: argparse.Namespace) -> int:

@@ -6,8 +6,8 @@
 
 stablehlo    one function, images -> logits, with its weights inside: images of any number, as uint8 (b, height, width,
              channels); logits (b, classes), or of a model that segments (b, height, width, classes), for windows of
-             one size. Runs wherever JAX does, without lape_jax:
-             `jax.export.deserialize(open(FILE, "rb").read()).call(images)`
+             one size; or of one that detects, a dict of boxes, scores, labels, masks and valid. Runs wherever JAX
+             does, without lape_jax: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`
 safetensors, npz   the weights under the names of PyTorch; safetensors with the metadata model, join, pe, image_size,
              mean, std, num_classes, classes and settings (all attributes of the model)
 
@@ -38,7 +38,7 @@ from lape_jax.train.trained import Trained
 
 FORMATS = {"stablehlo": (".stablehlo",), "safetensors": (".safetensors",), "npz": (".npz",)}
 PLATFORMS = ("cpu", "cuda", "tpu")
-TOLERANCE = 1e-5  # of logits, relative to the largest: XLA may order sums in another way in a program of its own
+TOLERANCE = 1e-5  # of answers, relative to the largest: XLA may order sums in another way in a program of its own
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
@@ -82,26 +82,29 @@ def weights(config: ConfigDict, args: argparse.Namespace) -> Trained:
 
 
 def export_program(path: Path, model: nn.Module, variables: dict, config: ConfigDict) -> None:
-    """Writes `logits` as StableHLO with a batch of any size, and compares what it gives with the model."""
+    """Writes what `model` answers as StableHLO with a batch of any size, and compares what it gives with the model."""
     variables = jax.tree.map(jnp.asarray, variables)
     if getattr(model, "attention", "xla") == "cudnn":
         model = model.clone(attention="xla")  # the same function, on all platforms
 
-    def logits(images):
+    def answer(images):
         return model.apply(variables, normalise(images, config.data.mean, config.data.std), train=False)[0]
 
     (size,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((size, *model.input_shape), jnp.uint8)
-    program = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
+    program = jax.export.export(jax.jit(answer), platforms=PLATFORMS)(images)
     with replacing(path) as file:
         file.write(program.serialize())
     again = jax.export.deserialize(bytearray(path.read_bytes()))
     for count in (1, 3):
         images = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape), np.uint8)
-        expected, found = jax.jit(logits)(images), again.call(images)
-        error, largest = float(jnp.abs(found - expected).max()), float(jnp.abs(expected).max())
-        if not error <= TOLERANCE * largest:  # so that NaN is refused
-            raise RuntimeError(f"the program in {path} is off by {error:.1e}, and the largest logit is {largest:.1e}")
+        answers = jax.device_get((jax.jit(answer)(images), again.call(images)))
+        for expected, found in zip(*map(jax.tree.leaves, answers), strict=True):
+            error, largest = np.abs(found - 1.0 * expected).max(), np.abs(1.0 * expected).max()
+            if not error <= TOLERANCE * largest:  # so that NaN is refused
+                raise RuntimeError(
+                    f"the program in {path} is off by {error:.1e}, and the largest of its numbers is {largest:.1e}"
+                )
 
 
 def export_weights(path: Path, model: nn.Module, variables: dict, texts: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Predicts what is on images of your own: their classes, or the class of each pixel, as the run has learned.
+"""Predicts what is on images of your own: their classes, the class of each pixel, or objects, as the run has learned.
 
     python -m lape_jax.predict IMAGE_OR_DIR ... --workdir=DIR --out=DIR [--step=N|last|best] [--ema=true]
     python -m lape_jax.predict IMAGE_OR_DIR ... --weights=FILE --config=FILE.py --out=DIR [--config.key=value ...]
@@ -17,6 +17,10 @@ segmentation
                         where there are several of it, such as a.jpg and a.png
     legend.png          these colours, of all classes that were found
     classes.txt         the names of the classes, the first being that of number 0
+
+detection
+    NAME_overlay.png    the image under the objects that were found with a score of at least detect.shown
+    detections.json     all that was found, in COCO's format of data sets, with scores
 
 An image that cannot be read is named and left out; the others are done, and the exit code is 2.
 """

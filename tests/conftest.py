@@ -20,6 +20,10 @@ FLAGS = f"--xla_force_host_platform_device_count=8 {quick.FLAGS}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 install_import_hook("lape_jax", "beartype.beartype")
 
+MOST_MEMORY = 900 * 2**20
+# Tracing makes many small objects: collections at the default threshold took a tenth of the time.
+gc.set_threshold(50_000, 20, 50)
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
@@ -35,11 +39,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: len(item.path.parts))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _forget_programs():
-    """Compiled programs are dropped after each file, or a process would grow to gigabytes."""
+@pytest.fixture(autouse=True)
+def _bounded_memory():
+    """Compiled programs are dropped once a process has grown to MOST_MEMORY; until then the next tests use them."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is freed, unless it is told
-        ctypes.CDLL(None).malloc_trim(0)
+    if _resident() > MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+        if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is freed, unless it is told
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident() -> float:
+    """Bytes of memory that this process holds now; infinite where that cannot be read."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float("inf")

@@ -21,12 +21,15 @@ from lape_jax.errors import UserError
 from lape_jax.parallel import hosts, sharding
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.classify.evaluate import Evaluator
+from lape_jax.tasks.config import base
+from lape_jax.tasks.detect.evaluate import PhotoEvaluator
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.writers import Writers
 from tests import runs
+from tests.tasks.detect import seer
 
 SECOND = os.environ.get("JAX_PROCESS_ID") == "1"
 
@@ -47,6 +50,7 @@ RUN = {
     "model.attn_dropout": 0.1,
     "model.drop_path": 0.2,
     "optimizer.lr": 1e-2,
+    "optimizer.layer_decay": 0.8,
     "ema_decay": 0.9,
 }
 MESHES = {
@@ -162,7 +166,7 @@ def unreadable_evaluation(workdir):
 def evaluator(batches):
     mesh = sharding.make_mesh(SimpleNamespace(data=2, fsdp=1, tensor=1), one_each())
     config = SimpleNamespace(eval_batch_size=4, data=SimpleNamespace(mean=(0.25,), std=(0.5,)))
-    return Evaluator(Linear(), config, mesh, batches, len(IMAGES["label"]), TASKS["classify"].shapes((2, 2, 1)))
+    return Evaluator(Linear(), config, mesh, batches, len(IMAGES["label"]), TASKS["classify"].shapes(base(), (2, 2, 1)))
 
 
 rng = np.random.default_rng(1)
@@ -184,6 +188,13 @@ def unreadable_scene(workdir):  # of the second process
     if SECOND:
         scenes[1] = Scene(b"", scenes[1].mask, "the second scene")
     scene_evaluator(scenes, sharding.make_mesh(TWO, one_each()))(VARIABLES_OF_PATCHES)
+
+
+def detects(workdir):
+    detecting = PhotoEvaluator(seer.Seer(), seer.config(), sharding.make_mesh(TWO, one_each()), seer.photos())
+    results = detecting({"params": np.float32(1)})
+    said = [(*one[:4], one.mask["counts"].decode()) for one in detecting.detections]
+    return {name: value for name, value in results.items() if value == value}, said
 
 
 def scene_evaluator(scenes, mesh):
@@ -250,7 +261,7 @@ def interrupted(workdir):
         train_small(workdir, ENDLESS)
 
 
-EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene)
+EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene, detects)
 SCENES = {"evaluations": EVALUATIONS, "plays": (starts, goes_on, *EVALUATIONS, unreadable, interrupted)}
 
 if __name__ == "__main__":

@@ -35,9 +35,8 @@ def params(workdir, step):
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state.params)).items()}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "vit_ti_16" else pytest.mark.slow) for name in MODELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_a_run_that_is_resumed_on_eight_devices_ends_where_it_would_have(name, tmp_path):
     config = runs.load(**{"model.name": name, **MODELS[name], **STEPS})
     _, lines = runs.train(tmp_path / "whole", config)

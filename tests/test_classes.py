@@ -181,6 +181,7 @@ def test_convert_says_it_too(workdir, tmp_path):
         convert.main([str(path), str(again), "--model=deit_ti"])
 
 
+@pytest.mark.slow
 def test_a_run_of_another_mesh(workdir, tmp_path, folder, capsys):
     """Trained over fsdp=2 it is used on one device, and trained on one device it is used on eight."""
     elsewhere = runs.copy(workdir, tmp_path)

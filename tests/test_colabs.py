@@ -98,6 +98,7 @@ def test_lape_in_your_vit(tmp_path):
     assert "39,178 parameters, with LaPE 39,370: 192 = 3 x 2 x 32 more" in text_of(found)
 
 
+@pytest.mark.slow
 def test_lape_cifar_tpu(tmp_path):
     """Also: a second visit to a finished run changes nothing, and the full recipe's config is what the text says."""
     again = "again = train_and_evaluate(config('lape'), ROOT / 'lape')\nSMALL = False\nrecipe = config('lape')"

@@ -57,6 +57,7 @@ def test_a_run_may_have_had_other_devices(tmp_path_factory, tmp_path):
     run(workdir, tmp_path / "run.npz")
 
 
+@pytest.mark.slow
 def test_a_network_without_position_embedding(tmp_path):
     np.savez(tmp_path / "a.npz", **{"head.fc.weight": np.zeros((7, 3024), np.float32)})
     with pytest.raises(UserError, match=r"a.npz: the state dict .* does not fit the model: it lacks .* and \d+ more"):

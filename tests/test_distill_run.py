@@ -57,6 +57,7 @@ def test_devices_and_micro_batches_change_nothing(teacher, student, tmp_path):
     assert runs.losses(lines) == pytest.approx(runs.losses(runs.metrics(student)), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_student_is_evaluated_without_its_teacher(student, tmp_path, capsys):
     alone = runs.copy(student, tmp_path)
     config = from_json(alone / "config.json")

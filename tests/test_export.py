@@ -105,6 +105,21 @@ def test_a_program_of_big_visions_vit(run, tmp_path):
         export.export_program(tmp_path / "m.stablehlo", model, variables, run[1])
 
 
+@pytest.mark.slow
+def test_a_program_of_a_detector(run, tmp_path):
+    """It gives a dict."""
+    sizes = {"width": 12, "depth": 4, "heads": 2, "image_size": 32, "deform_heads": 2, "spatial_width": 4}
+    sizes |= {"channels": 4, "hidden": 6, "num_classes": 3, "score_threshold": 0.2, "detections": 5, "proposals": 20}
+    model = models.create("mask_rcnn_vit_adapter_ti", **sizes)
+    with runs.on(1):
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        export.export_program(tmp_path / "m.stablehlo", model, variables, run[1])
+    program = jax.export.deserialize(bytearray((tmp_path / "m.stablehlo").read_bytes()))
+    found = program.call(np.zeros((2, 32, 32, 3), np.uint8))
+    assert found["boxes"].shape == (2, 5, 4)
+    assert found["valid"].any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -28,6 +28,7 @@ def environment(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_a_save_ends_bit_identical(tmp_path, environment):
     options = [*soak.OPTIONS, "--config.total_steps=60", "--config.warmup_steps=10", "--config.batch_size=16"]
     workdir, whole = tmp_path / "interrupted", tmp_path / "whole"
@@ -145,10 +146,8 @@ def write_half(checkpoint):
     (checkpoint / "state" / "manifest.ocdbt").unlink()
 
 
-@pytest.mark.parametrize(
-    ("damages", "instead"),
-    [pytest.param({44: truncate}, 33, marks=pytest.mark.slow), ({44: write_half, 33: truncate}, 22)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("damages", "instead"), [({44: truncate}, 33), ({44: write_half, 33: truncate}, 22)])
 def test_damaged_checkpoints_are_passed_over_for_the_one_before(finished, tmp_path, caplog, capsys, damages, instead):
     workdir = runs.copy(finished, tmp_path)
     for step, damage in damages.items():

@@ -18,6 +18,7 @@ from lape_jax.augment.photometric import normalise
 from lape_jax.data import sources
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
+from lape_jax.tasks.classes import palette
 from lape_jax.tasks.config import from_json
 from lape_jax.tasks.segment import masks, overlays
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
@@ -221,7 +222,7 @@ def test_maps_and_overlays(scenes, photos, tmp_path, capsys, caplog):
     assert written == {*maps, *shown, "legend.png", "classes.txt"}
     classes = (out / "classes.txt").read_text().splitlines()
     assert classes == ["paper", *map(str, range(10))]
-    colours = overlays.palette(11)
+    colours = palette(11)
     with runs.on(1):
         evaluator = SceneEvaluator(model, config, sharding.make_mesh(config.mesh), None)
     for name, image in maps.items():

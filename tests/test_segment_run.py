@@ -41,6 +41,7 @@ RUN = SMALL | {
     "model.decoder_drop_path": 0.2,
     "optimizer.lr": 2e-3,
     "optimizer.nesterov": True,
+    "optimizer.layer_decay": 0.9,
     "ema_decay": 0.9,
     "segment.mean_over": "valid",
 }

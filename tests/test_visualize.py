@@ -88,6 +88,7 @@ def test_images_from_all_over_the_set(run):
     assert sum(len(batch) for batch in visualize.validation_images(of(config), 10_000)) == len(source)
 
 
+@pytest.mark.slow
 def test_runs_that_segment(run, tmp_path, tmp_path_factory, monkeypatch):
     """Beside each other and a run that classifies, with their maps of labels."""
     base = tmp_path_factory.getbasetemp()

@@ -1,6 +1,7 @@
 """What the values of a config may be: predicates, and lists of rules and choices that are checked one after another."""
 
 import functools
+import itertools
 import math
 import operator
 import re
@@ -44,6 +45,11 @@ def interval(value: tuple) -> bool:
     return len(value) == 2 and numbers(value) and 0 < value[0] <= value[1]
 
 
+def rising_shares(value: tuple) -> bool:
+    """Numbers between 0 and 1, each above the one before."""
+    return numbers(value) and all(before < after for before, after in itertools.pairwise((0, *value, 1)))
+
+
 def whole(value: tuple) -> bool:
     return all(isinstance(v, int) for v in value)
 
@@ -54,8 +60,9 @@ def pairs(value: tuple) -> bool:
 
 
 def factors(value: tuple) -> bool:
-    """(regex, number of at least 0) pairs."""
-    return pairs(value) and numbers(tuple(p[1] for p in value)) and all(p[1] >= 0 for p in value)
+    """(regex, number of at least 0, or a tuple of them) pairs."""
+    lists = [p[1] if isinstance(p[1], tuple) else (p[1],) for p in value] if pairs(value) else [()]
+    return all(numbers(each) and each and min(each) >= 0 for each in lists)
 
 
 def _regex(text: str) -> bool:

@@ -80,9 +80,11 @@ def common() -> ConfigDict:
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw | sgd
     # Linear warm-up into a cosine, where the rate changes every "step" (or "step_prefix": the cosine begins after the
-    # warm-up, and not under it), every "epoch", or there one late: "epoch_lag". Or "poly", by step.
+    # warm-up, and not under it), every "epoch", or there one late: "epoch_lag". Or by step "poly", a polynomial,
+    # "poly_warm", whose warm-up multiplies the falling rate, or "multistep", with such a warm-up, too.
     optimizer.schedule = "step"
-    optimizer.power = 0.9  # poly: exponent
+    optimizer.power = 0.9  # poly, poly_warm: exponent
+    optimizer.milestones = ()  # multistep: after these shares of the run, as (27 / 36, 33 / 36), the rate is x 0.1
     optimizer.lr = 1e-3  # at the peak; for a batch of `lr_batch` images if that is set, in proportion for others
     optimizer.lr_batch = 0
     optimizer.warmup_lr = 1e-6
@@ -95,7 +97,9 @@ def common() -> ConfigDict:
     optimizer.nesterov = False  # sgd
     optimizer.clip_norm = 0.0  # of the global gradient norm; 0 = off
     optimizer.accumulate = 1  # micro-batches per step
-    optimizer.lr_mults = ((".*", 1.0),)  # (regex of the parameter's path, factor): first match wins; 0 = frozen
+    # (regex of the parameter's path, factor): first match wins; 0 = frozen. Of blocks also a factor for each layer.
+    optimizer.lr_mults = ((".*", 1.0),)
+    optimizer.layer_decay = 1.0  # and the rate is x so much per block, from the last to the patch embedding; 1 = off
     optimizer.wd_mults = ()  # the same for weight decay; () = the rule of the published recipe
 
     config.ema_decay = 0.0  # of a running mean of the weights, evaluated beside them; 0 = off

@@ -16,6 +16,11 @@ def validate(config: ConfigDict) -> None:
     for name in DURATIONS:
         _check_duration(config, name)
     rules.check(config, _RULES, _CHOICES)
+    if config.optimizer.schedule == "multistep" and not config.optimizer.milestones:
+        raise UserError(
+            "config.optimizer.schedule is 'multistep', and config.optimizer.milestones is empty: give the shares of "
+            "the run after which the rate falls, as (0.75, 0.9)"
+        )
     data, accumulate = config.data, config.optimizer.accumulate
     for key in ("mean", "std"):
         if len(data[key]) != data.channels:
@@ -50,7 +55,7 @@ _CHOICES = {
     "data.orientation": ("view", "stored"),
     "init.pe_norm": ("ones", "norm1"),
     "optimizer.name": ("adamw", "sgd"),
-    "optimizer.schedule": ("step", "step_prefix", "epoch", "epoch_lag", "poly"),
+    "optimizer.schedule": ("step", "step_prefix", "epoch", "epoch_lag", "poly", "poly_warm", "multistep"),
 }
 _RULES: tuple[rules.Rule, ...] = (
     (("seed",), lambda v: 0 <= v < 2**32, "at least 0 and below 2**32"),
@@ -63,6 +68,8 @@ _RULES: tuple[rules.Rule, ...] = (
     (("optimizer.clip_norm",), lambda v: v >= 0, "at least 0 (0 = off)"),
     (("optimizer.lr", "optimizer.eps"), lambda v: v > 0, "above 0"),
     (("optimizer.power",), lambda v: v > 0, "above 0"),
+    (("optimizer.milestones",), rules.rising_shares, "a tuple of shares of the run that rise between 0 and 1"),
+    (("optimizer.layer_decay",), lambda v: 0 < v <= 1, "above 0 and at most 1 (1 = off)"),
     (("optimizer.beta1", "optimizer.beta2", "optimizer.momentum"), lambda v: 0 <= v < 1, "at least 0 and below 1"),
     (("ema_decay",), lambda v: 0 <= v < 1, "at least 0 (off) and below 1"),
     (("batch_size", "eval_batch_size", "keep_checkpoints"), lambda v: v >= 1, "at least 1"),
@@ -75,7 +82,7 @@ _RULES: tuple[rules.Rule, ...] = (
     (
         ("optimizer.lr_mults", "optimizer.wd_mults"),
         rules.factors,
-        "a tuple of (regex, factor of at least 0) pairs, as (('.*', 1.0),)",
+        "a tuple of (regex, factor of at least 0, or a tuple of one for each layer) pairs, as (('.*', 1.0),)",
     ),
     (("sharding",), rules.pairs, "a tuple of (regex, strategy) pairs, as (('.*', 'fsdp'),)"),
 )

@@ -8,13 +8,12 @@ import dataclasses
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from typing import TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
 
 from lape_jax.data import order
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
@@ -28,20 +27,17 @@ _CHUNK = 8
 _READY = 2
 
 
-class Batch(TypedDict):
-    """A host's share of a global batch. Where mask is 0 there is no example: image and label are zero.
-
-    A label is a class, or a map of them.
-    """
-
-    image: UInt8[np.ndarray, "b size size channels"]
-    label: Int32[np.ndarray, "b ..."]
-    mask: Float32[np.ndarray, " b"]
+# A host's share of a global batch, by name: "image", uint8 (b, height, width, channels); what is to be learned of it,
+# "label" or more; and "mask", float32 (b,). Where the mask is 0 there is no example: all else is zero there.
+Batch = dict[str, np.ndarray]
+# Shape and type of what is to be learned of one example, by name.
+Fields = Mapping[str, tuple[tuple[int, ...], Any]]
+CLASS: Fields = {"label": ((), np.int32)}
 
 
 def shuffled_batches(
     source: Source[Item],
-    read: Callable[[Item, np.random.Generator], tuple[np.ndarray, int | np.ndarray]],
+    read: Callable[[Item, np.random.Generator], tuple],
     shape: tuple[int, int, int],
     *,
     seed: int,
@@ -50,7 +46,7 @@ def shuffled_batches(
     total_steps: int,
     threads: int,
     max_corrupt: int,
-    label_shape: tuple[int, ...] = (),
+    fields: Fields = CLASS,
     chunk: int = _CHUNK,
     repeats: int = 1,
     repeat_ranks: int = 4,
@@ -62,8 +58,9 @@ def shuffled_batches(
     An item for which reading raises CorruptImage is skipped (mask 0), logged once, and listed in `Batches.corrupt`.
 
     Args:
-      read: (item, the randomness of its place) -> (pixels, label), in threads.
-      shape, label_shape: of these.
+      read: (item, the randomness of its place) -> (pixels, label), or more in the order of the `fields`, in threads.
+      shape: of the pixels.
+      fields: what is to be learned.
       batch_size: of the global batch; this process makes an equal, contiguous share of it.
       max_corrupt: how many distinct corrupt items are tolerated, on each process.
       chunk: how many items are a task for a thread.
@@ -81,12 +78,12 @@ def shuffled_batches(
         with shuffling:
             return order.batch_indices(seed, step, batch_size, len(source), repeats, repeat_ranks)
 
-    def read_at(step: int, position: int) -> tuple[np.ndarray, int | np.ndarray]:
+    def read_at(step: int, position: int) -> tuple:
         return read(source[int(indices(step)[position])], order.augment_rng(seed, step, position))
 
     positions = order.host_slice(batch_size, process_index, process_count)
     steps = range(start_step, total_steps)
-    return Batches(read_at, steps, positions, shape, threads, max_corrupt, label_shape, chunk)
+    return Batches(read_at, steps, positions, shape, threads, max_corrupt, fields, chunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,36 +102,37 @@ class Batches(Iterator[Batch]):
     next() when its batch is due, and closes it.
 
     Args:
-      read: (step, position in the global batch) -> (pixels, label), None for a place to be left empty, or CorruptImage.
-        Runs in threads.
+      read: (step, position in the global batch) -> (pixels, label), or more in the order of the `fields`, None for a
+        place to be left empty, or CorruptImage. Runs in threads.
       steps: those to make, one batch each.
       positions: those that belong to this process.
       shape: of one image.
       threads: how many read at a time.
       max_corrupt: how many distinct corrupt images are tolerated.
-      label_shape: of one label.
+      fields: what is to be learned of an example.
       chunk: how many examples are a task for a thread.
     """
 
     def __init__(
         self,
-        read: Callable[[int, int], tuple[np.ndarray, int | np.ndarray] | None],
+        read: Callable[[int, int], tuple | None],
         steps: range,
         positions: range,
         shape: tuple[int, int, int],
         threads: int,
         max_corrupt: int,
-        label_shape: tuple[int, ...] = (),
+        fields: Fields = CLASS,
         chunk: int = _CHUNK,
     ):
         if threads < 1:
             raise UserError(f"data.threads is {threads}, but at least one thread must read")
+        fields = {"image": (shape, np.uint8), **fields}
         chunks = [positions[i : i + chunk] for i in range(0, len(positions), chunk)]
         stopped = threading.Event()
 
         def make_part(task: int) -> _Part:
             step, part = divmod(task, len(chunks))
-            return _read_part(read, steps[step], chunks[part], shape, label_shape, stopped)
+            return _read_part(read, steps[step], chunks[part], fields, stopped)
 
         self._log = CorruptLog(max_corrupt)
         tasks = grain.MapDataset.range(len(steps) * len(chunks)).map(make_part)
@@ -184,33 +182,31 @@ def _stop(running: list[grain.DatasetIterator], stopped: threading.Event) -> Non
 
 
 def _read_part(
-    read: Callable[[int, int], tuple[np.ndarray, int | np.ndarray] | None],
+    read: Callable[[int, int], tuple | None],
     step: int,
     positions: range,
-    shape: tuple[int, int, int],
-    label_shape: tuple[int, ...],
+    fields: Fields,
     stopped: threading.Event,
 ) -> _Part:
-    image = np.zeros((len(positions), *shape), np.uint8)
-    label = np.zeros((len(positions), *label_shape), np.int32)
-    mask = np.zeros(len(positions), np.float32)
+    arrays = {name: np.zeros((len(positions), *shape), kind) for name, (shape, kind) in fields.items()}
+    batch = {**arrays, "mask": np.zeros(len(positions), np.float32)}
     corrupt = []
     for row, position in enumerate(positions):
         if stopped.is_set():
             raise CancelledError  # reaches nobody, but ends the making of a batch that nobody will look at
         try:
             if (found := read(step, position)) is not None:
-                image[row], label[row] = found
-                mask[row] = 1
+                for array, value in zip(arrays.values(), found, strict=True):
+                    array[row] = value
+                batch["mask"][row] = 1
         except CorruptImage as error:
             corrupt.append(error)
         except Exception as error:
-            return _Part(Batch(image=image, label=label, mask=mask), failure=error)
-    return _Part(Batch(image=image, label=label, mask=mask), tuple(corrupt))
+            return _Part(batch, failure=error)
+    return _Part(batch, tuple(corrupt))
 
 
 def _concatenate(parts: Sequence[_Part]) -> _Part:
-    fields = ("image", "label", "mask")
-    batch = Batch(**{field: np.concatenate([part.batch[field] for part in parts]) for field in fields})
+    batch = {name: np.concatenate([part.batch[name] for part in parts]) for name in parts[0].batch}
     failures = [part.failure for part in parts if part.failure is not None]
     return _Part(batch, tuple(error for part in parts for error in part.corrupt), failures[0] if failures else None)

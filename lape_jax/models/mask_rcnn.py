@@ -128,29 +128,28 @@ class MaskRCNN(ViTAdapter):
         out["proposals"] = propose(*fixed, self.anchors(height, width), sizes, rule)
         if train and not self.is_initializing():
             return None, out
-        return self._detect(fpn, out["proposals"], sizes, scale), out
+        return self.detect(fpn, out["proposals"], sizes, scale), out
 
-    def _detect(
+    def detect(
         self,
         fpn: Sequence[Float[Array, "b _h _w c"]],
         proposals: dict[str, jax.Array],
         sizes: Shaped[Array, "b 2"],
-        scale: Float[Array, "b 2"] | None,
+        scale: Float[Array, "b 2"] | None = None,
     ) -> dict[str, jax.Array]:
+        """Detections of images whose pyramid and proposals these are: `apply(..., method="detect")`, see `__call__`."""
         logits, deltas = self.box_head(fpn, proposals["boxes"])
         scores = jnp.where(proposals["valid"][..., None], jax.nn.softmax(logits)[..., :-1], 0)
         boxes = decode(proposals["boxes"][:, :, None], deltas, STDS, sizes)
-        factor = 1 if scale is None else jnp.tile(scale[:, ::-1], 2).astype(boxes.dtype)
-        if scale is not None:
-            boxes = boxes / factor[:, None, None]
-        chosen = (self.nms_threshold, self.score_threshold, self.detections)
-        region, labels, scores = best_of_classes(boxes, scores, *chosen)
+        factor = jnp.ones((boxes.shape[0], 1), boxes.dtype) if scale is None else jnp.tile(scale[:, ::-1], 2)
+        boxes = boxes / factor[:, None, None]
+        region, labels, scores = best_of_classes(
+            boxes, scores, self.nms_threshold, self.score_threshold, self.detections
+        )
+        boxes = boxes[jnp.arange(boxes.shape[0])[:, None], region, labels]
+        masks = self.mask_head(fpn, boxes * factor[:, None])
+        masks = jax.nn.sigmoid(jnp.take_along_axis(masks, labels[:, :, None, None, None], axis=-1)[..., 0])
         valid = scores > -jnp.inf
-        images = jnp.arange(region.shape[0])[:, None]
-        boxes = boxes[images, region, labels]
-        masks = self.mask_head(fpn, boxes if scale is None else boxes * factor[:, None])
-        masks = jnp.take_along_axis(masks, labels[:, :, None, None, None], axis=-1)[..., 0]
-        found = {"boxes": boxes, "scores": scores, "labels": labels, "masks": jax.nn.sigmoid(masks)}
-        return {name: jnp.where(jnp.expand_dims(valid, tuple(range(2, x.ndim))), x, 0) for name, x in found.items()} | {
-            "valid": valid
-        }
+        found = {"boxes": boxes, "scores": scores, "labels": labels, "masks": masks}
+        found = {name: jnp.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0) for name, x in found.items()}
+        return {**found, "valid": valid}

@@ -23,6 +23,12 @@ def flat_names(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def is_stacked(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether the first axis of a parameter counts layers: those of blocks, and position tables of each block."""
+    in_blocks = {"blocks", "encoderblock"} & set(name.split("/")[:-1])
+    return bool(in_blocks) or (name.startswith("pos_embed") and len(shape) == 3)
+
+
 def assign(rules: Sequence[Any], tree: Any, *, setting: str) -> Any:
     """The value of the first matching rule for every leaf of `tree`, as a tree of the same structure.
 

@@ -1,9 +1,13 @@
-"""Parts of a batch: blank ones, and how this host's part becomes a global array."""
+"""Parts of a batch: blank ones, how this host's part becomes a global array; and what each host does on its own."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+
+from lape_jax.parallel import sharding
 
 
 def blank(count: int, shapes: Mapping[str, jax.ShapeDtypeStruct], *, mask: float = 0.0) -> dict[str, np.ndarray]:
@@ -20,3 +24,33 @@ def blank(count: int, shapes: Mapping[str, jax.ShapeDtypeStruct], *, mask: float
 def place(array: np.ndarray, where: jax.sharding.NamedSharding) -> jax.Array:
     """This host's part of an array (all of it, if `where` replicates) as a global array on the devices."""
     return jax.make_array_from_process_local_data(where, array)
+
+
+class OwnDevices:
+    """What each of several processes does with examples of its own, on its own devices.
+
+    Args:
+        mesh: of all devices.
+
+    Attributes:
+        mesh: this process's part of it, all of whose devices share the batch; if there is one process, all of it.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+        if jax.process_count() > 1:
+            devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+            self.mesh = Mesh(np.array(devices).reshape(-1, 1, 1), mesh.axis_names, axis_types=mesh.axis_types)
+        self._gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
+
+    def copy(self, variables: Any) -> Any:
+        """The variables; if there are several processes, copies of them on the devices of this one."""
+        if jax.process_count() == 1:
+            return variables
+        everywhere, devices = sharding.replicated(self.mesh), list(self.mesh.devices.flat)
+
+        def own(leaf: jax.Array) -> jax.Array:
+            copies = {shard.device: shard.data for shard in leaf.addressable_shards}
+            return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, [copies[d] for d in devices])
+
+        return jax.tree.map(own, self._gather(variables))

@@ -201,12 +201,6 @@ def state_shardings(state: Any, params: Any, mesh: Mesh, strategies: Sequence[An
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def _layer_axes(name: str, shape: tuple[int, ...]) -> int:
-    """1 if the first axis counts layers (block parameters, unshared position tables), else 0."""
-    stacked = {"blocks", "encoderblock"} & set(name.split("/")[:-1])
-    return int(bool(stacked) or (name.startswith("pos_embed") and len(shape) == 3))
-
-
 def _spec(name: str, shape: tuple[int, ...], strategy: Any, mesh: Mesh) -> PartitionSpec:
     spec: list[str | None] = [None] * len(shape)
     # tensor(axis) names its axis, so it goes before fsdp, which takes what is left.
@@ -216,7 +210,7 @@ def _spec(name: str, shape: tuple[int, ...], strategy: Any, mesh: Mesh) -> Parti
             _check_tensor_axis(name, shape, argument, axis, mesh)
             spec[axis] = "tensor"
         elif kind == "fsdp" and mesh.shape["fsdp"] > 1 and math.prod(shape) >= argument:
-            first = _layer_axes(name, shape)
+            first = int(rules.is_stacked(name, shape))
             free = [a for a in range(first, len(shape)) if spec[a] is None and shape[a] % mesh.shape["fsdp"] == 0]
             if free:
                 spec[max(free, key=lambda a: (shape[a], a))] = "fsdp"
@@ -240,9 +234,9 @@ def _check_tensor_axis(name: str, shape: tuple[int, ...], asked: int, axis: int,
     if not 0 <= axis < len(shape):
         raise UserError(
             f"config.sharding: tensor({asked}) is not possible, as {name!r} of shape {shape} has no such axis: use one "
-            f"of {_layer_axes(name, shape)} to {len(shape) - 1}"
+            f"of {int(rules.is_stacked(name, shape))} to {len(shape) - 1}"
         )
-    if axis < _layer_axes(name, shape):
+    if axis < int(rules.is_stacked(name, shape)):
         raise UserError(
             f"config.sharding: tensor({asked}) is not possible, as the first axis of {name!r} of shape {shape} counts "
             f"layers: use a later one"

@@ -21,6 +21,7 @@ CONVENTIONS = {
     "CeiT's": r"(^|\.)i2t\.|\.leff\.conv\d",
     "Swin's or timm's Swin": r"(^|\.)layers\.\d+\.blocks\.\d+\.",
     "Segmenter's": r"(^|\.)encoder\.blocks\.\d+\..*|(^|\.)decoder\.(cls_emb|proj_dec|head\.weight)",
+    "ViT-Adapter's": r"(^|\.)interactions\.\d+\.(injector|extractor)\.",
     "DeiT's or timm's ViT": r"(^|\.)blocks\.\d+\.(attn|norm1|mlp)\.",
     "timm's RegNet": r"(^|\.)s\d\.b\d+\.conv\d\.",
     "a ResNet's": r"(^|\.)layer\d\.\d+\.conv\d\.",

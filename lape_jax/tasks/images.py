@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,56 @@ def pixels(image: Path, channels: int, orientation: str) -> np.ndarray:
     if found.dim:
         logger.warning("%s: %s", image, survey.DIM)
     return found.pixels
+
+
+def check_places(images: Found, places: Callable[[Path], Sequence[Path]], others: Mapping[Path, str]) -> None:
+    """Raises UserError if two results would be called the same, or take the place of a file that may be the user's.
+
+    That is every image, and whatever lies beside one; elsewhere earlier predictions are replaced.
+
+    Args:
+        images: files -> what to call them.
+        places: of what an image is called, the files of it.
+        others: files that are of no image -> what they are.
+    """
+    makers: dict[Path, Path] = {}
+    for image, name in images.items():
+        for place in places(name):
+            if place in makers or place in others:
+                other = makers.get(place) or others[place]
+                raise UserError(f"{place} would be of {other} and of {image}: predict them into two directories")
+            makers[place] = image
+    beside = {image.resolve().parent for image in images}
+    for place in (*makers, *others):
+        if place.exists() and place.resolve().parent in beside:
+            raise UserError(f"{place} is there already, beside an image: use another --out")
+
+
+def middles(read: Iterable[np.ndarray], size: int, count: int) -> Iterator[np.ndarray]:
+    """The middle of each image, whose shorter side is resized to `size`; so many at a time."""
+    batch: list[np.ndarray] = []
+    for whole in read:
+        batch.append(decode.eval_crop(whole, size, 1.0))
+        if len(batch) == count:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
+
+
+def check_alike(runs: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Raises UserError unless runs (`lape_jax.tasks.task.Candidate`, by title) know the same classes, and these keys of
+    `config.data`, that say which images are shown and how, are equal."""
+    first, *others = runs.values()
+    for other in others:
+        if tuple(other.classes) != tuple(first.classes):
+            raise UserError("these runs know other classes, or number them otherwise (--images=0 does without)")
+        for key in keys:
+            here, there = (run.config.data[key] for run in (first, other))
+            if here != there:
+                raise UserError(
+                    f"these runs are of other images: data.{key} is {here!r} and {there!r} (--images=0 does without)"
+                )
 
 
 def named(parts: Iterable[tuple[str, float]]) -> str:

@@ -62,7 +62,7 @@ class Task:
 
     Attributes:
         name: `config.task`.
-        answers: what the task's models give an answer to each of, see `answers` of the models: "image", "pixel".
+        answers: what the task's models give an answer to each of, see `answers` of the models: "image", "pixel", "box".
         sources: `config.data.source` -> the key of `config.data` that it cannot do without, "" if there is none.
         sums: names of what the loss adds up, "loss" and "examples" among them.
         score: the metric that runs are compared by, the larger the better: its name, and what a reader calls it.
@@ -161,12 +161,28 @@ class Task:
         """
         return []
 
-    def shapes(self, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and type of everything in a batch, of one image. Asked for what takes a batch's place."""
+    def shapes(self, config: ConfigDict, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and type of everything in a batch, of one image. Asked for what takes a batch's place.
+
+        Args:
+            image_shape: of the images that the model is made for, which may be trained on others.
+        """
         return {
             "image": jax.ShapeDtypeStruct(image_shape, jnp.uint8),
             "label": jax.ShapeDtypeStruct((), jnp.int32),
             "mask": jax.ShapeDtypeStruct((), jnp.float32),
+        }
+
+    def random_batch(self, config: ConfigDict, model: Any, count: int) -> dict[str, np.ndarray]:
+        """So many random examples, of no meaning. Asked by what measures a step."""
+        rng = np.random.default_rng(0)
+        most = {"image": 256, "label": model.num_classes}
+        shapes = self.shapes(config, model.input_shape)
+        return {
+            name: rng.integers(0, most[name], (count, *row.shape), row.dtype)
+            if name in most
+            else np.ones((count, *row.shape), row.dtype)
+            for name, row in shapes.items()
         }
 
     def training_batches(

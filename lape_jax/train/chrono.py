@@ -190,17 +190,22 @@ class Chrono:
         return (self._last[1] - self._first[1]) / made * max(self.total_steps - self._last[0], 0)
 
 
-def training_flops(model: nn.Module, variables: Any, teacher: tuple[nn.Module, Any] | None = None) -> float:
+def training_flops(
+    model: nn.Module,
+    variables: Any,
+    teacher: tuple[nn.Module, Any] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> float:
     """FLOPs of a training step for one image: three forward passes, and one of a `teacher` (model, variables).
 
     The backward pass counts as two (Chowdhery et al., PaLM, arXiv:2204.02311, appendix B); what remat computes again
     counts for nothing. The arguments are those of `flops_per_image`.
     """
     taught = flops_per_image(*teacher) if teacher else 0.0
-    return 3 * flops_per_image(model, variables) + taught
+    return 3 * flops_per_image(model, variables, shape) + taught
 
 
-def flops_per_image(model: nn.Module, variables: Any) -> float:
+def flops_per_image(model: nn.Module, variables: Any, shape: tuple[int, ...] | None = None) -> float:
     """FLOPs of the matrix products and convolutions in one forward pass for one image; a multiply-add is two.
 
     As usual for MFU, nothing else counts: it is what a device's matrix units could be busy with. DeiT-Ti at 224 pixels
@@ -209,10 +214,11 @@ def flops_per_image(model: nn.Module, variables: Any) -> float:
     Args:
         model: with `input_shape` (height, width, channels).
         variables: what `model.apply` takes; arrays or jax.ShapeDtypeStruct.
+        shape: of the image, if it is another than `input_shape`.
     """
     if hasattr(model, "attention"):
         model = model.clone(attention="xla")
-    image = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *(shape or model.input_shape)), jnp.float32)
     forward = jax.make_jaxpr(lambda variables, images: model.apply(variables, images, train=False)[0])
     return float(matrix_flops(forward(variables, image)))
 

@@ -47,6 +47,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     task = tasks.of(config)
     source, val_source = (task.open_split(config, split) for split in ("train", "val"))
     model = setup.build_model(config, len(source.classes))
+    shapes = task.shapes(config, model.input_shape)
     mesh = sharding.make_mesh(config.mesh)
     plan = plans.make(config, len(source))
     total = plan.total
@@ -81,7 +82,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 f"config.total_*, or use another --workdir"
             )
         evaluator = task.evaluator(config, model, mesh, val_source)
-        opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total)
+        opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total, shapes)
 
         # From here on everything fits, for all processes, so the workdir may be changed.
         hosts.gather("")
@@ -90,7 +91,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             workdirs.write_data(workdir, source, val_source)
             for line in differences if jax.process_index() == 0 else ():
                 _log.warning("%s", line)
-            flops = chrono.training_flops(model, model.variable_shapes(), taught_by)
+            flops = chrono.training_flops(model, model.variable_shapes(), taught_by, shapes["image"].shape)
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
             clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
             _introduce(writers.console, config, model, mesh, params, step, total, plan.steps_per_epoch)
@@ -157,10 +158,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
 
 
 def _open_feed(
-    config: ConfigDict, source: Any, update: Any, frozen: tuple, abstract: Any, mesh: Any, step: int, total: int
+    config: ConfigDict,
+    source: Any,
+    update: Any,
+    frozen: tuple,
+    abstract: Any,
+    mesh: Any,
+    step: int,
+    total: int,
+    shapes: dict[str, jax.ShapeDtypeStruct],
 ) -> feed.Resident | feed.Streamed:
     """Where the batches come from: the device, if the whole set lies there, else the host."""
-    task, data = tasks.of(config), config.data
+    task = tasks.of(config)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     whole = task.resident(config, source)
     if whole is not None:
@@ -176,7 +185,6 @@ def _open_feed(
         )
     part = sharding.host_share(mesh, config.batch_size)
     batches = task.training_batches(config, source, step, total, part)
-    shapes = task.shapes((data.image_size, data.image_size, data.channels))
     return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size, shapes=shapes, frozen=frozen)
 
 

@@ -1,4 +1,4 @@
-"""The optimisers, AdamW and SGD with momentum; schedules; and multipliers by (regex, value) rules.
+"""The optimisers, AdamW and SGD with momentum, and schedules; multipliers are those of `lape_jax.train.groups`.
 
 For parameter p with gradient g, at update t = 0, 1, 2, ... with learning rate lr(t), AdamW:
     g  <- g * min(1, clip_norm / ||all gradients||)                    only if clip_norm > 0
@@ -12,45 +12,17 @@ SGD, after the same clipping, is `torch.optim.SGD`, whose decay is part of the g
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from lape_jax.errors import UserError
-from lape_jax.models import rules
-
-LR_MULTS = ((r".*", 1.0),)
-
-
-def default_wd_mults(params: Any) -> tuple[tuple[str, float], ...]:
-    """Which parameters decay in timm's and the official LaPE's training: the rules behind `optimizer.wd_mults = ()`.
-
-    No decay for every bias, every normalisation scale (norm1, norm2, pe_norm of any kind, the final norm) and every
-    LayerScale gamma, that is for all tensors that are 1-D in one block, and for `cls_token` and `pos_embed`.
-    None either for what `pe="peg"` adds, kernels included, as in Twins' `CPVTV2`; and of models with big_vision's names
-    only the kernels decay, as in its configs.
-    Everything else decays, also `dist_token`, `relative_position_bias_table`, and the unshared position tables: the
-    official code calls those `pos_embed0`, `pos_embed1`, ..., which its no-decay list misses. Here they are one
-    `pos_embed` of shape (layers, rows, width), told from the shared (rows, width) by its number of axes.
-    Source: `no_weight_decay` in Ingrid725/LaPE vision_transformer.py and `add_weight_decay` in timm.
-
-    Args:
-        params: the parameter tree (arrays or jax.ShapeDtypeStruct).
-    """
-    unshared = {name for name, leaf in rules.flat_names(params).items() if name == "pos_embed" and len(leaf.shape) == 3}
-    return (
-        (r"(.*/)?(bias|scale|gamma)", 0.0),
-        (r"cls_token", 0.0),
-        (r"pos_embed", 1.0 if unshared else 0.0),
-        (r"peg_\d+/.*", 0.0),
-        (r"cls|pos_embedding|MAPHead_0/probe", 0.0),
-        (r".*", 1.0),
-    )
+from lape_jax.train import groups
 
 
 def peak_rate(config: Any, batch_size: int) -> float:
@@ -82,17 +54,25 @@ def schedule(
         config.schedule = "epoch":        t = e E
         config.schedule = "epoch_lag":    t = max(e - 1, 0) E
         config.schedule = "poly":         t = s, and min_lr + (lr - min_lr) (1 - t / T)^power in place of the cosine
-    The second is Swin's; the third is what scripts do that call timm's scheduler with e + 1 after epoch e (T2T-ViT,
-    Compact Transformers), the last those that call it with e (DeiT, LaPE, CeiT). Source: timm 0.3.4
-    `CosineLRScheduler`. "poly" is that of
-    rstrudel/segmenter and MMSegmentation.
+        config.schedule = "poly_warm":    as "poly", but for its warm-up
+        config.schedule = "multistep":    t = s, and max(lr / 10^k, min_lr) in place of the cosine, where k counts the
+                                          steps round(m T), m in config.milestones, that t has reached
+    The warm-up of the last two is mmcv's, a factor to what the rate would be without a warm-up, r(t):
+
+        t < W:       r(t) (warmup_lr / lr + (1 - warmup_lr / lr) t / W)
+    It begins with warmup_lr, too, and there is no jump at W.
+
+    "step_prefix" is Swin's; "epoch" is what scripts do that call timm's scheduler with e + 1 after epoch e (T2T-ViT,
+    Compact Transformers), "epoch_lag" those that call it with e (DeiT, LaPE, CeiT). Source: timm 0.3.4
+    `CosineLRScheduler`. "poly" is that of rstrudel/segmenter and MMSegmentation; the last two are those of mmcv 1.4,
+    `runner/hooks/lr_updater.py`, for UperNet and Mask R-CNN.
 
     Args:
-        config: with schedule, power, lr, lr_batch, warmup_lr and min_lr.
+        config: with schedule, power, milestones, lr, lr_batch, warmup_lr and min_lr.
         total_steps: updates in the whole run, T + cooldown_steps.
         warmup_steps: W.
         batch_size: images of an update; lr in the formulas is `peak_rate(config, batch_size)`.
-        cooldown_steps: updates at the end of the run that are made at min_lr, beyond the cosine.
+        cooldown_steps: updates at the end of the run that are made at min_lr, beyond the schedule.
         steps_per_epoch: E.
 
     Returns:
@@ -121,18 +101,29 @@ def schedule(
     lag = 1 if config.schedule == "epoch_lag" else 0
     cosine_steps = period - (warmup_steps if config.schedule == "step_prefix" else 0)
 
-    def learning_rate(step):
-        if config.schedule.startswith("epoch"):
-            step = jnp.maximum(step // steps_per_epoch - lag, 0) * steps_per_epoch
+    def after_warmup(step):
         left = 1.0 * jnp.maximum(period - step, 0)
-        if config.schedule == "poly":
+        if config.schedule == "multistep":
+            rate = lr
+            for count, milestone in enumerate(config.milestones, 1):
+                rate = jnp.where(step < round(milestone * period), rate, max(lr / 10**count, min_lr))
+            return jnp.where(left > 0, rate, min_lr)
+        if config.schedule.startswith("poly"):
             share = (left / period) ** config.power
         else:
             # (1 + cos(pi t/T)) / 2 = sin^2(pi (T - t) / 2T), which is also precise near the end of the run in float32
             share = jnp.sin(0.5 * math.pi * left / max(cosine_steps, 1)) ** 2
-        after_warmup = min_lr + (lr - min_lr) * share
-        warmup = warmup_lr + step * (lr - warmup_lr) / max(warmup_steps, 1)
-        return jnp.where(step < warmup_steps, warmup, after_warmup)
+        return min_lr + (lr - min_lr) * share
+
+    def learning_rate(step):
+        if config.schedule.startswith("epoch"):
+            step = jnp.maximum(step // steps_per_epoch - lag, 0) * steps_per_epoch
+        rate = after_warmup(step)
+        if config.schedule in ("poly_warm", "multistep"):
+            warmup = rate * (warmup_lr / lr + step * (1 - warmup_lr / lr) / max(warmup_steps, 1))
+        else:
+            warmup = warmup_lr + step * (lr - warmup_lr) / max(warmup_steps, 1)
+        return jnp.where(step < warmup_steps, warmup, rate)
 
     return learning_rate
 
@@ -140,20 +131,21 @@ def schedule(
 def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTransformation:
     """The optimiser of the module docstring, as one optax transformation.
 
-    A parameter with lr multiplier 0 is frozen: its gradient does not count in the clipping norm and it never moves.
+    A parameter, or a layer of it, with lr multiplier 0 is frozen: its gradient does not count in the clipping norm and
+    it never moves.
     The number of updates is counted inside, so the state needs no step from outside. Gradient accumulation is the
     training step's business: one update per call here.
 
     Args:
-        config: with name, weight_decay, beta1, beta2, eps, momentum, nesterov, clip_norm (0: off), and the ordered
-            (regex, value) lists lr_mults and wd_mults (empty: `LR_MULTS`, `default_wd_mults`).
+        config: with name, weight_decay, beta1, beta2, eps, momentum, nesterov, clip_norm (0: off), and what
+            `groups.multipliers` takes.
         params: the parameter tree (arrays or jax.ShapeDtypeStruct).
         learning_rate: by update, from `schedule`.
 
     Raises:
-        UserError: a parameter that no rule covers, or a bad rule or multiplier.
+        UserError: as `groups.multipliers`.
     """
-    lr_mults, wd_mults = multipliers(config, params)
+    lr_mults, wd_mults = groups.multipliers(config, params)
     decay = _decay(config, wd_mults)
     if config.name == "sgd":
         rule = (decay, optax.trace(config.momentum, nesterov=config.nesterov))
@@ -161,7 +153,7 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
         rule = (optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps), decay)
     # Always the same pieces, so that a run can be resumed with, for example, another clip_norm.
     return optax.chain(
-        _scale(jax.tree.map(lambda mult: float(mult != 0), lr_mults)),
+        _scale(jax.tree.map(lambda mult: 1.0 * (mult != 0), lr_mults)),
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         *rule,
         optax.scale_by_learning_rate(learning_rate),
@@ -169,43 +161,21 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
     )
 
 
-def multipliers(config: Any, params: Any) -> tuple[Any, Any]:
-    """The trees (lr multiplier, weight-decay multiplier) of floats, one per parameter."""
-    lr = _numbers(config.lr_mults or LR_MULTS, params, "config.optimizer.lr_mults")
-    wd = _numbers(config.wd_mults or default_wd_mults(params), params, "config.optimizer.wd_mults")
-    return lr, wd
-
-
 def describe(config: Any, params: Any, batch_size: int) -> list[str]:
-    """For the log: the peak of the learning rate, and each group of parameters with equal multipliers."""
+    """For the log: the learning rate, and each group of parameters with equal multipliers."""
     peak = f"{config.name}, learning rate {peak_rate(config, batch_size):g}"
     if config.lr_batch:
         peak += f" = {config.lr:g} x batch {batch_size} / {config.lr_batch}"
-    lr_mults, wd_mults = multipliers(config, params)
-    tensors, numbers = Counter(), Counter()
-    groups = zip(jax.tree.leaves(lr_mults), jax.tree.leaves(wd_mults), jax.tree.leaves(params), strict=True)
-    for lr, wd, leaf in groups:
-        group = (lr, wd if lr else 0.0)
-        tensors[group] += 1
-        numbers[group] += math.prod(leaf.shape)
-    if config.schedule == "poly":
-        peak += f", falls with power {config.power:g}"
-    else:
-        peak += f", changes every {config.schedule.partition('_')[0]}{', one late' * config.schedule.endswith('lag')}"
-    return [peak] + [
-        f"{'frozen' if lr == 0 else f'lr x {lr:g}, weight decay x {wd:g}'}: "
-        f"{tensors[lr, wd]} tensors, {numbers[lr, wd]:,} parameters"
-        for lr, wd in sorted(tensors, reverse=True)
-    ]
+    decay = f", layer decay {config.layer_decay:g}" if config.layer_decay != 1 else ""
+    return [f"{peak}, {_course(config)}{decay}", *groups.describe(config, params)]
 
 
-def _numbers(pairs: Sequence[Any], params: Any, setting: str) -> Any:
-    def number(value):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise UserError(f"{setting}: the multiplier {value!r} is not a number >= 0")
-        return float(value)
-
-    return jax.tree.map(number, rules.assign(pairs, params, setting=setting))
+def _course(config: Any) -> str:
+    if config.schedule == "multistep":
+        return f"x 0.1 after {' and '.join(f'{100 * share:.4g} %' for share in config.milestones)} of the run"
+    if config.schedule in ("poly", "poly_warm"):
+        return f"falls with power {config.power:g}{', also under its warm-up' * (config.schedule == 'poly_warm')}"
+    return f"changes every {config.schedule.partition('_')[0]}{', one late' * config.schedule.endswith('lag')}"
 
 
 def _decay(config: Any, wd_mults: Any) -> optax.GradientTransformation:
@@ -214,16 +184,31 @@ def _decay(config: Any, wd_mults: Any) -> optax.GradientTransformation:
     def update(updates, params):
         if params is None:
             raise ValueError("the optimiser needs the parameters: tx.update(grads, opt_state, params)")
-        return jax.tree.map(lambda u, p, mult: u + config.weight_decay * mult * p, updates, params, wd_mults)
+
+        def add(u, p, mult):
+            return u + _along_layers(config.weight_decay * mult, p) * p
+
+        return jax.tree.map(add, updates, params, wd_mults)
 
     return optax.stateless(update)
 
 
 def _scale(mults: Any) -> optax.GradientTransformation:
-    """Multiplies each leaf by its number; 0 gives exact zeros even where the leaf is not finite."""
+    """Multiplies each leaf by its number, or its layers by theirs; 0 gives exact zeros even of what is not finite."""
+
+    def scale(u, mult):
+        if not np.any(mult):
+            return jnp.zeros_like(u)
+        factor = _along_layers(mult, u)
+        return u * factor if np.all(mult) else jnp.where(factor != 0, u * factor, 0)
 
     def update(updates, params):
         del params
-        return jax.tree.map(lambda u, mult: u * mult if mult else jnp.zeros_like(u), updates, mults)
+        return jax.tree.map(scale, updates, mults)
 
     return optax.stateless(update)
+
+
+def _along_layers(mult: Any, leaf: Float[Array, "..."]) -> Any:
+    """A multiplier so that it multiplies `leaf`: a number as it is, a vector along the first axis."""
+    return np.reshape(np.asarray(mult, leaf.dtype), (-1, *[1] * (leaf.ndim - 1))) if np.ndim(mult) else mult

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -40,7 +39,7 @@ def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batc
     update = setup.update(config, one.model, 0, tx, mesh)
     init = states.initialiser(one.model, tx, ema=False, task=tasks.of(config))
     shapes = states.abstract(init, mesh, sharding.REPLICATED)
-    images = batch_of(config, one.model, batch)
+    images = tasks.of(config).random_batch(config, one.model, batch)
 
     def call(program):
         state, data = states.create(init, shapes, seed=0), jax.device_put(images, rows)
@@ -58,7 +57,8 @@ def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batc
 
 def inference(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batch: int) -> Task:
     """What the task evaluates of a batch by."""
-    mesh, images = sharding.make_mesh(config.mesh, devices), batch_of(config, one.model, batch)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    images = tasks.of(config).random_batch(config, one.model, batch)
     rows, everywhere = sharding.batch_sharding(mesh, batch, setting="--batch"), sharding.replicated(mesh)
 
     def call(program):
@@ -72,13 +72,3 @@ def inference(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, bat
 def like(tree: Any, placed: jax.sharding.Sharding) -> Any:
     """Shapes and types of arrays, and where they lie."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), tree)
-
-
-def batch_of(config: ConfigDict, model: Any, size: int) -> dict[str, np.ndarray]:
-    """Random images and labels."""
-    rng = np.random.default_rng(0)
-    most = {"image": 256, "label": model.num_classes}
-    return {
-        name: rng.integers(0, most[name], (size, *row.shape), row.dtype) if name in most else np.ones(size, row.dtype)
-        for name, row in tasks.of(config).shapes(model.input_shape).items()
-    }

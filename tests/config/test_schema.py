@@ -169,6 +169,8 @@ def test_validate_accepts():
     validate(make())
     validate(make(data__source="folder", data__path="/data"))
     validate(make(warmup_percent=0.0))
+    validate(make(optimizer__schedule="multistep", optimizer__milestones=(27 / 36, 33 / 36)))
+    validate(make(optimizer__layer_decay=0.75, optimizer__lr_mults=(("blocks/.*", (0, 0.5, 1)), (".*", 1))))
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,24 @@ def test_validate_accepts():
         ({"mesh__fsdp": 0}, "config.mesh.fsdp is 0: it must be at least 1, or -1"),
         ({"optimizer__lr_mults": (("(", 1.0),)}, "config.optimizer.lr_mults is .*: it must be a tuple of .regex"),
         ({"optimizer__wd_mults": ((".*", "a"),)}, "config.optimizer.wd_mults is .*: it must be a tuple of .regex"),
+        ({"optimizer__wd_mults": ((".*", (1, -1)),)}, "config.optimizer.wd_mults is .*: it must be a tuple of .regex"),
+        ({"optimizer__wd_mults": ((".*", ()),)}, "config.optimizer.wd_mults is .*: it must be a tuple of .regex"),
+        ({"optimizer__layer_decay": 0.0}, "config.optimizer.layer_decay is 0.0: it must be above 0 and at most 1"),
+        ({"optimizer__layer_decay": 1.5}, "config.optimizer.layer_decay is 1.5: it must be above 0 and at most 1"),
+        ({"optimizer__schedule": "poly_wram"}, "config.optimizer.schedule: 'poly_wram' .* mean 'poly_warm'"),
+        (
+            {"optimizer__schedule": "multistep"},
+            "'multistep', and config.optimizer.milestones is empty: give the shares",
+        ),
+        (
+            {"optimizer__milestones": (27, 33)},
+            "milestones is .27, 33.: it must be a tuple of shares of the run that rise",
+        ),
+        (
+            {"optimizer__milestones": (0.9, 0.7)},
+            "milestones is .0.9, 0.7.: it must be a tuple of shares of the run that",
+        ),
+        ({"optimizer__milestones": ("a",)}, "milestones is .'a',.: it must be a tuple of shares of the run that rise"),
         ({"sharding": (".*", "replicate")}, "config.sharding is .*: it must be a tuple of .regex"),
     ],
 )
@@ -203,7 +223,7 @@ def test_validate_errors(values, message):
 
 def test_json_round_trip(tmp_path):
     config = make(
-        model__image_size=(28, 20), model__layer_scale=None, optimizer__lr_mults=((".*bias", 0.5), (".*", 1.0))
+        model__image_size=(28, 20), model__layer_scale=None, optimizer__lr_mults=((".*bias", (0.5, 1)), (".*", 1.0))
     )
     path = tmp_path / "config.json"
     path.write_text(to_json(config))
@@ -211,7 +231,7 @@ def test_json_round_trip(tmp_path):
     validate(back)
     assert back.to_dict() == config.to_dict()
     assert back.model.image_size == (28, 20)
-    assert back.optimizer.lr_mults == ((".*bias", 0.5), (".*", 1.0))
+    assert back.optimizer.lr_mults == ((".*bias", (0.5, 1)), (".*", 1.0))
     assert to_json(back) == path.read_text()
 
 

@@ -13,6 +13,7 @@ from tests.models.compare import assert_close
 from tests.reference import cases, families
 from tests.reference.ceit_cases import CeitCase
 from tests.reference.compact_cases import CompactCase
+from tests.reference.mask_rcnn_cases import DetectorCase
 from tests.reference.segmenter_cases import SegmenterCase
 from tests.reference.swin_cases import SwinCase
 from tests.reference.t2t_cases import T2TCase
@@ -85,6 +86,17 @@ def adapter_outputs(case: AdapterCase, found) -> dict[str, jax.Array]:
     if case.upernet:
         return {"pixels": found[0], "masks": found[1]["masks"], "aux": found[1]["aux"]}
     return {f"map{i}": map_ for i, map_ in enumerate(found[0], start=1)}
+
+
+def mask_rcnn(case: DetectorCase, dtype="float64", **settings):
+    """The model of ours that a case describes."""
+    sizes = case.shapes.backbone
+    options = {"width": sizes.width, "depth": sizes.depth, "heads": HEADS, "mlp_ratio": sizes.mlp_ratio}
+    options |= {"deform_heads": sizes.deform_heads, "deform_points": sizes.points, "spatial_width": sizes.prior_width}
+    options |= {"image_size": tuple(16 * side for side in sizes.table_grid), "join": sizes.join, "drop_path": 0.0}
+    options |= {"channels": case.shapes.channels, "hidden": case.shapes.hidden, "num_classes": case.shapes.classes}
+    options |= {name: getattr(case, name) for name in ("pre_nms_train", "pre_nms_test", "proposals", "detections")}
+    return models.create("mask_rcnn_vit_adapter_ti", dtype=dtype, **{**options, **settings})
 
 
 def weights(model, table) -> dict[str, np.ndarray]:

@@ -91,6 +91,7 @@ def test_matches_goldens(case):
     assert_golden(case, answer(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
 def test_compiled_matches_goldens(case):
     assert_golden(case, answer(case, compiled=True))

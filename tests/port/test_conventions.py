@@ -30,6 +30,7 @@ OTHERS = {
     "vit-pytorch's": ["transformer.layers.0.0.norm.weight", "to_patch_embedding.1.weight"],
     "a ResNet's": ["layer1.0.conv1.weight"],
     "timm's RegNet": ["s1.b1.conv1.conv.weight"],
+    "ViT-Adapter's": ["backbone.interactions.0.injector.gamma"],
     "DeiT's or timm's ViT": ["blocks.0.attn.qkv.weight", "backbone.blocks.11.norm1.bias"],
     "": ["weight", "a.b.c", "layers.0.weight", "head.weight", "cls_token"],
 }

@@ -152,5 +152,5 @@ def test_from_a_detector_of_other_classes_and_joining(tmp_path):
 def test_another_size_is_named(tmp_path):
     source = tiny(hidden=4)
     port.save(tmp_path / "a.npz", random_variables(source), source)
-    with pytest.raises(UserError, match=r"shared_fcs\.0\.bias is \(4,\) and should be \(7,\)"):
+    with pytest.raises(UserError, match=r"fc_cls\.weight is \(6, 4\) and should be \(6, 7\)"):
         started(tmp_path / "a.npz", tiny())

@@ -28,6 +28,7 @@ SEEDS = (3, 7)
 STEPS = {
     "model.drop_path": 0.2,
     "augment.flip": True,
+    "optimizer.layer_decay": 0.8,
     "ema_decay": 0.9,
     "total_steps": 5,
     "warmup_steps": 2,

@@ -7,7 +7,10 @@ from lape_jax import models
 from lape_jax.errors import UserError
 from lape_jax.tasks.classify import recipes
 from lape_jax.tasks.config import validate
-from lape_jax.train import chrono, optim
+from lape_jax.tasks.detect import recipes as detection
+from lape_jax.tasks.segment import recipes as scenes
+from lape_jax.train import chrono, groups, optim
+from tests import quick
 
 CIFAR = 50_000
 
@@ -63,7 +66,7 @@ def test_ceit_is_trained_as_deit_and_evaluated_as_it_is_officially(model):
     assert config.to_json() == deit.to_json()
     validate(config)
     assert (config.data.crop_ratio, recipes.ceit("crop=lape", model).data.crop_ratio) == (0.875, 1.0)
-    _, wd = optim.multipliers(config.optimizer, models.create(model).param_shapes())
+    _, wd = groups.multipliers(config.optimizer, models.create(model).param_shapes())
     assert (wd["pos_embed"], wd["cls_token"], wd["pos_layer_embed"]) == (0.0, 0.0, 1.0)
     norm, conv = wd["blocks"]["mlp"]["bn1"], wd["blocks"]["mlp"]["conv"]
     assert (norm["scale"], norm["bias"], conv["kernel"], conv["bias"]) == (0.0, 0.0, 1.0, 0.0)
@@ -91,7 +94,7 @@ def test_swin(model, drop_path):
 def test_no_table_of_swin_decays(join):
     config = recipes.swin("", "swin_t")
     shapes = models.create("swin_t", join=join).param_shapes()
-    _, decay = optim.multipliers(config.optimizer, shapes)
+    _, decay = groups.multipliers(config.optimizer, shapes)
     decays = {"/".join(path[-2:]) for path, value in flatten_dict(decay).items() if value}
     assert decays == {f"{name}/kernel" for name in ("qkv", "proj", "fc1", "fc2", "reduction", "head")}
 
@@ -165,10 +168,44 @@ def test_t2t_vit():
     assert (optimizer.lr, optimizer.lr_batch, optimizer.weight_decay, optimizer.clip_norm) == (1e-3, 0, 0.03, 0)
     assert recipes.t2t("", "t2t_vit_14").optimizer.weight_decay == 0.05
     shapes = models.create("t2t_vit_7", pe="learnable", depth=1).param_shapes()
-    _, wd = optim.multipliers(optimizer, shapes)
+    _, wd = groups.multipliers(optimizer, shapes)
     assert (wd["cls_token"], wd["pos_embed"], wd["blocks"]["pe_norm"]["scale"]) == (0.0, 1.0, 0.0)
     tokens = wd["patch_embed"]["attention1"]
     assert (tokens["kqv"]["kernel"], tokens["kqv"]["bias"], tokens["norm1"]["scale"]) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("size", "lr", "drop_path"), quick.first(1, [("ti", 1.2e-4, 0.1), ("s", 6e-5, 0.2)]))
+def test_upernet(size, lr, drop_path):
+    config = scenes.upernet("path=DIR,init=FILE", f"upernet_vit_adapter_{size}")
+    validate(config)
+    assert durations(config, 1263) == {"total": 160_000, "warmup": 1500, "cooldown": 0, "mix": 0}
+    # of lr 1.2e-4; the rate that falls is warmed up
+    published = {0: 1.2e-10, 750: 5.97188e-5, 1499: 1.187965e-4, 1500: 1.18875e-4, 159_999: 7.5e-10}
+    rate = optim.schedule(config.optimizer, 160_000, 1500, batch_size=config.batch_size)
+    assert {step: float(rate(step)) for step in published} == pytest.approx(
+        {step: value * lr / 1.2e-4 for step, value in published.items()}, rel=1e-4
+    )
+    model = models.create(**config.model)
+    assert (model.drop_path, model.head_dropout, model.channels, model.variant) == (drop_path, 0.1, 512, "segmentation")
+    data, segment, optimizer = config.data, config.segment, config.optimizer
+    assert (config.batch_size, config.dtype, config.init.weights) == (16, "bfloat16", "FILE")
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (data.image_size, segment.scale, segment.scale_range) == (512, (2048, 512), (0.5, 2.0))
+    assert (segment.max_class, segment.distort, config.augment.flip, segment.mean_over) == (0.75, True, True, "all")
+    assert (segment.stride, segment.multiple, segment.scales, segment.flip) == (341, 32, (1.0,), False)
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.clip_norm) == ("adamw", lr, 0.01, 0)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
+    lr_mults, wd = groups.multipliers(optimizer, model.param_shapes())
+    assert lr_mults["pos_embed"] == pytest.approx(0.95**13)
+    assert lr_mults["blocks"]["mlp"]["fc1"]["kernel"] == pytest.approx([0.95 ** (12 - i) for i in range(12)])
+    assert (lr_mults["level_embed"], lr_mults["decode_head"]["conv_seg"]["kernel"]) == (1.0, 1.0)
+    assert (wd["pos_embed"], wd["level_embed"], wd["blocks"]["pe_norm"]["scale"]) == (1.0, 1.0, 0.0)
+
+
+def test_a_shorter_run_of_upernet_keeps_its_proportions():
+    config = scenes.upernet("path=DIR,steps=16000,batch=8", "upernet_vit_adapter_ti")
+    assert durations(config, 2526) == {"total": 16_000, "warmup": 150, "cooldown": 0, "mix": 0}
+    assert (config.batch_size, config.optimizer.lr) == (8, 1.2e-4)
 
 
 def test_the_position_table_decays_on_cifar_and_not_in_deit():
@@ -177,6 +214,34 @@ def test_the_position_table_decays_on_cifar_and_not_in_deit():
         (recipes.compact_cifar("", "vit_lite_7_4", "cifar10"), 1.0),
         (recipes.deit("", "deit_ti"), 0.0),
     ):
-        _, wd = optim.multipliers(config.optimizer, shapes)
+        _, wd = groups.multipliers(config.optimizer, shapes)
         assert (wd["pos_embed"], wd["cls_token"]) == (decays, decays)
         assert (wd["blocks"]["pe_norm"]["scale"], wd["norm"]["bias"], wd["head"]["kernel"]) == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("model", "drop_path"), [("mask_rcnn_vit_adapter_ti", 0.1), ("mask_rcnn_vit_adapter_s", 0.2)])
+def test_mask_rcnn(model, drop_path):
+    config = detection.mask_rcnn("path=DIR", model)
+    validate(config)
+    assert (config.task, config.model.name, config.model.join) == ("detect", model, "lape")
+    assert models.create(model).drop_path == drop_path
+    assert durations(config, 7330) == {"total": 36 * 7330, "warmup": 500, "cooldown": 0, "mix": 0}
+    # e = 0, 1, 26 | 27, 32 | 33, 35: x 0.1 from each bar on
+    published = ["1.000e-07", "1.000e-04", "1.000e-04", "1.000e-05", "1.000e-05", "1.000e-06", "1.000e-06"]
+    assert rates(config, 7330, (0, 1, 26, 27, 32, 33, 35)) == published
+    once = detection.mask_rcnn("path=DIR,schedule=1x", model)
+    assert rates(once, 7330, (7, 8, 10, 11)) == ["1.000e-04", "1.000e-05", "1.000e-05", "1.000e-06"]
+    detect, optimizer = config.detect, config.optimizer
+    assert (detect.canvas, detect.long, detect.crop, detect.crop_short) == (
+        (1024, 1024),
+        1333,
+        (384, 600),
+        (400, 500, 600),
+    )
+    assert (len(detect.short), detect.short[0], detect.short[-1]) == (11, 480, 800)
+    assert (detect.test_long, detect.test_short, config.augment.flip) == (1333, 800, True)
+    assert (optimizer.name, optimizer.weight_decay, optimizer.clip_norm) == ("adamw", 0.05, 0)
+    assert (config.batch_size, config.dtype, config.data.orientation) == (16, "float32", "view")
+    assert (config.data.train_split, config.data.val_split) == ("train2017", "val2017")
+    with pytest.raises(UserError, match="did you mean '3x'"):
+        detection.mask_rcnn("schedule=2x", model)

@@ -403,6 +403,7 @@ SAVE_UNTIL_KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_saves(tmp_path, caplog):
     rng = random.Random(0)
     shared = textwrap.dedent(KILLED)

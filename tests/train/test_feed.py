@@ -12,6 +12,7 @@ from lape_jax.data import order
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.tasks import TASKS
+from lape_jax.tasks.config import base
 from lape_jax.train import feed
 from lape_jax.train.state import TrainState
 
@@ -81,7 +82,7 @@ def streamed(update, mesh, shardings, first=0):
     return feed.Streamed(update, Batches(first), shardings, mesh, batch_size=BATCH, shapes=SHAPES)
 
 
-SHAPES = TASKS["classify"].shapes((1, 1, 1))
+SHAPES = TASKS["classify"].shapes(base(), (1, 1, 1))
 EXPECTED = np.stack([order.batch_indices(SEED, step, BATCH, SIZE) for step in range(STEPS)])
 
 

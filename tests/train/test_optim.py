@@ -7,61 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
-from lape_jax import models
 from lape_jax.errors import UserError
-from lape_jax.models import rules
-from lape_jax.train import optim
-
-PARAMS = {
-    "patch_embed": {"proj": {"kernel": (2, 2, 1, 4), "bias": (4,)}},
-    "cls_token": (1, 1, 4),
-    "dist_token": (1, 1, 4),
-    "pos_embed": (6, 4),
-    "blocks": {
-        "norm1": {"scale": (3, 4), "bias": (3, 4)},
-        "pe_norm": {"scale": (3,)},
-        "attn": {
-            "qkv": {"kernel": (3, 4, 12), "bias": (3, 12)},
-            "relative_position_bias_table": (3, 9, 2),
-        },
-        "ls1": {"gamma": (3, 4)},
-    },
-    "norm": {"scale": (4,), "bias": (4,)},
-    "head": {"kernel": (4, 5), "bias": (5,)},
-}
-
-
-def config(**overrides):
-    base = {
-        "name": "adamw",
-        "schedule": "step",
-        "power": 0.9,
-        "lr": 1e-2,
-        "lr_batch": 0,
-        "warmup_lr": 1e-4,
-        "min_lr": 1e-3,
-        "weight_decay": 0.3,
-        "beta1": 0.9,
-        "beta2": 0.99,
-        "eps": 1e-8,
-        "momentum": 0.9,
-        "nesterov": False,
-        "clip_norm": 0.0,
-        "lr_mults": (),
-        "wd_mults": (),
-    }
-    return ConfigDict({**base, **overrides})
-
-
-def shapes(tree=PARAMS):
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), tree, is_leaf=lambda s: isinstance(s, tuple))
-
-
-def random_tree(seed, scale=1.0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: rng.normal(scale=scale, size=s.shape), shapes())
+from lape_jax.train import groups, optim
+from tests.train.small import config, random_tree, shapes
 
 
 def test_schedule_is_timms_by_hand():
@@ -117,6 +66,73 @@ def test_segmenters_polynomial_by_hand():
     )
 
 
+def test_upernets_schedule_warms_up_the_falling_rate():
+    # ViT-Adapter's UperNet: 160,000 iterations, 1,500 of warm-up from 1e-6 of the rate, power 1 to 0.
+    cfg = config(schedule="poly_warm", power=1.0, lr=1.2e-4, warmup_lr=1.2e-10, min_lr=0.0)
+    rate = optim.schedule(cfg, 160_000, 1500)
+    official = {0: 1.2e-10, 750: 5.97188e-5, 1499: 1.187965e-4, 1500: 1.18875e-4, 159_999: 7.5e-10}
+    for step, value in official.items():
+        np.testing.assert_allclose(rate(step), value, rtol=5e-7, err_msg=str(step))
+    steps = np.array([0, 1, 2, 749, 1499, 1500, 80_000, 159_000, 159_990, 159_999, 160_000])
+    falling = 1.2e-4 * (1 - steps / 160_000)
+    exact = np.where(steps < 1500, falling * (1 - (1 - steps / 1500) * (1 - 1e-6)), falling)
+    np.testing.assert_allclose(jax.jit(rate)(jnp.asarray(steps)), exact, rtol=3e-7)
+    assert rate(160_000) == 0
+    assert optim.describe(cfg, shapes(), 16)[0] == (
+        "adamw, learning rate 0.00012, falls with power 1, also under its warm-up"
+    )
+
+
+def test_a_warm_up_that_multiplies_keeps_the_least_rate_and_follows_the_batch():
+    cfg = config(schedule="poly_warm", power=2.0, lr=0.5, lr_batch=8, warmup_lr=0.25, min_lr=0.5)
+    rate = optim.schedule(cfg, 10, 4, batch_size=16)  # lr 1
+    falling = [0.5 + 0.5 * (1 - t / 10) ** 2 for t in range(11)]
+    expected = [r * (0.25 + 0.75 * t / 4) if t < 4 else r for t, r in enumerate(falling)]
+    np.testing.assert_allclose([rate(t) for t in range(11)], expected, rtol=1e-6)
+    assert optim.schedule(cfg, 10, 0, batch_size=16)(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "falls"),
+    [
+        (36, (27 / 36, 33 / 36), (27, 33)),
+        (12, (8 / 12, 11 / 12), (8, 11)),
+        (12, (27 / 36, 33 / 36), (9, 11)),
+        (24, (16 / 24, 22 / 24), (16, 22)),
+    ],
+)
+@pytest.mark.parametrize("steps", [7330, 3665, 7, 1])
+def test_steps_fall_at_the_beginning_of_an_epoch(epochs, milestones, falls, steps):
+    cfg = config(schedule="multistep", milestones=milestones, lr=1e-4, warmup_lr=1e-7, min_lr=0.0)
+    rate = optim.schedule(cfg, epochs * steps, 0, steps_per_epoch=steps)
+    first, last = np.arange(epochs) * steps, np.arange(1, epochs + 1) * steps - 1
+    expected = np.select([np.arange(epochs) < falls[0], np.arange(epochs) < falls[1]], [1e-4, 1e-5], 1e-6)
+    for ends in (first, last):
+        np.testing.assert_array_equal(rate(ends), expected.astype(np.float32))
+
+
+def test_mask_rcnns_schedule():
+    # 36 epochs of 7,330 iterations; 500 of warm-up from 0.001 of the rate.
+    cfg = config(schedule="multistep", milestones=(27 / 36, 33 / 36), lr=1e-4, warmup_lr=1e-7, min_lr=0.0)
+    rate = optim.schedule(cfg, 36 * 7330, 500, steps_per_epoch=7330)
+    for step in (0, 1, 250, 499):
+        np.testing.assert_allclose(rate(step), 1e-4 * (1 - (1 - step / 500) * (1 - 0.001)), rtol=3e-7)
+    assert (rate(0), rate(500)) == (pytest.approx(1e-7, rel=1e-6), np.float32(1e-4))
+    assert optim.describe(cfg, shapes(), 16)[0] == (
+        "adamw, learning rate 0.0001, x 0.1 after 75 % and 91.67 % of the run"
+    )
+
+
+def test_steps_do_not_fall_below_min_lr_and_end_before_a_cooldown():
+    cfg = config(schedule="multistep", milestones=(0.5, 0.8), lr=1.0, warmup_lr=0.5, min_lr=0.03125)
+    rate = optim.schedule(cfg, 12, 6, cooldown_steps=2)
+    warm = [0.5 + 0.5 * t / 6 for t in range(5)] + [
+        0.1 * (0.5 + 0.5 * 5 / 6)
+    ]  # the first fall comes within the warm-up
+    expected = [*warm, 0.1, 0.1, *4 * [0.03125]]
+    np.testing.assert_allclose([rate(t) for t in range(12)], expected, rtol=1e-6)
+
+
 def test_cooldown_follows_the_whole_cosine():
     # Compact Transformers: 10 epochs at min_lr after 300; here 2 after 4, of 3 steps each.
     cfg = config(schedule="epoch", lr=1.0, warmup_lr=0.1, min_lr=0.25)
@@ -140,75 +156,6 @@ def test_schedule_without_warmup_starts_at_the_peak():
 def test_impossible_schedules_are_user_errors(total, warmup):
     with pytest.raises(UserError, match="step"):
         optim.schedule(config(), total, warmup)
-
-
-def test_default_decay_follows_the_official_rule():
-    _, wd = optim.multipliers(config(), shapes())
-    assert wd == {
-        "patch_embed": {"proj": {"kernel": 1.0, "bias": 0.0}},
-        "cls_token": 0.0,
-        "dist_token": 1.0,
-        "pos_embed": 0.0,
-        "blocks": {
-            "norm1": {"scale": 0.0, "bias": 0.0},
-            "pe_norm": {"scale": 0.0},
-            "attn": {"qkv": {"kernel": 1.0, "bias": 0.0}, "relative_position_bias_table": 1.0},
-            "ls1": {"gamma": 0.0},
-        },
-        "norm": {"scale": 0.0, "bias": 0.0},
-        "head": {"kernel": 1.0, "bias": 0.0},
-    }
-
-
-def test_positional_encoding_generators_do_not_decay():
-    generator = {"proj": {"kernel": (3, 3, 1, 4), "bias": (4,)}}
-    _, wd = optim.multipliers(config(), shapes({"peg_0": generator, "peg_11": generator}))
-    assert not any(jax.tree.leaves(wd))
-
-
-def test_of_big_visions_parameters_the_kernels_decay():
-    params = models.create("vit_ti_16", pool="map").param_shapes()
-    params["cls"] = params["pos_embedding"]
-    _, wd = optim.multipliers(config(), params)
-    mults = rules.flat_names(wd)
-    assert {name for name, mult in mults.items() if mult} == {name for name in mults if name.endswith("/kernel")}
-
-
-def test_unshared_position_tables_decay():
-    _, wd = optim.multipliers(config(), shapes({"pos_embed": (3, 6, 4), "cls_token": (1, 1, 4)}))
-    assert wd == {"pos_embed": 1.0, "cls_token": 0.0}
-
-
-def test_first_matching_rule_wins_on_whole_names():
-    lr, wd = optim.multipliers(
-        config(lr_mults=(("head/.*", 10), ("head/bias", 7.0), (".*", 1)), wd_mults=(("norm", 5.0), (".*", 2.0))),
-        shapes(),
-    )
-    assert lr["head"] == {"kernel": 10.0, "bias": 10.0}
-    assert wd["norm"] == {"scale": 2.0, "bias": 2.0}  # "norm" is not the whole of "norm/scale"
-
-
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        ([("blocks/.*", 1.0)], "optimizer.lr_mults: no rule matches the parameter 'cls_token'"),
-        ([(".*", -1.0)], "-1.0 is not a number >= 0"),
-        ([(".*", "1")], "'1' is not a number >= 0"),
-    ],
-)
-def test_bad_rules_are_user_errors(rules, message):
-    with pytest.raises(UserError, match=message):
-        optim.make(config(lr_mults=rules), shapes(), float)
-
-
-def test_describe_counts_each_group():
-    lines = optim.describe(config(lr_mults=(("head/.*", 0.0), (".*", 0.5))), shapes(), batch_size=1024)
-    assert lines == [
-        "adamw, learning rate 0.01, changes every step",
-        "lr x 0.5, weight decay x 1: 4 tensors, 218 parameters",
-        "lr x 0.5, weight decay x 0: 10 tensors, 115 parameters",
-        "frozen: 2 tensors, 25 parameters",
-    ]
 
 
 def test_the_peak_follows_the_batch_and_is_printed():
@@ -278,7 +225,7 @@ def test_ten_updates_agree_with_numpy(kind):
     cfg = config(**kind, clip_norm=2.0, lr_mults=(("head/.*", 3.0), ("blocks/.*/qkv/.*", 0.0), (".*", 1.0)))
     with jax.enable_x64():
         ours = our_run(cfg, 10, total=20, warmup=3)
-        lr, wd = optim.multipliers(cfg, shapes())
+        lr, wd = groups.multipliers(cfg, shapes())
         for a, b in zip(jax.tree.leaves(ours), reference_run(cfg, wd, lr, 10, total=20, warmup=3), strict=True):
             assert a.dtype == np.float64
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
@@ -294,14 +241,14 @@ def test_ten_updates_agree_with_torch(kind):
         rate = optim.schedule(cfg, 20, 3)
         rates = [float(rate(t)) for t in range(10)]
     tensors = [torch.nn.Parameter(torch.tensor(p)) for p in jax.tree.leaves(random_tree(0))]
-    _, wd = optim.multipliers(cfg, shapes())
+    _, wd = groups.multipliers(cfg, shapes())
     decayed = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if mult]
     others = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if not mult]
-    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    sets = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if cfg.name == "sgd":
-        peer = torch.optim.SGD(groups, lr=1.0, momentum=cfg.momentum, nesterov=cfg.nesterov)
+        peer = torch.optim.SGD(sets, lr=1.0, momentum=cfg.momentum, nesterov=cfg.nesterov)
     else:
-        peer = torch.optim.AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
+        peer = torch.optim.AdamW(sets, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
     for t in range(10):
         grads = [torch.tensor(g) for g in jax.tree.leaves(random_tree(t + 1))]
         norm = torch.sqrt(sum((g**2).sum() for g in grads))

@@ -47,6 +47,7 @@ def test_text(workdir):
     assert "\n         1 " in text  # the first layer's line of the table of positions
 
 
+@pytest.mark.slow
 def test_a_run_that_is_complete_gives_the_same_report(workdir, tmp_path):
     again = runs.copy(workdir, tmp_path)
     before = {path.name: path.read_bytes() for path in (again / "figures").iterdir()}

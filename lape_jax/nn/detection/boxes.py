@@ -14,7 +14,7 @@ def areas(boxes: Float[Array, "*l 4"]) -> Float[Array, "*l"]:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def iou(a: Float[Array, "*#l n 4"], b: Float[Array, "*#l m 4"], floor: float = FLOOR) -> Float[Array, "*l n m"]:
+def iou(a: Float[Array, "... n 4"], b: Float[Array, "... m 4"], floor: float = FLOOR) -> Float[Array, "... n m"]:
     """Intersection over union of each box in `a` with each in `b`.
 
     Args:

@@ -15,8 +15,8 @@ UNIT = (1.0, 1.0, 1.0, 1.0)
 
 
 def encode(
-    anchors: Float[Array, "*#l 4"], boxes: Float[Array, "*#l 4"], stds: tuple[float, ...] = UNIT
-) -> Float[Array, "*l 4"]:
+    anchors: Float[Array, "... 4"], boxes: Float[Array, "... 4"], stds: tuple[float, ...] = UNIT
+) -> Float[Array, "... 4"]:
     """(dx, dy, dw, dh) / stds: dx = (x - x_a) / w_a and dw = log(w / w_a) of centre and width; dy and dh likewise.
 
     A box or anchor with a side of 0 gives numbers that are not finite.
@@ -32,11 +32,11 @@ def encode(
 
 
 def decode(
-    anchors: Float[Array, "*#l 4"],
-    deltas: Float[Array, "*#l 4"],
+    anchors: Float[Array, "... 4"],
+    deltas: Float[Array, "... 4"],
     stds: tuple[float, ...] = UNIT,
     sizes: Shaped[Array, "b 2"] | None = None,
-) -> Float[Array, "*l 4"]:
+) -> Float[Array, "... 4"]:
     """The inverse of `encode`, in which dw and dh (times stds) are cut at +-`LIMIT`; dx and dy are not.
 
     Args:

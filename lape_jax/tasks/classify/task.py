@@ -153,7 +153,7 @@ class Classify(Task):
 
     def evaluator(self, config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, source: Source) -> Evaluator:
         batches = inputs.evaluation_batches(config, source)
-        return Evaluator(model, config, mesh, batches, len(source), self.shapes(model.input_shape))
+        return Evaluator(model, config, mesh, batches, len(source), self.shapes(config, model.input_shape))
 
     def inference(self, config: ConfigDict, model: Any) -> Callable[[Any, dict], Any]:
         return loss.evaluation_sums(model, config)

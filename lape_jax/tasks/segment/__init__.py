@@ -14,12 +14,13 @@ check.py       ... on disk, for `python -m lape_jax.prepare check`
 transforms.py  sizes, crops, mirror images and colours
 inputs.py      what of it a config asks for
 pipeline.py    batches of training scenes, and whole scenes for the evaluation, read ahead
+groups.py      what decays
 loss.py        cross entropy of pixels, and mIoU from a matrix of confusions
 limits.py      how narrow an image may be
 sliding.py     windows over an image, and how their logits become those of its pixels
 tiles.py       logits of windows become classes of pixels, tile by tile
 evaluate.py    whole images of any size
 predict.py     maps of a user's own images
-overlays.py    colours, legends, scores of classes
+overlays.py    maps over images, beside each other, legends
 show.py        training crops, comparisons
 """

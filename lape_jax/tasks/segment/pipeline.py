@@ -4,17 +4,13 @@ As in `lape_jax.data.batches`, a batch is a function of (seed, step, position in
 """
 
 import functools
-import weakref
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 
 import numpy as np
 
+from lape_jax.data.ahead import Ahead
 from lape_jax.data.batches import Batches, shuffled_batches
-from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
-from lape_jax.errors import UserError
 from lape_jax.tasks.segment import masks, transforms
 from lape_jax.tasks.segment.scene import Scene
 
@@ -78,7 +74,7 @@ def train_scene_batches(
         total_steps=total_steps,
         threads=threads,
         max_corrupt=max_corrupt,
-        label_shape=shape,
+        fields={"label": (shape, np.int32)},
         chunk=1,  # a scene takes a thread long enough to be a task of its own
         process_index=process_index,
         process_count=process_count,
@@ -87,61 +83,11 @@ def train_scene_batches(
 
 def scenes(
     source: Source[Scene], indices: Sequence[int], channels: int, threads: int, orientation: str = "stored"
-) -> "Scenes":
+) -> Ahead[tuple[np.ndarray, np.ndarray, str]]:
     """The scenes of these indices, whole and in this order: (pixels uint8 (h, w, c), labels int32 (h, w), name)."""
-    return Scenes(source, indices, channels, threads, orientation)
 
+    def read(index: int) -> tuple[np.ndarray, np.ndarray, str]:
+        scene = source[index]
+        return *masks.decode_scene(scene, channels, len(source.classes), orientation), scene.name
 
-class Scenes(Iterator[tuple[np.ndarray, np.ndarray, str]]):
-    """Iterates over scenes that threads decode ahead of time, at most one more than there are threads.
-
-    Close it, or use it as a context manager, to stop the threads before the end. An error is raised by next() when its
-    scene is due, and closes it: UserError for what `masks.decode_scene` refuses and for a file that cannot be read.
-    """
-
-    def __init__(self, source: Source[Scene], indices: Sequence[int], channels: int, threads: int, orientation: str):
-        if threads < 1:
-            raise UserError(f"data.threads is {threads}, but at least one thread must read")
-        self._source, self._channels, self._orientation, self._left = source, channels, orientation, iter(indices)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="scenes")
-        self._pending: deque[Future] = deque()
-        # Also called when this is dropped.
-        self._stop = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
-        for _ in range(threads + 1):
-            self._submit()
-
-    def _submit(self) -> None:
-        for index in self._left:
-            self._pending.append(self._pool.submit(_read, self._source, int(index), self._channels, self._orientation))
-            return
-
-    def __next__(self) -> tuple[np.ndarray, np.ndarray, str]:
-        if not self._pending:
-            self.close()
-            raise StopIteration
-        try:
-            scene = self._pending.popleft().result()
-            self._submit()
-        except CorruptImage as error:
-            self.close()
-            raise UserError(str(error)) from error
-        except BaseException:
-            self.close()
-            raise
-        return scene
-
-    def close(self) -> None:
-        """Stops the threads; a closed iterator has ended."""
-        self._pending.clear()
-        self._stop()
-
-    def __enter__(self) -> "Scenes":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-def _read(source: Source[Scene], index: int, channels: int, orientation: str) -> tuple[np.ndarray, np.ndarray, str]:
-    scene = source[index]
-    return *masks.decode_scene(scene, channels, len(source.classes), orientation), scene.name
+    return Ahead(read, indices, threads)

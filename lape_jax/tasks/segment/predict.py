@@ -15,6 +15,8 @@ from lape_jax.data.corrupt import CorruptImage
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.port import files
+from lape_jax.tasks import images as images_
+from lape_jax.tasks.classes import palette
 from lape_jax.tasks.images import TOP, Found, named, pixels, readable
 from lape_jax.tasks.segment import overlays
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
@@ -24,21 +26,9 @@ LEGEND, CLASSES = "legend.png", "classes.txt"
 
 
 def check_places(images: Found, out: Path) -> None:
-    """Raises UserError if two maps would be called the same, or a file take the place of one that may be the user's.
-
-    That is every image, and whatever lies beside one; elsewhere in `out` earlier predictions are replaced.
-    """
-    makers: dict[Path, Path] = {}
-    for image, name in images.items():
-        for place_ in _places(out, name):
-            if place_ in makers or place_ in (out / LEGEND, out / CLASSES):
-                other = makers.get(place_, "the legend")
-                raise UserError(f"{place_} would be of {other} and of {image}: predict them into two directories")
-            makers[place_] = image
-    beside = {image.resolve().parent for image in images}
-    for place_ in (*makers, out / LEGEND, out / CLASSES):
-        if place_.exists() and place_.resolve().parent in beside:
-            raise UserError(f"{place_} is there already, beside an image: use another --out")
+    """See `lape_jax.tasks.images.check_places`."""
+    others = {out / LEGEND: "the legend", out / CLASSES: "the list of classes"}
+    images_.check_places(images, lambda name: _places(out, name), others)
 
 
 def _places(out: Path, name: Path) -> tuple[Path, Path]:
@@ -51,7 +41,7 @@ def predict(run: Candidate, images: Found, out: Path) -> int:
     config, model, variables, classes = run
     mesh = sharding.make_mesh(config.mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    colours = overlays.palette(len(classes))
+    colours = palette(len(classes))
     covered = np.zeros(len(classes))
     waiting: deque = deque()  # read, but not yet predicted
     evaluator = SceneEvaluator(model, config, mesh, None)

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from lape_jax.data import resample
+from lape_jax.data import resample, rescale
 from lape_jax.data.offline import resize, rewrite, tfds_files
 from lape_jax.errors import UserError, nearest
-from lape_jax.tasks.segment import masks, survey, transforms
+from lape_jax.tasks.segment import masks, survey
 from lape_jax.tasks.segment.check import command
 from lape_jax.tasks.segment.scene import NO_CLASS, Scene
 from lape_jax.tasks.segment.sources import LAYOUTS, SceneFiles, split_names
@@ -104,9 +104,9 @@ def convert(scene: Scene, classes: int, short: int, quality: int, orientation: s
     labels = masks.to_labels(indices, scene, classes)
     height, width = labels.shape
     if 0 < short < min(height, width):
-        height, width = transforms.fit(height, width, (height * width, short))
-        smaller = resample.to_pillow(transforms.resize(found.pixels, height, width))
-        labels = transforms.resize_labels(labels, height, width)
+        height, width = rescale.fit(height, width, (height * width, short))
+        smaller = resample.to_pillow(rescale.resize(found.pixels, height, width))
+        labels = rescale.resize_labels(labels, height, width)
         return Scene(resize.encode(smaller, scene.image, quality), _encode(labels), scene.name)
     image = resize.kept(scene.image, found.pixels, found.orientation, orientation)
     # Bytes 24 and 25 of every PNG are its depth and kind, in its first chunk: 8 bits, grey.

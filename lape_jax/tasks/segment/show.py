@@ -10,11 +10,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.analysis import plots
-from lape_jax.data import decode, order
+from lape_jax.data import order
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
-from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
+from lape_jax.tasks import images
+from lape_jax.tasks.classes import chart, palette, table
 from lape_jax.tasks.segment import inputs, loss, masks, overlays, pipeline, transforms
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
@@ -30,7 +31,7 @@ def crops(config: ConfigDict, source: Source[Scene]) -> tuple[np.ndarray, list[s
     """Crops of training images at step 0 under the colours of their labels, and the classes that cover most of them."""
     images, titles = [], []
     classes, count = source.classes, min(SHEET, len(source))
-    colours = overlays.palette(len(classes))
+    colours = palette(len(classes))
     for position, index in enumerate(order.batch_indices(config.seed, 0, count, len(source))):
         rng = order.augment_rng(config.seed, 0, position)
         with contextlib.suppress(CorruptImage):
@@ -44,15 +45,9 @@ def crops(config: ConfigDict, source: Source[Scene]) -> tuple[np.ndarray, list[s
 
 def windows(config: ConfigDict, source: Source[Scene]) -> Iterator[np.ndarray]:
     """The middle of each image, whose shorter side is resized to that of a window; some at a time."""
-    data, batch = config.data, []
+    data = config.data
     with pipeline.scenes(source, range(len(source)), data.channels, data.threads, data.orientation) as scenes:
-        for pixels, _, _ in scenes:
-            batch.append(decode.eval_crop(pixels, data.image_size, 1.0))
-            if len(batch) == min(SAMPLES, len(source)):
-                yield np.stack(batch)
-                batch = []
-    if batch:
-        yield np.stack(batch)
+        yield from images.middles((pixels for pixels, *_ in scenes), data.image_size, min(SAMPLES, len(source)))
 
 
 def by_class(
@@ -61,11 +56,11 @@ def by_class(
     """Files by name, of the evaluation that was made last; overlays of `count` images. All processes must call it."""
     found, classes = loss.scores(evaluator.matrix), source.classes
     columns = {"iou": found["iou"], "accuracy": found["accuracy"], "pixels": evaluator.matrix.sum(axis=1)}
-    figures = {"iou": overlays.iou_chart(classes, found["iou"])}
+    figures = {"iou": chart(classes, found["iou"], "IoU")}
     if count:
         figures["overlays"] = compare(config, source, count, {"prediction": (evaluator, variables)})
     drawn = {f"{name}.png": plots.render(figure, "png") for name, figure in figures.items()}
-    return {"iou.csv": overlays.class_table(classes, columns).encode()} | drawn
+    return {"iou.csv": table(classes, columns).encode()} | drawn
 
 
 def drawn_overlays(runs: Mapping[str, Candidate], source: Source[Scene], count: int) -> dict[str, bytes]:
@@ -74,16 +69,8 @@ def drawn_overlays(runs: Mapping[str, Candidate], source: Source[Scene], count: 
     Raises:
         UserError: they are not of the same validation images, or these cannot be read.
     """
-    first, *others = runs.values()
-    for other in others:
-        if tuple(other.classes) != tuple(first.classes):
-            raise UserError("these runs know other classes, or number them otherwise (--images=0 does without)")
-        for key in ("source", "path", "name", "val_split", "channels", "orientation"):
-            here, there = (run.config.data[key] for run in (first, other))
-            if here != there:
-                raise UserError(
-                    f"these runs segment other images: data.{key} is {here!r} and {there!r} (--images=0 does without)"
-                )
+    images.check_alike(runs, ("source", "path", "name", "val_split", "channels", "orientation"))
+    first = next(iter(runs.values()))
     predicted = {}
     for label, (config, model, variables, _) in runs.items():
         mesh = sharding.data_mesh()  # whatever devices a run had

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from lape_jax.data.decode import MAX_PIXELS
+from lape_jax.data.rescale import fit, resize, resize_labels, scaled
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment.scene import PADDING
 
@@ -59,25 +60,14 @@ def train_scene(
     return image, target
 
 
-def fit(height: int, width: int, scale: tuple[int, int], factor: float = 1.0) -> tuple[int, int]:
-    """The largest (height, width) of these proportions within `scale` times `factor`: mmcv's arithmetic.
-
-    With limits L = int(factor max(scale)) and S = int(factor min(scale)) of the longer and the shorter side,
-    each side becomes int(side f + 1/2), but at least 1, where f = min(L / longer, S / shorter).
-
-    >>> fit(480, 640, (2048, 512))
-    (512, 683)
-    >>> fit(100, 1000, (2048, 512), 0.5)
-    (102, 1024)
-    """
-    long, short = int(max(scale) * factor), int(min(scale) * factor)
-    return _scaled(height, width, min(long / max(height, width), short / min(height, width)))
-
-
-def canvas_size(height: int, width: int, scale: tuple[int, int], factor: float, least: int) -> tuple[int, int]:
+def canvas_size(
+    height: int, width: int, scale: tuple[int, int], factor: float, least: int, multiple: int = 0
+) -> tuple[int, int]:
     """The (height, width) that an image is evaluated at: `fit`, but the shorter side is `least` at least.
 
-    Either way the image keeps its proportions. `least` is the side of a window, which so never sticks out.
+    Either way the image keeps its proportions. `least` is the side of a window, which so never sticks out. With a
+    `multiple` it is `fit` with both sides enlarged to multiples of that instead, however small: `ResizeToMultiple` of
+    MMSegmentation.
 
     >>> canvas_size(480, 640, (2048, 512), 1.0, 512)
     (512, 683)
@@ -85,34 +75,23 @@ def canvas_size(height: int, width: int, scale: tuple[int, int], factor: float, 
     (512, 683)
     >>> canvas_size(300, 1500, (2048, 512), 1.0, 512)
     (512, 2560)
+    >>> canvas_size(300, 1500, (2048, 512), 1.0, 512, multiple=32)
+    (416, 2048)
 
     Raises:
       UserError: that would be more than `decode.MAX_PIXELS` pixels, as for a very narrow image.
     """
     size = fit(height, width, scale, factor)
-    if min(size) < least:
-        size = _scaled(height, width, least / min(height, width))
+    if multiple:
+        size = -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+    elif min(size) < least:
+        size = scaled(height, width, least / min(height, width))
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(
             f"an image of {width} x {height} pixels (width x height) would be evaluated at {size[1]} x {size[0]}, more "
             f"than {MAX_PIXELS} pixels: it is too narrow for windows of {least}, or the scale too large"
         )
     return size
-
-
-def _scaled(height: int, width: int, factor: float) -> tuple[int, int]:
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
-
-
-def resize(pixels: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "{height} {width} c"]:
-    """Bilinear between pixel centres, without antialiasing, by OpenCV. c is 1 or 3."""
-    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
-    return resized.reshape(height, width, pixels.shape[-1])
-
-
-def resize_labels(labels: Int32[np.ndarray, "h w"], height: int, width: int) -> Int32[np.ndarray, "{height} {width}"]:
-    """Row i is row floor(i h / height) of `labels`, and so for columns, by OpenCV."""
-    return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 def _crop_corner(

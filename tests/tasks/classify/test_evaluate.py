@@ -10,9 +10,10 @@ from lape_jax.data import resident
 from lape_jax.parallel import sharding
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.classify.evaluate import Evaluator
+from lape_jax.tasks.config import base
 
 EXAMPLES, CLASSES = 13, 7
-SHAPES = TASKS["classify"].shapes((1, 1, 1))  # of blank rows, which one process does not need
+SHAPES = TASKS["classify"].shapes(base(), (1, 1, 1))  # of blank rows, which one process does not need
 rng = np.random.default_rng(1)
 DATA = {
     "image": rng.integers(0, 256, (EXAMPLES, 2, 2, 1), np.uint8),

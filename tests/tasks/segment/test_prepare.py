@@ -8,13 +8,12 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lape_jax.data import pictures
+from lape_jax.data import pictures, rescale
 from lape_jax.data.offline import tfds_files
 from lape_jax.data.records import prepared
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import masks
 from lape_jax.tasks.segment import prepare as scenes
-from lape_jax.tasks.segment import transforms as scene_transforms
 from lape_jax.tasks.segment.pipeline import train_scene_batches
 from lape_jax.tasks.segment.records import tfds_scenes
 from lape_jax.tasks.segment.scene import IGNORE, Scene
@@ -145,7 +144,7 @@ def test_larger_scenes_are_reduced(encode, photo):
     scene = Scene(encode(photo), encode(labels), "x", first=1)
     small = scenes.convert(scene, 2, 24, 90)
     pixels, found = masks.decode_scene(small, 3, 2)
-    np.testing.assert_array_equal(pixels, scene_transforms.resize(photo, 24, 36))  # PNG: nothing is lost
+    np.testing.assert_array_equal(pixels, rescale.resize(photo, 24, 36))  # PNG: nothing is lost
     whole = masks.decode_scene(scene, 3, 2)[1]
     np.testing.assert_array_equal(found, whole[np.arange(24) * 40 // 24][:, np.arange(36) * 60 // 36])
     jpeg = scenes.convert(Scene(encode(photo, "JPEG"), encode(labels), "x", first=1), 2, 24, 90).image

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from lape_jax.data.order import augment_rng
+from lape_jax.data.rescale import fit
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import transforms as scene_transforms
-from lape_jax.tasks.segment.transforms import canvas_size, fit, photometric_distortion, train_scene
+from lape_jax.tasks.segment.transforms import canvas_size, photometric_distortion, train_scene
 
 OPTIONS = {"scale": (64, 16), "scale_range": (1.0, 1.0), "max_class": 1.0, "flip": False, "distort": False}
 
