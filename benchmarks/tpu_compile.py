@@ -22,7 +22,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 BATCHES = {"v5e:1x1": 256, "v5e:2x4": 1024, "v5e:16x16": 4096}  # over all chips of the slice
-SCENES = (("v5e:1x1", 8), ("v5e:2x4", 8), ("v5e:2x4", 64))  # for configs that segment
+SCENES = {  # for configs that segment
+    "segmenter_": (("v5e:1x1", 8), ("v5e:2x4", 8), ("v5e:2x4", 64)),
+    "upernet_": (("v5e:1x1", 2), ("v5e:2x4", 16)),
+}
 CHIPS = {"v5e:1x1": 1, "v5e:2x4": 8, "v5e:16x16": 256}
 FAMILIES = (
     "deit_",
@@ -32,7 +35,7 @@ FAMILIES = (
     "t2t_",
     "swin_",
     "ceit_",
-    "segmenter_",
+    *SCENES,
 )  # configs whose names begin so
 POLICIES = ("none", "dots", "dots_without_batch", "attention", "full")
 POLICY_CASES = (("deit_ti", 256), ("deit_s", 128), ("deit_b", 128))  # on one chip
@@ -65,7 +68,7 @@ def main():
     slices = [
         Case(config, name, batch, "")
         for config in configs
-        for name, batch in (SCENES if "segmenter" in config else BATCHES.items())
+        for name, batch in next((SCENES[f] for f in SCENES if Path(config).name.startswith(f)), BATCHES.items())
     ]
     policies = [Case(f"configs/{m}.py", "v5e:1x1", b, p) for m, b in POLICY_CASES for p in POLICIES]
     results = Path(args.results)
@@ -106,7 +109,7 @@ def measure(case: Case) -> dict:
     from lape_jax.parallel import sharding
 
     arg = f"batch={case.batch}" + (",teacher=unread" if "distilled" in case.config else "")
-    arg += ",source=tfds" if "segmenter" in case.config else ""
+    arg += ",source=tfds" if Path(case.config).name.startswith(tuple(SCENES)) else ""
 
     def load(remat):
         return cli.load_config(f"{case.config}:{arg}", "", [("model.remat", remat)] if remat else [])

@@ -8,7 +8,8 @@ Writes to --out, as PNG and as PDF, a row or line for each run (see `lape_jax.an
     correlation_token     how alike the position of one token is to all others, by layer (the paper's figures 1, 3, 4)
     correlation_overall   the same for all tokens
     locality              by layer: how far the likeness reaches, how two-dimensional it is, the size of the position
-    lambda                by layer: lambda_1 to 3 of equation 7, and tokens by position; of runs, which have images
+    lambda                by layer: lambda_1 to 3 of equation 7, and tokens by position; of runs, which have images, but
+                          for those of a ViT-Adapter
     overlays              of runs that segment or detect, if there are images: --overlays=N of them (8), true maps or
                           objects and predicted ones
 and numbers.npz, all of it as arrays, whose keys `lape_jax.analysis.study` lists. Prints a table for each run.
@@ -33,6 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from lape_jax import cli, convert, tasks
+from lape_jax.analysis.activations import unmeasurable
 from lape_jax.analysis.seen import SCRIPT_EPS
 from lape_jax.analysis.study import Study, distinct, render, study, text
 from lape_jax.augment.photometric import normalise
@@ -86,8 +88,11 @@ def load(path: Path, step: str) -> Candidate:
 
 
 def of_run(run: Candidate, count: int, eps: float) -> Study:
-    """A run, measured on `count` of its validation images."""
-    images = validation_images(run, count) if count else None
+    """A run, measured on `count` of its validation images, if that is possible; if not, that is said."""
+    reason = unmeasurable(run.model) if count else ""
+    if reason:
+        print(f"not measured on images: {reason}")
+    images = validation_images(run, count) if count and not reason else None
     label = f"{run.model.joining}, {run.model.pe}" if hasattr(run.model, "joining") else run.config.model.name
     return study(label, run.model, run.variables, images, eps)
 

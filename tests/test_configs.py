@@ -48,7 +48,9 @@ def test_digits_at_their_own_length():
     assert plan.learning_rate(np.arange(plan.total)).argmax() == 5 * 22 - 1  # the last step of the warm-up
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(one, marks=pytest.mark.slow if "upernet_vit_adapter_s" in one else ()) for one in COMMANDS]
+)
 def test_commands_of_the_docstring(command):
     config = cli.load_config(f"{runs.ROOT}/{command}", "")
     assert setup.build_model(config, num_classes=10).param_shapes()

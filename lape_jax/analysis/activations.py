@@ -33,9 +33,11 @@ class Measured(NamedTuple):
         return self.token_energy / self.pe_energy if self.pe_energy else float("inf")
 
 
-def measurable(model: nn.Module) -> bool:
-    """Whether the tokens of a model are told apart from their position: not in a ViT-Adapter, see `measure`."""
-    return not isinstance(model, ViTAdapter)
+def unmeasurable(model: nn.Module) -> str:
+    """Why a model with a position table cannot be measured on images; "" if it can."""
+    if isinstance(model, ViTAdapter):
+        return "a ViT-Adapter adds to the tokens between its blocks: their position cannot be told apart there"
+    return ""
 
 
 def measure(
@@ -56,10 +58,8 @@ def measure(
         UserError: the model has no table or is a ViT-Adapter, `variables` are not its own, or there are no images.
     """
     check_table(model)
-    if not measurable(model):
-        raise UserError(
-            "a ViT-Adapter adds to the tokens between its blocks: their position cannot be told apart there"
-        )
+    if reason := unmeasurable(model):
+        raise UserError(reason)
     norms = [_norm1(block) for block in blocks(model, to_flat(variables, model))]
     step = jax.jit(functools.partial(_sums, model, eps))
     total, count = None, 0

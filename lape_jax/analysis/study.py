@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from lape_jax.analysis import energy, locality, plots
-from lape_jax.analysis.activations import Measured, measurable, measure
+from lape_jax.analysis.activations import Measured, measure, unmeasurable
 from lape_jax.analysis.correlation import Map, centre, maps, relative_biases, table_maps, token_map
 from lape_jax.analysis.seen import IN_STREAM, SCRIPT_EPS, seen
 from lape_jax.errors import UserError
@@ -97,7 +97,7 @@ def study(
         model: any classifier or Segmenter with a position table or a relative bias.
         variables: its.
         images: batches (b, h, w, c), normalised, to measure on; None to do without. Of no use without a position table,
-            or to a model that cannot be measured (`lape_jax.analysis.activations.measurable`).
+            or to a model that cannot be measured (`lape_jax.analysis.activations.unmeasurable`).
         eps: see `lape_jax.analysis.seen`.
 
     Raises:
@@ -107,7 +107,7 @@ def study(
     absolute, relative = position.parse_pe(model.pe)
     biases = relative_biases(model, variables) if relative else []
     stored = table_maps(model, variables) if absolute else []
-    seen = absolute and images is not None and measurable(model)
+    seen = absolute and images is not None and not unmeasurable(model)
     measured = measure(model, variables, images) if seen else []
     return Study(
         label=label,

@@ -30,6 +30,7 @@ class Classifier(nn.Module):
     answers: ClassVar[str] = "image"  # what it gives a class to each of
     bare_rows: ClassVar[int] = 0  # of the tokens before the patches, those that have no PE at all
     unused_rows: ClassVar[int] = 0  # of the rows of a position table before the patches, those that no token has
+    least_batch: ClassVar[int] = 1  # images that it can be trained on at a time
 
     @property
     def joining(self) -> str:
@@ -50,7 +51,8 @@ class Classifier(nn.Module):
         """The same of all variables: the parameters under "params", and the other collections if there are any."""
         return jax.tree.map(lambda leaf: leaf, _variable_shapes(self, jax.config.jax_enable_x64))
 
-    def _check_images(self, shape: tuple) -> None:
+    def check_images(self, shape: tuple) -> None:
+        """Raises UserError unless the model takes images of this shape (batch, height, width, channels)."""
         if shape[1:] != self.input_shape:
             raise UserError(f"the model takes images of shape {self.input_shape}, not {shape[1:]}")
 

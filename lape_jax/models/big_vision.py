@@ -170,7 +170,7 @@ class BigVisionViT(ViT):
         return carry, tables
 
     def _embed(self, images: jax.Array, train: bool) -> tuple[Carry, jax.Array | None, dict[str, jax.Array]]:
-        self._check_images(images.shape)
+        self.check_images(images.shape)
         patches = self.embedding(images.astype(self.dtype))
         tokens = patches.reshape(images.shape[0], -1, self.width)
         if self.pool == "tok":

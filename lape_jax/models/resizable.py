@@ -35,7 +35,8 @@ class ResizableViT(ViT):
         self._check_names({"pe_resize": METHODS})
         super().check()
 
-    def _check_images(self, shape: tuple) -> None:
+    def check_images(self, shape: tuple) -> None:
+        """Raises UserError unless the model takes images of this shape (batch, height, width, channels)."""
         if shape[-1] != self.in_channels or min(shape[1:]) < 1:
             raise UserError(f"the model takes images of {self.in_channels} channels, and not of shape {shape[1:]}")
 

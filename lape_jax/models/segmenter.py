@@ -126,7 +126,7 @@ class Segmenter(ResizableViT):
 
     def embed(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Carry, Float[Array, "l n d"] | None]:
         """As `ViT.embed`, for images of any size."""
-        self._check_images(images.shape)
+        self.check_images(images.shape)
         return super().embed(self._pad(images), train)
 
     def _pad(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

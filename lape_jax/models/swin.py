@@ -214,7 +214,7 @@ class Swin(Classifier):
         Raises:
             UserError: the images do not have the model's `input_shape`.
         """
-        self._check_images(images.shape)
+        self.check_images(images.shape)
         tokens, pe = self.patch_embed(images.astype(self.dtype)), None
         join, table = JOINS[self.joining], self.position_tables[0]
         if table is not None and not join.table_per_layer:

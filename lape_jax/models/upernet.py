@@ -49,6 +49,7 @@ class UperNet(ViTAdapter):
     head_dropout: float = 0.1
 
     answers: ClassVar = "pixel"
+    least_batch: ClassVar = 2
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -88,7 +89,7 @@ class UperNet(ViTAdapter):
             UserError: as a ViT-Adapter; or there is one image in training, where the coarsest map has one pixel, and
                 its BatchNorm would leave nothing of it.
         """
-        if train and images.shape[0] == 1 and not self.is_initializing():
+        if train and images.shape[0] < self.least_batch and not self.is_initializing():
             raise UserError("a UperNet is trained on at least two images at a time, as its coarsest map has one pixel")
         maps, out = super().__call__(images, train)
         out["maps"] = maps

@@ -189,7 +189,7 @@ class ViT(Classifier):
         Raises:
             UserError: the images do not have the model's `input_shape`.
         """
-        self._check_images(images.shape)
+        self.check_images(images.shape)
         tokens = self.patch_embed(images.astype(self.dtype), train)
         rows = [self.cls_token] if self.pool == "token" else []
         rows += [self.dist_token] if self.distilled else []

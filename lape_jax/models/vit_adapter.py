@@ -109,8 +109,9 @@ class ViTAdapter(ResizableViT):
         if any(side % STRIDE for side in pair(self.image_size)):
             raise UserError(f"image_size={self.image_size} is not divisible by {STRIDE}, the stride of the last map")
 
-    def _check_images(self, shape: tuple) -> None:
-        super()._check_images(shape)
+    def check_images(self, shape: tuple) -> None:
+        """Raises UserError unless the model takes images of this shape (batch, height, width, channels)."""
+        super().check_images(shape)
         if any(side % STRIDE for side in shape[1:3]):
             raise UserError(
                 f"the model takes images whose sides are multiples of {STRIDE}, not {shape[1]} x {shape[2]}"

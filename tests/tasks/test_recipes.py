@@ -8,7 +8,9 @@ from lape_jax.errors import UserError
 from lape_jax.tasks.classify import recipes
 from lape_jax.tasks.config import validate
 from lape_jax.tasks.detect import recipes as detection
+from lape_jax.tasks.segment import recipes as scenes
 from lape_jax.train import chrono, groups, optim
+from tests import quick
 
 CIFAR = 50_000
 
@@ -170,6 +172,40 @@ def test_t2t_vit():
     assert (wd["cls_token"], wd["pos_embed"], wd["blocks"]["pe_norm"]["scale"]) == (0.0, 1.0, 0.0)
     tokens = wd["patch_embed"]["attention1"]
     assert (tokens["kqv"]["kernel"], tokens["kqv"]["bias"], tokens["norm1"]["scale"]) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("size", "lr", "drop_path"), quick.first(1, [("ti", 1.2e-4, 0.1), ("s", 6e-5, 0.2)]))
+def test_upernet(size, lr, drop_path):
+    config = scenes.upernet("path=DIR,init=FILE", f"upernet_vit_adapter_{size}")
+    validate(config)
+    assert durations(config, 1263) == {"total": 160_000, "warmup": 1500, "cooldown": 0, "mix": 0}
+    # of lr 1.2e-4; the rate that falls is warmed up
+    published = {0: 1.2e-10, 750: 5.97188e-5, 1499: 1.187965e-4, 1500: 1.18875e-4, 159_999: 7.5e-10}
+    rate = optim.schedule(config.optimizer, 160_000, 1500, batch_size=config.batch_size)
+    assert {step: float(rate(step)) for step in published} == pytest.approx(
+        {step: value * lr / 1.2e-4 for step, value in published.items()}, rel=1e-4
+    )
+    model = models.create(**config.model)
+    assert (model.drop_path, model.head_dropout, model.channels, model.variant) == (drop_path, 0.1, 512, "segmentation")
+    data, segment, optimizer = config.data, config.segment, config.optimizer
+    assert (config.batch_size, config.dtype, config.init.weights) == (16, "bfloat16", "FILE")
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (data.image_size, segment.scale, segment.scale_range) == (512, (2048, 512), (0.5, 2.0))
+    assert (segment.max_class, segment.distort, config.augment.flip, segment.mean_over) == (0.75, True, True, "all")
+    assert (segment.stride, segment.multiple, segment.scales, segment.flip) == (341, 32, (1.0,), False)
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.clip_norm) == ("adamw", lr, 0.01, 0)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
+    lr_mults, wd = groups.multipliers(optimizer, model.param_shapes())
+    assert lr_mults["pos_embed"] == pytest.approx(0.95**13)
+    assert lr_mults["blocks"]["mlp"]["fc1"]["kernel"] == pytest.approx([0.95 ** (12 - i) for i in range(12)])
+    assert (lr_mults["level_embed"], lr_mults["decode_head"]["conv_seg"]["kernel"]) == (1.0, 1.0)
+    assert (wd["pos_embed"], wd["level_embed"], wd["blocks"]["pe_norm"]["scale"]) == (1.0, 1.0, 0.0)
+
+
+def test_a_shorter_run_of_upernet_keeps_its_proportions():
+    config = scenes.upernet("path=DIR,steps=16000,batch=8", "upernet_vit_adapter_ti")
+    assert durations(config, 2526) == {"total": 16_000, "warmup": 150, "cooldown": 0, "mix": 0}
+    assert (config.batch_size, config.optimizer.lr) == (8, 1.2e-4)
 
 
 def test_the_position_table_decays_on_cifar_and_not_in_deit():

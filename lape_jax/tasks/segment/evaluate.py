@@ -1,6 +1,8 @@
 """Segmentation of whole images, of any size, by three programs of fixed shapes.
 
-1. Windows of several images, in batches, become logits of patches.
+1. Windows of several images, in batches, become logits of patches. With `segment.multiple` an image may be smaller than
+   a window: it is its own window then, and each size of such windows has a program of its own for this, as they are
+   exact only as they are. What they give is filled up with zeros, so that the other two programs fit.
 2. An image is worked off in tiles of one size. What a window's patches contribute to a tile is a product with two
    matrices (see `sliding`), which upsamples, averages over windows, and resizes to the image at once. The products with
    the first of them add up to a band, over the windows side by side,
@@ -19,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Float32, Int32, Int64, UInt8
 
 from lape_jax.data.example import Source
 from lape_jax.data.rescale import fit, resize
@@ -41,8 +43,8 @@ class SceneEvaluator:
     Several processes share the images of the data set; each segments its own on its own devices.
 
     Args:
-        model: a Segmenter, called with `train=False`.
-        config: the run's. `data.image_size` is the side of a window, `segment` has stride, scales and flip;
+        model: with `out["masks"]`, called with `train=False`.
+        config: the run's. `data.image_size` is the side of a window, `segment` has stride, multiple, scales and flip;
             `eval_batch_size`, in windows, is rounded up to what the devices divide.
         mesh: of the devices.
         source: the data set; may be None if only `maps` is used.
@@ -52,13 +54,13 @@ class SceneEvaluator:
         matrix: how many pixels of each class (row) were given each class (column), int64, by the last call.
 
     Raises:
-        UserError: a stride that leaves gaps between the windows.
+        UserError: a stride that leaves gaps between the windows, or sides of windows that the model does not take.
     """
 
     def __init__(self, model: Any, config: Any, mesh: Mesh, source: Source[Scene] | None = None):
         self._model, self._config, self._source = model, config, source
         self._grid = model.grid_of((1, *model.input_shape))
-        self._views = _Views(config, self._grid)
+        self._views = _Views(config, model)
         self.limits = limits.of(config, max(self._grid), model.num_classes)
         own = OwnDevices(mesh)
         self._mesh, self._own = own.mesh, own.copy
@@ -139,11 +141,11 @@ class SceneEvaluator:
     def _with_maps(self, variables: Any, read: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Image]:
         """The images (pixels, labels) with the logits of all their windows."""
         waiting: deque[Image] = deque()
-        pool: list[tuple[np.ndarray, View]] = []  # windows without logits yet
+        pools: dict[tuple, list[tuple[np.ndarray, View]]] = {}  # windows without logits yet, by their size
         running: deque[jax.Array] = deque()
 
-        def run() -> None:
-            batch = np.zeros((self._batch_size, *self._model.input_shape), np.uint8)
+        def run(pool: list[tuple[np.ndarray, View]]) -> None:
+            batch = np.zeros((self._batch_size, *pool[0][0].shape), np.uint8)
             for row, (window, _) in zip(batch, pool, strict=False):
                 row[:] = window
             masks = sharding.in_turn(self._logits(variables, jax.device_put(batch, self._rows)), self._mesh)
@@ -159,14 +161,25 @@ class SceneEvaluator:
             waiting.append(Image(labels, [view for view, _ in found]))
             for view, windows in found:
                 for window in windows:
+                    pool = pools.setdefault(window.shape, [])
                     pool.append((window, view))
                     if len(pool) == self._batch_size:
-                        run()
+                        run(pool)
+            if len(waiting) == self._batch_size:  # one has a window of a rare size, perhaps: it is not waited for
+                for pool in _holding(pools, waiting[0]):
+                    run(pool)
             while waiting and waiting[0].complete:
                 yield waiting.popleft()
-        if pool:
-            run()
+        for pool in filter(None, pools.values()):
+            run(pool)
         yield from waiting
+
+
+def _holding(pools: dict[tuple, list[tuple[np.ndarray, View]]], image: Image) -> Iterator[list]:
+    """The pools with windows of this image."""
+    for pool in pools.values():
+        if any(view is own for _, view in pool for own in image.views):
+            yield pool
 
 
 class _Views:
@@ -174,29 +187,42 @@ class _Views:
 
     Args:
         config: the run's.
-        grid: rows and columns of patches in a window.
+        model: that sees the windows.
     """
 
-    def __init__(self, config: Any, grid: tuple[int, int]):
-        self._segment, self._window, self._grid = config.segment, config.data.image_size, grid
-        sliding.anchors(self._window, self._window, self._segment.stride)  # so that a wrong stride is said at once
+    def __init__(self, config: Any, model: Any):
+        self._segment, self._window, self._model = config.segment, config.data.image_size, model
+        self._grid = model.grid_of((1, *model.input_shape))
+        # So that a wrong setting is said at once.
+        sliding.anchors(self._window, self._window, self._segment.stride)
+        if multiple := self._segment.multiple:
+            try:
+                model.check_images((1, multiple, multiple, config.data.channels))
+            except UserError as error:
+                raise UserError(f"config.segment.multiple is {multiple}, but {error}") from error
 
     def __call__(self, pixels: UInt8[np.ndarray, "h w c"]) -> Iterator[tuple[View, list[np.ndarray]]]:
         """Each view and its windows, row by row."""
-        window, stride = self._window, self._segment.stride
+        window, stride, multiple = self._window, self._segment.stride, self._segment.multiple
         for scale in self._segment.scales:
             limits = tuple(self._segment.scale)
-            size = canvas_size(*pixels.shape[:2], limits, scale, window)
+            size = canvas_size(*pixels.shape[:2], limits, scale, window, multiple)
             # At a scale that is too small for a window it is the small image that is enlarged, or it would be no other
             # view of the image than scale 1 gives. (MMSegmentation shows its model the small image.)
             canvas = resize(resize(pixels, *fit(*pixels.shape[:2], limits, scale)), *size)
+            patches = self._model.grid_of((1, *(min(side, window) for side in size), pixels.shape[-1]))
             rows, columns = (
-                sliding.weights(length, side, window, stride, patches)
-                for length, side, patches in zip(pixels.shape, size, self._grid, strict=False)
+                _filled(sliding.weights(length, side, window, stride, count), full)
+                for length, side, count, full in zip(pixels.shape, size, patches, self._grid, strict=False)
             )
             yield View(rows, columns), sliding.windows(canvas, window, stride)
             if self._segment.flip:
                 yield View(rows, columns[:, ::-1]), sliding.windows(canvas[:, ::-1], window, stride)
+
+
+def _filled(weights: Float32[np.ndarray, "n l p"], patches: int) -> Float32[np.ndarray, "n l {patches}"]:
+    """With as many patches as a window of full size has."""
+    return np.pad(weights, ((0, 0), (0, 0), (0, patches - weights.shape[-1])))
 
 
 def _sum_over_processes(matrix: Int64[np.ndarray, "k k"]) -> Int64[np.ndarray, "k k"]:

@@ -15,7 +15,7 @@ class Limits(NamedTuple):
 
     Attributes:
         scale, factors: `segment.scale` and `segment.scales`.
-        window, stride: pixels of a window's side, and from one to the next.
+        window, stride, multiple: pixels of a window's side, from one to the next, and `segment.multiple`.
         grid: patches in a row of a window.
         classes: that there are.
     """
@@ -26,6 +26,7 @@ class Limits(NamedTuple):
     stride: int = 480
     grid: int = 32
     classes: int = 150
+    multiple: int = 0
 
     def check(self, height: int, width: int) -> None:
         """Raises UserError if an image of this size is too narrow or too large.
@@ -34,8 +35,8 @@ class Limits(NamedTuple):
         that what an image takes grows with the square of its length.
         """
         for factor in self.factors:
-            canvas = canvas_size(height, width, tuple(self.scale), factor, self.window)
-            counts = [math.ceil((side - self.window) / self.stride) + 1 for side in canvas]
+            canvas = canvas_size(height, width, tuple(self.scale), factor, self.window, self.multiple)
+            counts = [math.ceil(max(side - self.window, 0) / self.stride) + 1 for side in canvas]
             longest = max(
                 count * max(side, length) for count, side, length in zip(counts, canvas, (height, width), strict=True)
             )
@@ -51,4 +52,5 @@ class Limits(NamedTuple):
 def of(config: Any, grid: int, classes: int) -> Limits:
     """Those of a run whose windows have so many patches in a row."""
     segment = config.segment
-    return Limits(segment.scale, segment.scales, config.data.image_size, segment.stride, grid, classes)
+    sizes = config.data.image_size, segment.stride, grid, classes, segment.multiple
+    return Limits(segment.scale, segment.scales, *sizes)

@@ -128,11 +128,16 @@ def training_loss(model: Any, mean_over: str) -> Callable:
 
 
 def patch_logits(model: Any, config: Any) -> Callable:
-    """The function (variables, windows, uint8 (n, s, s, c)) -> logits of their patches (n, rows, columns, k)."""
+    """The function (variables, windows, uint8 (n, h, w, c)) -> logits of their patches (n, rows, columns, k).
 
-    def logits(variables, windows: UInt8[Array, "n s s c"]) -> Float[Array, "n r c2 k"]:
+    There are as many rows and columns as in a window of full size; those beyond what a smaller one has are 0.
+    """
+    grid = model.grid_of((1, *model.input_shape))
+
+    def logits(variables, windows: UInt8[Array, "n h w c"]) -> Float[Array, "n r c2 k"]:
         _, out = model.apply(variables, normalise(windows, config.data.mean, config.data.std), train=False)
-        return out["masks"]
+        missing = [(0, full - had) for full, had in zip(grid, out["masks"].shape[1:3], strict=True)]
+        return jnp.pad(out["masks"], ((0, 0), *missing, (0, 0)))
 
     return logits
 

@@ -22,20 +22,19 @@ from lape_jax.errors import UserError
 def anchors(length: int, window: int, stride: int) -> list[int]:
     """Where windows begin along an axis of `length` pixels: every `stride`, and the last so that it ends at the end.
 
+    An axis that is shorter than a window is one window as it is.
+
     Raises:
         UserError: there would be gaps between the windows.
-        ValueError: the axis is shorter than a window.
     """
     if not 0 < stride <= window:
         raise UserError(
             f"windows of {window} pixels that begin every {stride} leave gaps: use a stride of at most that"
         )
-    if length < window:
-        raise ValueError(f"an axis of {length} pixels has no window of {window}")
-    return [*range(0, length - window, stride), length - window]
+    return [*range(0, length - window, stride), max(length - window, 0)]
 
 
-def windows(canvas: UInt8[np.ndarray, "h w c"], window: int, stride: int) -> list[UInt8[np.ndarray, "s s c"]]:
+def windows(canvas: UInt8[np.ndarray, "h w c"], window: int, stride: int) -> list[UInt8[np.ndarray, "s s2 c"]]:
     """The windows (views of the canvas), row by row."""
     down, right = (anchors(length, window, stride) for length in canvas.shape[:2])
     return [canvas[top : top + window, left : left + window] for top in down for left in right]
@@ -49,11 +48,12 @@ def weights(
     Args:
         length: pixels of the image along the axis.
         canvas: those of the canvas.
-        window: those of a window.
+        window: those of a window, if the canvas has so many.
         stride: from window to window.
         patches: of a window, along the axis.
     """
     starts = anchors(canvas, window, stride)
+    window = min(window, canvas)
     upsampled = resized(np.eye(patches), window)
     shares, covering = np.zeros((canvas, len(starts), patches)), np.zeros((canvas, 1, 1))
     for index, start in enumerate(starts):

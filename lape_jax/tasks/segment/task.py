@@ -63,6 +63,7 @@ class Segment(Task):
         (("segment.scales",), lambda v: v and rules.numbers(v) and min(v) > 0, "a tuple of numbers above 0"),
         (("segment.max_class",), lambda v: 0 < v <= 1, "above 0 and at most 1 (off)"),
         (("segment.stride",), lambda v: v >= 1, "at least 1"),
+        (("segment.multiple",), lambda v: v >= 0, "at least 1, or 0 (off)"),
     )
     choices: ClassVar = {"segment.mean_over": loss.MEANS}
     ignores = ("data.resident", "data.repeats")
@@ -78,6 +79,9 @@ class Segment(Task):
         segment.distort = True  # brightness, contrast, saturation and hue, each with probability 1/2
         segment.mean_over = "valid"  # the loss is the mean over pixels with a label, or over "all", others counting 0
         segment.stride = 480  # evaluation: pixels from one window to the next
+        # ... sides are enlarged to multiples of this, and one shorter than a window is taken whole; or if it is 0, an
+        # image keeps its proportions, and one that is smaller than a window is enlarged until that fits in
+        segment.multiple = 0
         segment.scales = (1.0,)  # ... factors of `scale`, whose probabilities are averaged
         segment.flip = False  # ... each also mirrored
 
@@ -89,6 +93,14 @@ class Segment(Task):
             )
         if config.data.channels != 3:
             raise UserError(f"config.data.channels is {config.data.channels}: images to segment have 3")
+
+    def check(self, config: ConfigDict, model: Any) -> None:
+        images = config.batch_size // config.optimizer.accumulate
+        if images < model.least_batch:
+            raise UserError(
+                f"config.batch_size / config.optimizer.accumulate is {images}, but {config.model.name} needs at least "
+                f"{model.least_batch} images at a time in training, as its coarsest map has one pixel"
+            )
 
     def open_split(self, config: ConfigDict, split: str) -> Source[Scene]:
         return sources.open_scenes(config.data, split)

@@ -60,10 +60,14 @@ def train_scene(
     return image, target
 
 
-def canvas_size(height: int, width: int, scale: tuple[int, int], factor: float, least: int) -> tuple[int, int]:
+def canvas_size(
+    height: int, width: int, scale: tuple[int, int], factor: float, least: int, multiple: int = 0
+) -> tuple[int, int]:
     """The (height, width) that an image is evaluated at: `fit`, but the shorter side is `least` at least.
 
-    Either way the image keeps its proportions. `least` is the side of a window, which so never sticks out.
+    Either way the image keeps its proportions. `least` is the side of a window, which so never sticks out. With a
+    `multiple` it is `fit` with both sides enlarged to multiples of that instead, however small: `ResizeToMultiple` of
+    MMSegmentation.
 
     >>> canvas_size(480, 640, (2048, 512), 1.0, 512)
     (512, 683)
@@ -71,12 +75,16 @@ def canvas_size(height: int, width: int, scale: tuple[int, int], factor: float, 
     (512, 683)
     >>> canvas_size(300, 1500, (2048, 512), 1.0, 512)
     (512, 2560)
+    >>> canvas_size(300, 1500, (2048, 512), 1.0, 512, multiple=32)
+    (416, 2048)
 
     Raises:
       UserError: that would be more than `decode.MAX_PIXELS` pixels, as for a very narrow image.
     """
     size = fit(height, width, scale, factor)
-    if min(size) < least:
+    if multiple:
+        size = -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+    elif min(size) < least:
         size = scaled(height, width, least / min(height, width))
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(

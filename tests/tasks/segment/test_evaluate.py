@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from types import SimpleNamespace
 
 import cv2
@@ -22,7 +23,8 @@ from tests.models import families
 CLASSES, WINDOW, STRIDE, SCALE = 5, 16, 12, (64, 20)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIZES = [(30, 41), (17, 50), (9, 11), (20, 20), (40, 23), (16, 33)]  # the third is smaller than a window
-VIEWS = {"one": ((1.0,), False), "several": ((0.75, 1.0, 1.5), True)}
+# Scales, mirrored or not, and the multiple. At 0.3 of "whole" all images have a side that is shorter than a window.
+VIEWS = {"one": ((1.0,), False, 0), "several": ((0.75, 1.0, 1.5), True, 0), "whole": ((0.3, 1.0), True, 8)}
 
 
 class Scenes(list):
@@ -51,8 +53,8 @@ def variables():
 
 
 def config(views="one", **settings):
-    scales, flip = VIEWS[views]
-    segment = SimpleNamespace(scale=SCALE, stride=STRIDE, scales=scales, flip=flip)
+    scales, flip, multiple = VIEWS[views]
+    segment = SimpleNamespace(scale=SCALE, stride=STRIDE, scales=scales, flip=flip, multiple=multiple)
     data = SimpleNamespace(image_size=WINDOW, channels=3, mean=MEAN, std=STD, threads=2, orientation="stored")
     changed = {"segment": segment, "data": data, "eval_batch_size": 7} | settings
     return SimpleNamespace(**changed)
@@ -91,25 +93,26 @@ def bilinear(maps, size):
 
 
 def slide(canvas):
-    """Logits (h, w, k) of a canvas, means over the windows."""
+    """Logits (h, w, k) of a canvas, means over the windows, as MMSegmentation counts them."""
     height, width, _ = canvas.shape
     total, windows = np.zeros((height, width, CLASSES)), np.zeros((height, width, 1))
     down = max(height - WINDOW + STRIDE - 1, 0) // STRIDE + 1
     across = max(width - WINDOW + STRIDE - 1, 0) // STRIDE + 1
     for i in range(down):
         for j in range(across):
-            top, left = min(i * STRIDE, height - WINDOW), min(j * STRIDE, width - WINDOW)
-            window = (canvas[top : top + WINDOW, left : left + WINDOW] / 255 - MEAN) / STD
+            bottom, right = min(i * STRIDE + WINDOW, height), min(j * STRIDE + WINDOW, width)
+            top, left = max(bottom - WINDOW, 0), max(right - WINDOW, 0)
+            window = (canvas[top:bottom, left:right] / 255 - MEAN) / STD
             logits, _ = apply()(variables(), window[None].astype(np.float32))
-            total[top : top + WINDOW, left : left + WINDOW] += np.asarray(logits[0], np.float64)
-            windows[top : top + WINDOW, left : left + WINDOW] += 1
+            total[top:bottom, left:right] += np.asarray(logits[0], np.float64)
+            windows[top:bottom, left:right] += 1
     return total / windows
 
 
 @functools.cache
 def in_numpy(views):
     """The classes of all pixels of the scenes, and the matrix of confusions."""
-    scales, flip = VIEWS[views]
+    scales, flip, multiple = VIEWS[views]
     maps, matrix = [], np.zeros((CLASSES, CLASSES), int)
     for scene in scenes():
         size = scene.mask.shape
@@ -119,7 +122,10 @@ def in_numpy(views):
             factor = min(limits[0] / max(size), limits[1] / min(size))
             height, width = (int(side * factor + 0.5) for side in size)
             canvas = cv2.resize(scene.image, (width, height), interpolation=cv2.INTER_LINEAR)
-            if min(height, width) < WINDOW:  # the small image is enlarged, or it would be what scale 1 gives
+            if multiple:
+                height, width = (math.ceil(side / multiple) * multiple for side in (height, width))
+                canvas = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR)
+            elif min(height, width) < WINDOW:  # the small image is enlarged, or it would be what scale 1 gives
                 factor = WINDOW / min(size)
                 height, width = (max(int(side * factor + 0.5), WINDOW) for side in size)
                 canvas = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -176,10 +182,27 @@ def test_maps_are_those_of_the_slow_way():
     assert next(found, None) is None
 
 
-def test_eight_devices_count_as_one_does():
-    segmenting = evaluator("several", data=4, fsdp=2)
+@pytest.mark.slow
+def test_rare_sizes_of_windows_are_not_waited_for():
+    """A window of its own size is run with others that fill no batch, after so many images as a batch has windows."""
+    read = []
+
+    def images():
+        for scene in (scenes()[4], *3 * scenes()[:4]):  # the first is the only one that is taller than wide
+            read.append(scene.name)
+            yield scene.image
+
+    found = evaluator("whole", eval_batch_size=3).maps(variables(), images())
+    np.testing.assert_array_equal(next(found), in_numpy("whole")[0][4])
+    assert len(read) == 3
+    assert len(list(found)) == 12
+
+
+@pytest.mark.parametrize("views", ["several", pytest.param("whole", marks=pytest.mark.slow)])
+def test_eight_devices_count_as_one_does(views):
+    segmenting = evaluator(views, data=4, fsdp=2)
     segmenting(variables())
-    np.testing.assert_array_equal(segmenting.matrix, in_numpy("several")[1])
+    np.testing.assert_array_equal(segmenting.matrix, in_numpy(views)[1])
 
 
 def test_on_several_cpu_devices_a_program_waits_for_the_one_before():
@@ -200,15 +223,17 @@ def test_on_several_cpu_devices_a_program_waits_for_the_one_before():
     assert segmenting(weights) == pytest.approx(expected, rel=1e-6)
 
 
-def test_three_programs_for_images_of_any_size(caplog):
+@pytest.mark.parametrize(("views", "sizes"), [("several", 1), pytest.param("whole", 4, marks=pytest.mark.slow)])
+def test_three_programs_for_images_of_any_size(caplog, views, sizes):
+    """And one more for each other size of windows: here 8 x 8, 8 x 16 and 16 x 8 pixels."""
     weights = variables()  # made before anything is counted
     jax.clear_caches()
-    segmenting = evaluator("several")
+    segmenting = evaluator(views)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         segmenting(weights)
         list(segmenting.maps(weights, [scene.image for scene in scenes()]))
     programs = [record.getMessage().split()[1] for record in caplog.records if record.msg.startswith("Compiling ")]
-    assert sorted(programs) == ["jit(add_band)", "jit(add_window)", "jit(logits)"]
+    assert sorted(programs) == ["jit(add_band)", "jit(add_window)", *sizes * ["jit(logits)"]]
 
 
 def test_counts_beyond_what_the_device_holds(monkeypatch):
@@ -231,6 +256,6 @@ def test_scenes_without_any_label():
 
 
 def test_windows_with_gaps_are_refused_at_once():
-    gaps = SimpleNamespace(scale=SCALE, stride=17, scales=(1.0,), flip=False)
+    gaps = SimpleNamespace(scale=SCALE, stride=17, scales=(1.0,), flip=False, multiple=0)
     with pytest.raises(UserError, match="windows of 16 pixels that begin every 17 leave gaps"):
         evaluator("one", segment=gaps)

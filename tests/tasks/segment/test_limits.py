@@ -40,6 +40,14 @@ def test_the_bound_is_that_of_the_table():
     np.testing.assert_allclose(sliding.weights(100, 3200, 32, 32, 4).sum((0, 2)), 1, rtol=1e-6)
 
 
+def test_with_a_multiple_no_image_is_too_narrow():
+    whole = Limits(stride=341, grid=128, multiple=32)
+    for size in ((1, 9000), (9000, 2), (375, 500), (1, 1), (6000, 4000)):
+        whole.check(*size)
+    with pytest.raises(UserError, match=r"at 20480 x 32 by 60 windows, more than memory is for"):
+        whole._replace(scale=(20480, 5120)).check(1, 9000)
+
+
 def passes(*size):
     try:
         SMALL.check(*size)

@@ -33,9 +33,19 @@ def test_gaps_are_a_user_error(stride):
         sliding.anchors(1024, 512, stride)
 
 
-def test_a_canvas_too_small():
-    with pytest.raises(ValueError, match="an axis of 511 pixels has no window of 512"):
-        sliding.anchors(511, 512, 480)
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [(32, [0]), (416, [0]), (512, [0]), (704, [0, 192]), (2048, [0, 341, 682, 1023, 1364, 1536])],
+)
+def test_anchors_of_vit_adapter(length, expected):
+    """In MMSegmentation an axis that is shorter than a window is a window as it is."""
+    assert sliding.anchors(length, 512, 341) == expected
+
+
+def test_a_short_axis_is_a_window_of_its_own():
+    canvas = np.arange(3 * 6 * 1, dtype=np.uint8).reshape(3, 6, 1)
+    assert [window[..., 0].shape for window in sliding.windows(canvas, 4, 3)] == [(3, 4), (3, 4)]
+    np.testing.assert_allclose(sliding.weights(3, 6, 16, 12, 3), [sliding.resized(sliding.resized(np.eye(3), 6), 3)])
 
 
 def test_windows_go_row_by_row():
