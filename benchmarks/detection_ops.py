@@ -86,87 +86,26 @@ def regions(args):
     import jax
     import jax.numpy as jnp
 
+    from lape_jax.nn.detection import roi_gathers
     from lape_jax.nn.detection.anchors import STRIDES
-    from lape_jax.nn.detection.roi_align import pooled
+    from lape_jax.nn.detection.roi_align import by_products
 
-    kind = jnp.bfloat16 if args.tpu else jnp.float32
-    maps = [jnp.ones((args.images, args.size // s, args.size // s, CHANNELS), kind) for s in STRIDES[:4]]
+    kind, strides = jnp.bfloat16 if args.tpu else jnp.float32, STRIDES[:4]
+    maps = [jnp.ones((args.images, args.size // s, args.size // s, CHANNELS), kind) for s in strides]
 
-    def ours(maps, rois, out):
-        return pooled(maps, rois, STRIDES[:4], out)
+    def of_products(maps, rois, g):
+        return jax.vjp(lambda maps: by_products(maps, rois, strides, g.shape[2]), maps)[1](g)
 
-    forms = {"products": ours, "gathers": functools.partial(by_gathers, strides=STRIDES[:4])}
     for count, out, train in ((1000, 7, False), (100, 14, False), (512, 7, True), (128, 14, True)):
-        for name, form in forms.items():
-            if train and name == "gathers":
-                continue  # its loop has as many turns as it takes, and no gradient
-
-            def run(maps, rois, form=form, out=out, train=train):
-                if not train:
-                    return form(maps, rois, out=out)
-                return jax.grad(lambda maps: jnp.sum(form(maps, rois, out=out).astype(jnp.float32) ** 2))(maps)
-
-            label = f"{count} regions, {out} x {out}{', and the gradient' if train else ''}"
-            yield label, name, run, (maps, jnp.asarray(boxes(args, args.images, count)))
-
-
-def by_gathers(maps, rois, strides, out, block=64):
-    """Pixel by pixel of what a bin sees, fetched from all maps at once; as many as it takes, block by block."""
-    import jax
-    import jax.numpy as jnp
-
-    from lape_jax.nn.detection.roi_align import level, shares
-
-    sizes = [map_.shape[1:3] for map_ in maps]
-    chosen, largest = level(rois, len(maps)), max(max(size) for size in sizes)
-
-    def of_axis(axis):
-        found = 0
-        for index, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
-            box = rois / stride - 0.5
-            share = shares(box[..., 1 - axis], box[..., 3 - axis], out, size[axis])
-            share = jnp.pad(share, ((0, 0), (0, 0), (0, 0), (0, largest - size[axis])))
-            found = jnp.where((chosen == index)[..., None, None], share, found)
-        first = jnp.argmax(found > 0, axis=-1)
-        last = largest - 1 - jnp.argmax(found[..., ::-1] > 0, axis=-1)
-        return found, first, jnp.where(jnp.any(found > 0, axis=-1), last - first + 1, 0)
-
-    (down, top, rows), (across, left, columns) = of_axis(0), of_axis(1)
-    starts = [0]
-    for height, width in sizes:
-        starts.append(starts[-1] + height * width)
-    start, width = (jnp.asarray(x)[chosen] for x in (starts[:-1], [size[1] for size in sizes]))
-    pixels = jnp.concatenate([map_.reshape(map_.shape[0], -1, map_.shape[-1]) for map_ in maps], axis=1)
-
-    def of_block(given):
-        image, down, top, rows, across, left, columns, start, width = given
-
-        def of_row(i, total):
-            y = jnp.minimum(top + i, largest - 1)
-            share_y = jnp.where(i < rows, jnp.take_along_axis(down, y[..., None], axis=-1)[..., 0], 0)
-
-            def of_pixel(j, total):
-                x = jnp.minimum(left + j, largest - 1)
-                share_x = jnp.where(j < columns, jnp.take_along_axis(across, x[..., None], axis=-1)[..., 0], 0)
-                place = start[:, None, None] + y[:, :, None] * width[:, None, None] + x[:, None, :]
-                share = share_y[:, :, None] * share_x[:, None, :]
-                return total + share[..., None] * pixels[image].at[place].get(mode="clip")
-
-            return jax.lax.fori_loop(0, jnp.max(columns), of_pixel, total)
-
-        zeros = jnp.zeros((*top.shape, out, pixels.shape[-1]), pixels.dtype)
-        return jax.lax.fori_loop(0, jnp.max(rows), of_row, zeros).astype(pixels.dtype)
-
-    batch, count = rois.shape[:2]
-    per = -(-count // block)
-
-    def cut(x):
-        x = jnp.pad(x, ((0, 0), (0, per * block - count), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(batch * per, block, *x.shape[2:])
-
-    image = jnp.repeat(jnp.arange(batch), per)
-    found = jax.lax.map(of_block, (image, *map(cut, (down, top, rows, across, left, columns, start, width))))
-    return found.reshape(batch, per * block, *found.shape[2:])[:, :count]
+        given = maps, jnp.asarray(boxes(args, args.images, count))
+        if train:
+            given = *given, jnp.ones((args.images, count, out, out, CHANNELS), kind)
+            forms = of_products, functools.partial(roi_gathers.gradient, strides=strides)
+        else:
+            forms = (functools.partial(form, strides=strides, out=out) for form in (by_products, roi_gathers.features))
+        label = f"{count} regions, {out} x {out}{': the gradient' if train else ''}"
+        for name, form in zip(("products", "gathers"), forms, strict=True):
+            yield label, name, form, given
 
 
 # ---- Suppression

@@ -146,7 +146,7 @@ class MaskRCNN(ViTAdapter):
         region, labels, scores = best_of_classes(
             boxes, scores, self.nms_threshold, self.score_threshold, self.detections
         )
-        boxes = boxes[jnp.arange(boxes.shape[0])[:, None], region, labels]
+        boxes = jax.vmap(lambda boxes, *place: boxes[place])(boxes, region, labels)
         masks = self.mask_head(fpn, boxes * factor[:, None])
         masks = jax.nn.sigmoid(jnp.take_along_axis(masks, labels[:, :, None, None, None], axis=-1)[..., 0])
         valid = scores > -jnp.inf

@@ -5,6 +5,8 @@ area overlap nothing. Source: open-mmlab/mmcv 1.4.2, `ops/nms.py`, which keeps g
 each other; here they are never compared, and no precision is lost.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -55,22 +57,32 @@ def best_of_classes(
         Region, class and score of each, best first (of equals that of the first region, then class); where there are
         no more, 0, 0 and -inf.
     """
-    batch, regions, classes, _ = boxes.shape
-    scores = jnp.where(scores > at_least, scores, -jnp.inf)
-    of_class = boxes.swapaxes(1, 2)  # b k n 4
-
-    def take(left, _):
-        flat = left.reshape(batch, regions * classes)
-        best = jnp.argmax(flat, axis=1)
-        region, label = best // classes, best % classes
-        score = jnp.take_along_axis(flat, best[:, None], axis=1)[:, 0]
-        rivals = jnp.take_along_axis(of_class, label[:, None, None, None], axis=1)[:, 0]
-        box = jnp.take_along_axis(rivals, region[:, None, None], axis=1)
-        over = (iou(rivals, box, floor=0.0)[..., 0] > threshold) | (jnp.arange(regions) == region[:, None])
-        gone = over[:, :, None] & (jnp.arange(classes) == label[:, None, None])
-        return jnp.where(gone, -jnp.inf, left), (region, label, score)
-
-    _, found = jax.lax.scan(take, scores, length=count)
-    region, label, score = (x.swapaxes(0, 1) for x in found)
+    columns = jnp.moveaxis(jnp.where(scores > at_least, scores, -jnp.inf), 2, 1)
+    choose = functools.partial(_best_of_classes, threshold=threshold, count=count)
+    region, label, score = jax.vmap(choose)(jnp.moveaxis(boxes, 2, 1), columns)
     there = score > -jnp.inf
     return jnp.where(there, region, 0), jnp.where(there, label, 0), score
+
+
+def _best_of_classes(
+    boxes: Float[Array, "k n 4"], scores: Float[Array, "k n"], threshold: float, count: int
+) -> tuple[Int[Array, " m"], Int[Array, " m"], Float[Array, " m"]]:
+    """`best_of_classes` of one image. The best of each class is kept at hand, and changes in one class at a time."""
+    classes, regions = scores.shape
+
+    def take(state, _):
+        left, highest, where = state
+        first = jnp.where(highest == jnp.max(highest), where * classes + jnp.arange(classes), classes * regions)
+        label = jnp.argmin(first)
+        region, score = where[label], highest[label]
+        over = iou(boxes[label], boxes[label, region][None], floor=0.0)[:, 0] > threshold
+        column = jnp.where(over | (jnp.arange(regions) == region), -jnp.inf, left[label])
+        after = (
+            left.at[label].set(column),
+            highest.at[label].set(jnp.max(column)),
+            where.at[label].set(jnp.argmax(column)),
+        )
+        return after, (region, label, score)
+
+    start = scores, jnp.max(scores, axis=1), jnp.argmax(scores, axis=1)
+    return jax.lax.scan(take, start, length=count)[1]

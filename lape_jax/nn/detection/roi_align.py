@@ -4,34 +4,58 @@ As open-mmlab/mmcv 1.4.2 does it (`ops/csrc/pytorch/cpu/roi_align.cpp`, aligned,
 for elongated boxes too, as sums over samples are written down in closed form.
 """
 
+import functools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from lape_jax.nn.by_blocks import by_blocks
-from lape_jax.nn.detection.boxes import areas
+from lape_jax.nn.detection import roi_gathers
+from lape_jax.nn.detection.roi_shares import level, shares
 
-FINEST = 56  # sqrt(area) / 56 < 2: the first map; < 4: the second; and so on
 MULTIPLIED = 448  # rows of bins at a time, of all regions of an image
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def pooled(
     maps: Sequence[Float[Array, "b _h _w c"]], rois: Float[Array, "b r 4"], strides: Sequence[int], out: int
 ) -> Float[Array, "b r {out} {out} c"]:
-    """`roi_align` of each region in the one map that fits its size, see `level`."""
+    """`roi_align` of each region in the one map that fits its size, see `level`; in the way that suits the device."""
+    return lax.platform_dependent(
+        maps,
+        rois,
+        cpu=lambda maps, rois: roi_gathers.features(maps, rois, strides, out),
+        default=lambda maps, rois: by_products(maps, rois, strides, out),
+    )
+
+
+def _gradient(strides: Sequence[int], out: int, given: tuple, g: Float[Array, "b r out out c"]) -> tuple:
+    maps, rois = given
+
+    def products(maps, rois, g):
+        return jax.vjp(lambda maps: by_products(maps, rois, strides, out), list(maps))[1](g)[0]
+
+    found = lax.platform_dependent(
+        maps, rois, g, cpu=lambda *args: roi_gathers.gradient(*args, strides), default=products
+    )
+    return jax.tree.unflatten(jax.tree.structure(maps), found), jnp.zeros_like(rois)
+
+
+pooled.defvjp(lambda maps, rois, strides, out: (pooled(maps, rois, strides, out), (maps, rois)), _gradient)
+
+
+def by_products(
+    maps: Sequence[Float[Array, "b _h _w c"]], rois: Float[Array, "b r 4"], strides: Sequence[int], out: int
+) -> Float[Array, "b r {out} {out} c"]:
+    """`pooled`, each region looked at in all maps, of which all but its own count nothing."""
     chosen = level(rois, len(maps))
     return sum(
         roi_align(map_, rois, 1 / stride, out, chosen == index)
         for index, (map_, stride) in enumerate(zip(maps, strides, strict=True))
     )
-
-
-def level(rois: Float[Array, "*l 4"], count: int) -> Int[Array, "*l"]:
-    """floor(log2(sqrt(area) / 56 + 1e-6)) within 0 .. count - 1, without a logarithm that might be rounded down."""
-    size = jnp.sqrt(areas(rois)) / FINEST + 1e-6
-    return sum((size >= 2**index).astype(jnp.int32) for index in range(1, count))
 
 
 def roi_align(
@@ -59,7 +83,7 @@ def roi_align(
     """
     _, rows, columns, _ = maps.shape
     box = lax.stop_gradient(rois) * scale - 0.5
-    down, across = (shares(box[..., i], box[..., i + 2], out, size) for i, size in ((1, rows), (0, columns)))
+    down, across = (shares(box[..., i], box[..., i + 2], out, size, size) for i, size in ((1, rows), (0, columns)))
     if chosen is not None:
         down = jnp.where(chosen[..., None, None], down, 0)
     full = jnp.promote_types(maps.dtype, jnp.float32)  # in which gradients add up
@@ -72,37 +96,3 @@ def roi_align(
 
     found = by_blocks(some, [down, across], [maps.astype(full)], axis=1, into=1, block=max(MULTIPLIED // out, 1))
     return found.astype(maps.dtype)
-
-
-def shares(start: Float[Array, "*l"], end: Float[Array, "*l"], out: int, size: int) -> Float[Array, "*l {out} {size}"]:
-    """How much each of `size` pixels in a row counts in each of `out` bins between `start` and `end`.
-
-    Samples t_j = t_0 + j d, and the pixels k at both sides of one share it: with m of them in (k - 1, k] whose mean is
-    u, and m' in (k, k + 1] whose mean is v, pixel k has (m (u - k + 1) + m' (k + 1 - v)) / n.
-    """
-    side = jnp.maximum(end - start, 0)[..., None, None]
-    samples = jnp.ceil(side / out)
-    step = side / out / jnp.maximum(samples, 1)
-    first = start[..., None, None] + (jnp.arange(out)[:, None] * (side / out) + step / 2)
-    step = jnp.where(step > 0, step, 1)
-
-    def until(limit):
-        """Samples that are not greater."""
-        return jnp.clip(jnp.floor((limit - first) / step) + 1, 0, samples)
-
-    def before(limit):
-        """Samples that are less."""
-        return jnp.clip(jnp.ceil((limit - first) / step), 0, samples)
-
-    def total(low, high, offset):
-        """Of t_j - offset, j from low to high - 1."""
-        return (high - low) * (first - offset + step * (low + high - 1) / 2)
-
-    pixel = jnp.arange(size, dtype=start.dtype)
-    # Between the centres of pixels -1 and `size`; from the first one on, to the last.
-    limits = jnp.arange(-1, size + 1, dtype=start.dtype)
-    counts = until(limits)
-    left, here, right = counts[..., :-2], counts[..., 1:-1], counts[..., 2:]
-    rising = jnp.where(pixel > 0, total(left, here, pixel - 1), here - before(jnp.full((), -1, start.dtype)))
-    falling = jnp.where(pixel < size - 1, -total(here, right, pixel + 1), right - here)
-    return (rising + falling) / jnp.maximum(samples, 1)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from lape_jax.nn.detection import roi_align as module
-from lape_jax.nn.detection.roi_align import level, pooled, roi_align
+from lape_jax.nn.detection import roi_gathers
+from lape_jax.nn.detection.roi_align import by_products, pooled, roi_align
+from lape_jax.nn.detection.roi_shares import level
 from tests.quick import jit
 from tests.reference.cases import uniform
 
@@ -57,12 +59,21 @@ def between(map_, y, x):
     return (1 - (y - top)) * upper + (y - top) * lower
 
 
-def test_by_hand(monkeypatch):
+def by_fetching(maps, rois, scale, out):
+    return roi_gathers.features([maps], rois, (round(1 / scale),), out)
+
+
+each_form = pytest.mark.parametrize("form", [roi_align, by_fetching], ids=["products", "gathers"])
+
+
+@each_form
+def test_by_hand(form, monkeypatch):
     monkeypatch.setattr(module, "MULTIPLIED", 5 * OUT)  # which does not divide the regions
+    monkeypatch.setattr(roi_gathers, "FETCHED", 5)
     map_, rois = uniform("map", (ROWS, COLUMNS, 2)), np.asarray(list(ROIS.values()), np.float64)
     with jax.enable_x64(True):
         given = jnp.asarray(map_)[None], jnp.asarray(rois)[None]
-        found = np.asarray(jit(lambda maps, rois: roi_align(maps, rois, SCALE, OUT))(*given))[0]
+        found = np.asarray(jit(lambda maps, rois: form(maps, rois, SCALE, OUT))(*given))[0]
     for name, roi, value in zip(ROIS, rois, found, strict=True):
         # The largest has 667 x 417 samples in a bin: by hand, axis by axis.
         expected = by_hand(map_, roi, SCALE, OUT) if name != "huge" else by_axes(map_, roi)
@@ -78,12 +89,13 @@ def by_axes(map_, roi):
     return np.stack(columns, axis=1)
 
 
+@each_form
 @pytest.mark.parametrize("out", [7, 14])
-def test_in_float32(out):
+def test_in_float32(form, out):
     map_ = uniform("map", (1, 40, 60, 2)).astype(np.float32)
     corner = 40 * np.abs(uniform("corner", (1, 30, 2)))
     rois = np.concatenate([corner, corner + 2 * np.exp(2 * uniform("side", (1, 30, 2)))], axis=-1).astype(np.float32)
-    found = jit(lambda map_, rois: roi_align(map_, rois, 1.0, out))(map_, rois)
+    found = jit(lambda map_, rois: form(map_, rois, 1.0, out))(map_, rois)
     for roi, value in zip(rois[0], found[0], strict=True):
         np.testing.assert_allclose(value, by_hand(map_[0], roi.astype(np.float64), 1.0, out), rtol=0, atol=1e-4)
 
@@ -125,6 +137,25 @@ def test_each_region_is_looked_at_in_its_map():
     found = jit(lambda maps, rois: pooled(maps, rois.astype(jnp.float32), (4, 8, 16, 32), 7))(maps, rois)
     np.testing.assert_allclose(found[0, :, 0, 0, 0], [1, 10, 100, 1000, 0], rtol=1e-5)
     assert found.shape == (1, 5, 7, 7, 1)
+
+
+def test_both_ways_are_the_same():
+    """Over four maps, with the gradient; this is what a TPU or GPU does beside what a CPU does."""
+    maps = [uniform(f"map {i}", (2, 48 // 2**i, 64 // 2**i, 2)) for i in range(4)]
+    corner, side = 100 * uniform("corner", (2, 40, 2)) + 80, np.exp(4 + 2 * uniform("side", (2, 40, 2)))
+    rois, g = np.concatenate([corner, corner + side], axis=-1), uniform("g", (2, 40, 7, 7, 2))
+    with jax.enable_x64(True):
+        given = [jnp.asarray(map_) for map_ in maps], jnp.asarray(rois)
+        assert set(np.unique(level(given[1], 4))) == {0, 1, 2, 3}
+
+        def of(form):
+            run = jax.vjp(lambda maps, rois: form(maps, rois, (4, 8, 16, 32), 7), *given)
+            return run[0], run[1](jnp.asarray(g))
+
+        found, expected = jit(lambda: [of(form) for form in (pooled, by_products)])()
+    for value, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(value, other, rtol=0, atol=1e-12)
+    assert not found[1][1].any()
 
 
 def test_bfloat16_is_near_float32():
