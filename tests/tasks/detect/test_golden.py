@@ -13,7 +13,7 @@ from lape_jax.nn.detection import anchors
 from lape_jax.tasks.detect import assign, loss, masks, targets
 from lape_jax.tasks.detect.sample import Sample
 from tests.models.compare import assert_close
-from tests.quick import jit
+from tests.quick import cases, jit
 from tests.reference import mask_rcnn_cases
 from tests.reference.mask_rcnn_cases import CASES, HEADS
 
@@ -22,7 +22,7 @@ GOLDEN = pathlib.Path(__file__).parents[2] / "models/golden/mask_rcnn.npz"
 IDLE = ("backbone.up.bias", "backbone.spm.fc1.bias")  # their gradients are rounding
 PLACES = 4  # for objects
 NAMES = {"rpn_class": "rpn_cls", "rpn_box": "rpn_bbox", "class": "cls", "box": "bbox", "mask": "mask"}
-case_by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+case_by_name = cases(CASES, first=["default-96x128"])
 
 
 @functools.cache
