@@ -6,8 +6,9 @@
 
 stablehlo    one function, images -> logits, with its weights inside: images of any number, as uint8 (b, height, width,
              channels); logits (b, classes), or of a model that segments (b, height, width, classes), for windows of
-             one size; or of one that detects, a dict of boxes, scores, labels, masks and valid. Runs wherever JAX
-             does, without lape_jax: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`
+             one size; or of one that detects, a dict of boxes, scores, labels, masks and valid, for canvases of
+             training's size. Runs wherever JAX does, without lape_jax:
+             `jax.export.deserialize(open(FILE, "rb").read()).call(images)`
 safetensors, npz   the weights under the names of PyTorch; safetensors with the metadata model, join, pe, image_size,
              mean, std, num_classes, classes and settings (all attributes of the model)
 
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax import cli, port
+from lape_jax import cli, port, tasks
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError, nearest
 from lape_jax.parallel import sharding
@@ -55,7 +56,8 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
     if args.fold == "true":
         if form != "stablehlo":
             raise UserError("--fold=true needs --format=stablehlo: PyTorch has no names for a folded model")
-        model, variables = port.fold(variables, model)
+        size = image_shape(config, model)[:2]
+        model, variables = port.fold(variables, model, None if size == model.input_shape[:2] else size)
     if form == "stablehlo":
         export_program(path, model, variables, config)
     else:
@@ -81,6 +83,11 @@ def weights(config: ConfigDict, args: argparse.Namespace) -> Trained:
     return found._replace(variables=jax.device_get(found.ema if args.ema == "true" else found.variables))
 
 
+def image_shape(config: ConfigDict, model: nn.Module) -> tuple[int, ...]:
+    """Height, width and channels of the images that the program is for: those of training."""
+    return tasks.of(config).shapes(config, model.input_shape)["image"].shape
+
+
 def export_program(path: Path, model: nn.Module, variables: dict, config: ConfigDict) -> None:
     """Writes what `model` answers as StableHLO with a batch of any size, and compares what it gives with the model."""
     variables = jax.tree.map(jnp.asarray, variables)
@@ -90,14 +97,14 @@ def export_program(path: Path, model: nn.Module, variables: dict, config: Config
     def answer(images):
         return model.apply(variables, normalise(images, config.data.mean, config.data.std), train=False)[0]
 
-    (size,) = jax.export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((size, *model.input_shape), jnp.uint8)
+    (size,), shape = jax.export.symbolic_shape("b"), image_shape(config, model)
+    images = jax.ShapeDtypeStruct((size, *shape), jnp.uint8)
     program = jax.export.export(jax.jit(answer), platforms=PLATFORMS)(images)
     with replacing(path) as file:
         file.write(program.serialize())
     again = jax.export.deserialize(bytearray(path.read_bytes()))
     for count in (1, 3):
-        images = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape), np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
         answers = jax.device_get((jax.jit(answer)(images), again.call(images)))
         for expected, found in zip(*map(jax.tree.leaves, answers), strict=True):
             error, largest = np.abs(found - 1.0 * expected).max(), np.abs(1.0 * expected).max()

@@ -16,6 +16,7 @@ from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.tasks.config import from_json
+from lape_jax.tasks.detect import recipes
 from lape_jax.train import finished
 from tests import runs
 
@@ -106,18 +107,23 @@ def test_a_program_of_big_visions_vit(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_program_of_a_detector(run, tmp_path):
-    """It gives a dict."""
+def test_a_program_of_a_detector(tmp_path):
+    """It gives a dict; with constants for the canvas, which is larger than the images of the position table."""
+    config = recipes.mask_rcnn("source=digits", "mask_rcnn_vit_adapter_ti")
+    config.detect.canvas = (64, 32)
     sizes = {"width": 12, "depth": 4, "heads": 2, "image_size": 32, "deform_heads": 2, "spatial_width": 4}
     sizes |= {"channels": 4, "hidden": 6, "num_classes": 3, "score_threshold": 0.2, "detections": 5, "proposals": 20}
     model = models.create("mask_rcnn_vit_adapter_ti", **sizes)
     with runs.on(1):
         variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-        export.export_program(tmp_path / "m.stablehlo", model, variables, run[1])
+        folded, constants = port.fold(jax.device_get(variables), model, export.image_shape(config, model)[:2])
+        export.export_program(tmp_path / "m.stablehlo", folded, constants, config)
     program = jax.export.deserialize(bytearray((tmp_path / "m.stablehlo").read_bytes()))
-    found = program.call(np.zeros((2, 32, 32, 3), np.uint8))
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 32, 3), np.uint8)
+    found, normal = program.call(images), normalise(jnp.asarray(images), config.data.mean, config.data.std)
     assert found["boxes"].shape == (2, 5, 4)
     assert found["valid"].any()
+    np.testing.assert_allclose(found["scores"], model.apply(variables, normal)[0]["scores"], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

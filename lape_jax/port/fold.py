@@ -22,7 +22,7 @@ BLOCK = "Transformer/encoderblock/"
 BIG_VISION_NAMES = ("pos_embedding", f"{BLOCK}LayerNorm_0/bias", f"{BLOCK}pe_norm/")
 
 
-def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dict]:
+def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] | None = None) -> tuple[nn.Module, dict]:
     """A model with join="folded", and its variables, that gives the logits of `model` with no more work than "default".
 
     Attention of layer l sees LN1_l(x_l) + pe_l = g_l * norm(x_l) + (b_l + pe_l). The sum in brackets depends on the
@@ -33,6 +33,8 @@ def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dic
     Args:
         variables: of `model`.
         model: a ViT of any family with join="lape" or "lape_sharing".
+        size: height and width of the images that the constants are for, of a model that takes images of any size; if
+            not given, those of its `input_shape`.
 
     Raises:
         UserError: the joining has nothing to fold, the model is no ViT, or `variables` are not its variables.
@@ -46,8 +48,9 @@ def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dic
         raise UserError("a model with scan=False cannot be folded: give its blocks stacked, with scan=True")
     flat = to_flat(variables, model)
     table_path, bias_path, norms = BIG_VISION_NAMES if isinstance(model, BigVisionViT) else NAMES
+    size, asked = model.input_shape[:2] if size is None else size, size is not None
     norm = PENorm(model.pe_norm, model.ln_eps, model.bare_rows)
-    pe = model.apply(variables, method=lambda module: module.table_for((1, *module.input_shape)))
+    pe = model.apply(variables, method=lambda module: module.table_for((1, *size, module.in_channels)))
     constants = []
     for layer, bias in enumerate(flat[bias_path]):
         params = {path.removeprefix(norms): flat[path][layer] for path in flat if path.startswith(norms)}
@@ -62,7 +65,9 @@ def fold(variables: Mapping[str, Any], model: nn.Module) -> tuple[nn.Module, dic
     changed = {"join": FOLDED, "pe": model.pe.replace(absolute, position.LEARNABLE), "pe_norm": "layernorm"}
     if model.bare_rows:  # they have no PE, but they have the bias
         changed["cls_pe"] = True
+    if asked:
+        changed["image_size"] = size
     if hasattr(model, "table_size"):  # the constants are for its images
-        changed["table_size"] = model.image_size
+        changed["table_size"] = size if asked else model.image_size
     folded = model.clone(**changed)
     return folded, from_flat(kept, folded)

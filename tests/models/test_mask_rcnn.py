@@ -27,7 +27,7 @@ PASTED = 4  # detections of an image
 
 @pytest.mark.parametrize(
     ("name", "default", "lape"),
-    [("mask_rcnn_vit_adapter_ti", 28_068_512, 4_608), ("mask_rcnn_vit_adapter_s", 47_802_368, 9_216)],
+    quick.first(1, [("mask_rcnn_vit_adapter_ti", 28_068_512, 4_608), ("mask_rcnn_vit_adapter_s", 47_802_368, 9_216)]),
 )
 def test_published_parameter_counts(name, default, lape):
     model = models.create(name)
@@ -48,35 +48,36 @@ def per_level(name, maps):
     return {f"{name}{i}": value for i, value in enumerate(maps, start=1)}
 
 
-def seen(case, model, variables):
-    """Detections and what lies between, without and with scales, and what the heads say of `REGIONS`, traced."""
+def seen(case, model, variables, whole):
+    """Detections and what lies between; if `whole`, also with scales, and what the heads say of `REGIONS`. Traced."""
     images, sizes = jnp.asarray(case.images()), jnp.asarray(case.sizes)
-    scales = jnp.asarray(case.scales)[:, ::-1]  # height first
     found, out = model.apply(variables, images, sizes=sizes)
+    if not whole:
+        return [found], out, ()
+    scales = jnp.asarray(case.scales)[:, ::-1]  # height first
     scaled = model.apply(variables, out["fpn"], out["proposals"], sizes, scales, method="detect")
     fpn, rois = [map_[:1] for map_ in out["fpn"]], jnp.asarray(REGIONS, jnp.float64)[None]
-    heads = [model.apply(variables, fpn, rois, method=method) for method in ("box_head", "mask_head")]
-    features = [pooled(fpn[:4], rois, STRIDES[:4], side) for side in (BOX_SIDE, MASK_SIDE)]
-    return found, scaled, out, heads, features
+    heads = {"box features": pooled(fpn[:4], rois, STRIDES[:4], BOX_SIDE)[0]}
+    heads["mask features"] = pooled(fpn[:4], rois, STRIDES[:4], MASK_SIDE)[0]
+    heads["mask logits"] = model.apply(variables, fpn, rois, method="mask_head")[0]
+    return [found, scaled], out, (model.apply(variables, fpn, rois, method="box_head"), heads)
 
 
-def evaluated(case, **settings):
-    """What `tests.reference.mask_rcnn_answers.evaluated` has, by the same names."""
+def evaluated(case, whole=True, **settings):
+    """What `tests.reference.mask_rcnn_answers.evaluated` has, by the same names; unless `whole`, a part of it."""
     with jax.enable_x64(True):
         model = families.mask_rcnn(case, **settings)
         variables = port.from_torch(case.state(), model)
-        found, scaled, out, heads, features = quick.jit(functools.partial(seen, case, model))(variables)
+        detections, out, heads = quick.jit(functools.partial(seen, case, model, whole=whole))(variables)
     answer = per_level("map", out["maps"]) | per_level("fpn", out["fpn"]) | per_level("rpn_logits", out["rpn_logits"])
     answer |= per_level("rpn_deltas", [x.reshape(*x.shape[:3], 3, 4) for x in out["rpn_deltas"]])
     for i, size in enumerate(case.sizes):
         made = {name: np.asarray(value[i]) for name, value in out["proposals"].items()}
         assert_front(made["valid"])
-        answer |= {
-            f"proposals {i}": made["boxes"][made["valid"]],
-            f"proposal scores {i}": made["scores"][made["valid"]],
-        }
-        for prefix, detections, scale in (("", found, (1, 1)), ("scaled ", scaled, case.scales[i])):
-            one = {name: np.asarray(value[i]) for name, value in detections.items()}
+        kinds = {"proposals": "boxes", "proposal scores": "scores"}
+        answer |= {f"{name} {i}": made[kind][made["valid"]] for name, kind in kinds.items()}
+        for prefix, found, scale in zip(("", "scaled "), detections, ((1, 1), case.scales[i]), strict=False):
+            one = {name: np.asarray(value[i]) for name, value in found.items()}
             assert_front(valid := one.pop("valid"))
             assert not any(value[~valid].any() for value in one.values())
             one = {name: value[valid] for name, value in one.items()}
@@ -85,9 +86,10 @@ def evaluated(case, **settings):
             answer[f"{prefix}pasted {i}"] = np.stack([paste(*pair, *shape) for pair in pairs])
             one["masks"] = np.log(one["masks"]) - np.log1p(-one["masks"])  # logits again
             answer |= {f"{prefix}{name} {i}": value for name, value in one.items()}
-    (answer["class logits"], answer["box deltas"]), masks = (jax.tree.map(lambda x: x[0], head) for head in heads)
-    for name, values in (("box features", features[0][0]), ("mask features", features[1][0]), ("mask logits", masks)):
-        answer |= {f"{name} {j}": value for j, value in enumerate(values)}
+    if whole:
+        (logits, deltas), regions = heads
+        answer |= {"class logits": logits[0], "box deltas": deltas[0]}
+        answer |= {f"{name} {j}": value for name, values in regions.items() for j, value in enumerate(values)}
     return {name: np.asarray(value) for name, value in answer.items()}
 
 
@@ -103,14 +105,22 @@ def assert_same(name, found, expected):
         np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
-@pytest.mark.parametrize("case", [CASES[0], pytest.param(CASES[1], marks=pytest.mark.slow)], ids=lambda case: case.name)
+def test_detections_match_goldens():
+    found = mask_rcnn_cases.stored(evaluated(CASES[0], whole=False))
+    golden = mask_rcnn_cases.golden(GOLDEN, CASES[0].name)
+    assert {"map4", "fpn5", "rpn_deltas1", "proposals 1", "boxes 0", "labels 1", "masks 0", "pasted 1"} < found.keys()
+    for name, value in found.items():
+        assert_same(name, value, golden[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_evaluation_matches_goldens(case):
     found = mask_rcnn_cases.stored(evaluated(case))
     golden = mask_rcnn_cases.golden(GOLDEN, case.name)
-    evaluation = {name for name in golden if not name.startswith(("train ", "grad ", "moved "))}
-    assert found.keys() == evaluation
-    for name in sorted(evaluation):
-        assert_same(name, found[name], golden[name])
+    assert found.keys() == {name for name in golden if not name.startswith(("train ", "grad ", "moved "))}
+    for name, value in found.items():
+        assert_same(name, value, golden[name])
 
 
 @pytest.mark.peer
@@ -158,6 +168,7 @@ def variables(**settings):
     return jax.tree.map(lambda x: x.astype(np.float32), found)
 
 
+@pytest.mark.slow
 def test_shapes_and_types():
     model = tiny(dtype="bfloat16")
     anchors = model.anchors(64, 96)
@@ -289,4 +300,4 @@ def test_wrong_settings_are_user_errors(overrides, message):
 
 def test_wrong_images_are_user_errors():
     with pytest.raises(UserError, match=r"sides are multiples of 32, not 64 x 80"):
-        tiny().apply(variables(), jnp.zeros((1, 64, 80, 3)))
+        jax.eval_shape(tiny().init, jax.random.key(0), jnp.zeros((1, 64, 80, 3)))
