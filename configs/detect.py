@@ -1,9 +1,8 @@
 """Mask R-CNN on ViT-Adapter-Ti on images of your own, with boxes and masks in COCO's format.
 
-    python -m lape_jax.main --config=configs/detect.py:path=DIR --workdir=runs/detect
+    python -m lape_jax.main --config=configs/detect.py:path=DIR,init=WEIGHTS --workdir=runs/detect
     python -m lape_jax.main --workdir=runs/detect \
         --config=configs/detect.py:path=DIR,train=train/_annotations.coco.json,val=valid/_annotations.coco.json
-    python -m lape_jax.main --config=configs/detect.py:path=DIR,init=WEIGHTS,size=512,epochs=24 --workdir=runs/detect
 
 DIR holds train.json and val.json, or what `train` and `val` name, and the images: at the paths that these files have,
 from where the files themselves are. Labelling tools export this as "COCO". WEIGHTS are those of a DeiT-Ti with the same

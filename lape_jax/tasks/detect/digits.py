@@ -6,12 +6,12 @@ from lape_jax.data import sources
 from lape_jax.tasks.detect.photo import Objects, Photo
 
 ROWS, COLUMNS, CELL = 2, 3, (48, 42)  # of an image; each cell holds a digit, somewhere
-LARGEST = 5  # a digit of 8 x 8 pixels is shown 2 to LARGEST times as large
+TIMES = (3, 4, 5)  # a digit of 8 x 8 pixels is shown so many times as large: the smallest anchors find no less
 INK = 64  # of 255: a pixel at least as dark belongs to the digit
 
 
 class DigitPhotos:
-    """Images of 96 x 126 pixels, grey in three equal channels, of six digits of 16 to 40 pixels each.
+    """Images of 96 x 126 pixels, grey in three equal channels, of six digits of 24 to 40 pixels each.
 
     Every digit of the split (`lape_jax.data.sources.digits`) is in one image at most, in an order, at a place and of a
     size that are drawn once and for all: 239 images for training, 59 for validation. The mask of a digit is its ink.
@@ -34,7 +34,7 @@ class DigitPhotos:
         for place in range(ROWS * COLUMNS):
             digit = self._order[ROWS * COLUMNS * index + place]
             size, down, across = self._chance[digit]
-            times = 2 + int(size * (LARGEST - 1))
+            times = TIMES[int(size * len(TIMES))]
             ink = self._digits.images[digit, :, :, 0].repeat(times, axis=0).repeat(times, axis=1)
             row, column = divmod(place, COLUMNS)
             top = row * CELL[0] + int(down * (CELL[0] - 8 * times + 1))
