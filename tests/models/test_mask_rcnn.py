@@ -123,6 +123,27 @@ def test_evaluation_matches_goldens(case):
         assert_same(name, value, golden[name])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_training_sees_and_proposes_as_goldens_do(case):
+    with jax.enable_x64(True):
+        model = families.mask_rcnn(case)
+        variables = port.from_torch(case.state(), model)
+        train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+        images, sizes = jnp.asarray(case.images()), jnp.asarray(case.sizes)
+        (_, out), moved = quick.jit(train)(variables, images, sizes=sizes)
+        state = port.to_torch(jax.tree.map(np.asarray, {"params": variables["params"], **moved}), model)
+    answer = per_level("map", out["maps"]) | per_level("fpn", out["fpn"]) | per_level("rpn_logits", out["rpn_logits"])
+    for i, valid in enumerate(out["proposals"]["valid"]):
+        answer[f"proposals {i}"] = out["proposals"]["boxes"][i][valid]
+    answer = {f"train {name}": np.asarray(value) for name, value in answer.items()}
+    answer |= {f"moved {name}": value for name, value in state.items() if ".running_" in name}
+    found, golden = mask_rcnn_cases.stored(answer), mask_rcnn_cases.golden(GOLDEN, case.name)
+    assert sum(name.startswith("moved ") for name in found) == 20
+    for name, value in found.items():
+        assert_same(name, value, golden[name])
+
+
 @pytest.mark.peer
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
