@@ -10,15 +10,14 @@ import pytest
 from lape_jax import cli
 from lape_jax.train import plan as plans
 from lape_jax.train import setup
-from tests import runs
+from tests import quick, runs
 
 FILES = sorted((runs.ROOT / "configs").glob("*.py"))
 FIRST = ("digits", "segmenter_ti_linear_ade20k")
-COMMANDS = [
-    command
+COMMANDS = {
+    file: re.findall(r"lape_jax\.main --config=(configs/\S+)", ast.get_docstring(ast.parse(file.read_text())))
     for file in FILES
-    for command in re.findall(r"lape_jax\.main --config=(configs/\S+)", ast.get_docstring(ast.parse(file.read_text())))
-]
+}
 
 
 @pytest.mark.parametrize(
@@ -48,9 +47,7 @@ def test_digits_at_their_own_length():
     assert plan.learning_rate(np.arange(plan.total)).argmax() == 5 * 22 - 1  # the last step of the warm-up
 
 
-@pytest.mark.parametrize(
-    "command", [pytest.param(one, marks=pytest.mark.slow if "upernet_vit_adapter_s" in one else ()) for one in COMMANDS]
-)
+@pytest.mark.parametrize("command", [one for commands in COMMANDS.values() for one in quick.first(1, commands)])
 def test_commands_of_the_docstring(command):
     config = cli.load_config(f"{runs.ROOT}/{command}", "")
     assert setup.build_model(config, num_classes=10).param_shapes()
@@ -58,4 +55,4 @@ def test_commands_of_the_docstring(command):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_docstring_says_how_to_run_it(file):
-    assert any(command.partition(":")[0] == f"configs/{file.name}" for command in COMMANDS)
+    assert any(command.partition(":")[0] == f"configs/{file.name}" for command in COMMANDS[file])

@@ -139,6 +139,7 @@ def test_each_region_is_looked_at_in_its_map():
     assert found.shape == (1, 5, 7, 7, 1)
 
 
+@pytest.mark.slow
 def test_both_ways_are_the_same():
     """Over four maps, with the gradient; this is what a TPU or GPU does beside what a CPU does."""
     maps = [uniform(f"map {i}", (2, 48 // 2**i, 64 // 2**i, 2)) for i in range(4)]
