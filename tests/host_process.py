@@ -199,7 +199,7 @@ def detects(workdir):
 
 def scene_evaluator(scenes, mesh):
     data = SimpleNamespace(image_size=4, channels=1, mean=(0.25,), std=(0.5,), threads=1, orientation="stored")
-    segment = SimpleNamespace(scale=(20, 6), stride=3, scales=(1.0,), flip=True)
+    segment = SimpleNamespace(scale=(20, 6), stride=3, scales=(1.0,), flip=True, multiple=0)
     return SceneEvaluator(Patches(), SimpleNamespace(eval_batch_size=4, data=data, segment=segment), mesh, scenes)
 
 
