@@ -111,8 +111,11 @@ def choose(attention: "str | OnDevices", site: Site) -> Choice:
                 break
         long = max(site.queries, site.keys) >= LONG
         return Choice("blocks", f"{LONG} tokens or more; {missing}") if long else Choice("xla", missing)
-    if devices and name in ("cudnn", "pallas") and (missing := obstacle(name, site, devices)):
-        raise UserError(f"attention={name!r} is not possible here, use attention='auto': {missing}")
+    if devices and name in _OBSTACLES:
+        if missing := _OBSTACLES[name](site, devices):
+            raise UserError(f"attention={name!r} is not possible here, use attention='auto': {missing}")
+        if missing := _split(site, devices):  # as of the one image that variables are created with
+            return Choice("xla", missing)
     return Choice(name, "asked for")
 
 

@@ -105,6 +105,14 @@ def kept_bytes(model: Any, shape: tuple[int, ...]) -> float:
     return max(kept - known, 0) / images
 
 
+def compiler_options(deterministic: bool, mesh: Mesh) -> dict[str, bool] | None:
+    """What a training step is compiled with, on GPUs: XLA takes only what adds up in a fixed order, and tunes nothing.
+
+    cuDNN's backward pass and scatters do not by default. (From XLA's sources; it has not run on a GPU here.)
+    """
+    return {"xla_gpu_deterministic_ops": True} if deterministic and mesh.devices.flat[0].platform == "gpu" else None
+
+
 @contextlib.contextmanager
 def noted() -> Iterator[dict[int, Choice]]:
     """{tokens: what attends among so many} of all attention that is traced meanwhile."""
