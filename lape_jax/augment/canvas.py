@@ -2,8 +2,8 @@
 
 What Pillow does: filter along rows, round to 8 bits, filter along columns. Each step is a product with a matrix of
 weights that an image has for itself, zero outside of its box; a canvas is laid out such that neither product needs a
-transposition. The matrices are sums of two in bfloat16, in which pixels are exact: so the results differ from those of
-Pillow's weights in fixed point by less than 0.01 before rounding.
+transposition. On GPUs and TPUs a matrix is a sum of two in bfloat16, in which pixels are exact, so that the results
+differ from those of Pillow's weights in fixed point by less than 0.01 before rounding; CPUs multiply in float32.
 """
 
 import math
@@ -130,9 +130,16 @@ def _cubic(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _product(axes: str, matrices: Float[Array, "b m n"], pixels: UInt8[Array, "b p q"]) -> UInt8[Array, "b r s"]:
     """The products, rounded and clipped to 0 to 255."""
-    pixels = pixels.astype(jnp.bfloat16)
-    # Not by conversion to bfloat16 and back, which XLA may leave out.
-    high = jax.lax.reduce_precision(matrices, **BF16)
-    halves = (part.astype(jnp.bfloat16) for part in (high, matrices - high))
-    total = sum(jnp.einsum(axes, half, pixels, preferred_element_type=jnp.float32) for half in halves)
+
+    def whole(matrices, pixels):
+        return jnp.einsum(axes, matrices, pixels.astype(jnp.float32), precision="highest")
+
+    def halves(matrices, pixels):
+        pixels = pixels.astype(jnp.bfloat16)
+        # Not by conversion to bfloat16 and back, which XLA may leave out.
+        high = jax.lax.reduce_precision(matrices, **BF16)
+        parts = (part.astype(jnp.bfloat16) for part in (high, matrices - high))
+        return sum(jnp.einsum(axes, part, pixels, preferred_element_type=jnp.float32) for part in parts)
+
+    total = jax.lax.platform_dependent(matrices, pixels, cpu=whole, default=halves)
     return jnp.clip(jnp.floor(total + 0.5), 0, 255).astype(jnp.uint8)
