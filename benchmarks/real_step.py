@@ -62,7 +62,7 @@ def _batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDt
     size, channels = config.data.image_size, config.data.channels
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *row.shape), row.dtype, sharding=rows)
-        for name, row in tasks.of(config).shapes(config, (size, size, channels)).items()
+        for name, row in tasks.of(config).host_shapes(config, (size, size, channels)).items()
     }
 
 

@@ -2,6 +2,7 @@
 
     python -m lape_jax.prepare check (--path=DIR | --source=arrays --path=DIR | --name=NAME --path=DATA_DIR) [--all]
     python -m lape_jax.prepare resize (--path=DIR | --name=NAME --path=DATA_DIR) --short=N --out=OUT
+    python -m lape_jax.prepare pack (--path=DIR | --name=NAME --path=DATA_DIR) [--side=N] --out=OUT
     python -m lape_jax.prepare scenes --path=DIR --layout=ade20k|folder --out=OUT [--as=NAME] [--short=N]
     python -m lape_jax.prepare tfds NAME --path=DATA_DIR [--manual=DIR]
     python -m lape_jax.prepare cifar --path=OFFICIAL_FILES --out=OUT
@@ -11,6 +12,9 @@ check   says what is there and which images cannot be read, also of images/, mas
 resize  writes a copy with the shorter side of every image reduced to N pixels, as OUT/NAME_N/1.0.0, a TFDS data set in
         array_record. The same command goes on with a copy that was interrupted. Images are turned as EXIF says, unless
         --orientation=stored, which is the default for TFDS data sets.
+pack    writes whole images, decoded and reduced to fit N x N pixels (256), as the directory OUT for data.source=packed:
+        a host then has nothing to do but to copy them. As with resize, the same command goes on with what was begun,
+        and --orientation says which way images are turned.
 scenes  writes images and maps of classes (ADEChallengeData2016, or images/, masks/ and classes.txt) as OUT/NAME/1.0.0,
         such a TFDS data set too, once it has looked at all of them; classes count from 0 and 255 is none. With --short
         images and maps of a longer shorter side are reduced to it, also those that an evaluation counts.
@@ -19,7 +23,8 @@ tfds    downloads a TFDS data set into array_record, for which TFDS needs Tensor
 cifar   turns the official files of CIFAR-10 or CIFAR-100 into train.npz and val.npz for data.source=arrays.
 
 DIR holds a directory for each split and in it one for each class (--source=folder, the default without --name), or
-SPLIT.npz (--source=arrays). DATA_DIR is laid out as TFDS does it; --path= of it can be left out where TFDS knows it.
+SPLIT.npz (--source=arrays), or is what `pack` wrote. DATA_DIR is laid out as TFDS does it; --path= of it can be left
+out where TFDS knows it.
 """
 
 import argparse
@@ -30,13 +35,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lape_jax import cli
-from lape_jax.data import exif
-from lape_jax.data.offline import check, cifar, splits
+from lape_jax.data import canvas, exif, packed
+from lape_jax.data.offline import check, cifar, pack, splits
 from lape_jax.errors import UserError
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.task import Preparation
 
-COMMANDS = ("check", "resize", "tfds", "cifar")
+READING = ("check", "resize", "pack")  # commands on a data set of images with a class each
+COMMANDS = ("check", "resize", "pack", "tfds", "cifar")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,6 +58,11 @@ def main(argv: Sequence[str]) -> None:
             resize.copy(
                 args.set, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
                 threads=args.threads, max_corrupt=args.max_corrupt, orientation=args.orientation, say=say,
+            )  # fmt: skip
+        case "pack":
+            pack.copy(
+                args.set, args.splits, args.out, side=args.side, threads=args.threads, max_corrupt=args.max_corrupt,
+                orientation=args.orientation, say=say,
             )  # fmt: skip
         case "tfds":
             from lape_jax.data.offline import download
@@ -86,11 +97,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     place = {"type": os.path.expanduser, "default": "", "metavar": "DIR"}
     for option in add.values():
         option("--path", help="where the data set is", **place)
-    for option in (add["check"], add["resize"]):
+    for option in (add[name] for name in READING):
         option("--source", default="", help=f"kind of data set: {', '.join(splits.KINDS)}")
         option("--name", default="", help="of a TFDS data set: NAME[/CONFIG][:VERSION]")
         option("--train", default="train", help="the split that defines the classes (default %(default)s)")
-    for option in (add[name] for name in ("check", "resize", *of_tasks())):
+    for option in (add[name] for name in (*READING, *of_tasks())):
         option("--splits", default="", metavar="A,B", help="only these")
         option("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
     for name in ("resize", *of_tasks()):
@@ -98,23 +109,35 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add[name]("--short", type=int, required=name == "resize", metavar="N", help=shorter)
         add[name]("--quality", type=int, default=90, help="of JPEG (default %(default)s)")
     add["check"]("--all", action="store_true", help="read all images, not only some of each split")
-    add["resize"]("--max-corrupt", type=int, default=10, help="how many unreadable images are left out at most")
-    add["resize"]("--orientation", default="", choices=exif.CHOICES, help="by EXIF (default: view; of TFDS stored)")
+    for option in (add["resize"], add["pack"]):
+        option("--max-corrupt", type=int, default=10, help="how many unreadable images are left out at most")
+        option("--orientation", default="", choices=exif.CHOICES, help="by EXIF (default: view; of TFDS stored)")
+    add["pack"](
+        "--side", type=int, default=canvas.SIDE, metavar="N", help="pixels that an image fits into (%(default)s)"
+    )
     add["resize"]("--as", dest="new_name", default="", metavar="NAME", help="of the copy, instead of NAME_N")
     for name, one in of_tasks().items():
         one.options(parsers[name])
     add["tfds"]("name", metavar="NAME", help="NAME[/CONFIG][:VERSION]")
     add["tfds"]("--manual", help="where files are that must be downloaded by hand", **place)
-    for name in ("resize", "cifar", *of_tasks()):
+    for name in ("resize", "pack", "cifar", *of_tasks()):
         add[name]("--out", required=True, help="where the result goes", **place)
     args = parser.parse_args(argv)
-    for name, low, high in (("threads", 1, 1024), ("short", 8, 8192), ("quality", 1, 95), ("max_corrupt", 0, 10**9)):
+    limits = {
+        "threads": (1, 1024),
+        "short": (8, 8192),
+        "side": pack.SIDES,
+        "quality": (1, 95),
+        "max_corrupt": (0, 10**9),
+    }
+    for name, (low, high) in limits.items():
         value = getattr(args, name, None)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name.replace('_', '-')} is {value}: it must be {low} to {high}")
-    if args.command in ("check", "resize"):
-        args.set = splits.DataSet(args.source or ("tfds" if args.name else "folder"), args.path, args.name, args.train)
-    if args.command == "resize":
+    if args.command in READING:
+        found = "tfds" if args.name else "packed" if packed.is_pack(args.path) else "folder"
+        args.set = splits.DataSet(args.source or found, args.path, args.name, args.train)
+    if args.command in ("resize", "pack"):
         args.orientation = args.orientation or ("stored" if args.set.kind == "tfds" else "view")
     return args
 

@@ -93,7 +93,7 @@ def test_a_home_directory_is_expanded(run, photos, monkeypatch):
         (["check"], "--path=DIR is missing"),
         (
             ["check", "--source=folders"],
-            "--source: 'folders' is not one of folder, arrays, tfds (did you mean 'folder'",
+            "--source: 'folders' is not one of folder, arrays, tfds, packed (did you mean 'folder'",
         ),
         (["check", "--pth=x"], "unrecognized arguments: --pth=x"),
         (["check", "--path=/nowhere"], "--path=/nowhere is not a directory"),

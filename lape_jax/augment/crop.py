@@ -14,6 +14,7 @@ from lape_jax.errors import UserError, nearest
 DRAWS = 11  # pairs of random numbers for a box: ten tries and a place
 FRACTION_BITS = 22  # of Pillow's fixed-point filter coefficients
 _SPLIT_BITS = 8
+Side = int | Int[Array, ""]  # of an image; if traced, images may have sizes of their own
 
 # Choices of `interpolation`, and the filters that each draws from.
 INTERPOLATIONS = {"bilinear": ("bilinear",), "bicubic": ("bicubic",), "random": ("bilinear", "bicubic")}
@@ -81,20 +82,20 @@ def pad_and_crop(images: UInt8[Array, "b h w c"], keys: jax.Array, pad: int, fil
 
 
 def crop_box(
-    draws: Float[Array, "n 2"], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+    draws: Float[Array, "n 2"], height: Side, width: Side, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
     """A random box of an image, by timm's rules, as `lape_jax.data.boxes.random_box` draws it on the host."""
     box, fits = random_box(draws, height, width, scale, ratio)
-    w = min(width, max(1, round(height * ratio[1])))
-    h = min(height, max(1, round(width / ratio[0])))
+    w = jnp.minimum(width, jnp.maximum(1, jnp.round(height * ratio[1]).astype(jnp.int32)))
+    h = jnp.minimum(height, jnp.maximum(1, jnp.round(width / ratio[0]).astype(jnp.int32)))
     centre = Box((height - h) // 2, (width - w) // 2, h, w)
     return Box(*(jnp.where(fits, drawn, fallback) for drawn, fallback in zip(box, centre, strict=True)))
 
 
 def random_box(
     draws: Float[Array, "n 2"],
-    height: int,
-    width: int,
+    height: Side,
+    width: Side,
     area: tuple[float, float],
     ratio: tuple[float, float],
     *,

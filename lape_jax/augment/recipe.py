@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from lape_jax.augment import crop, erase, geometry, mix, photometric, policies
+from lape_jax.augment import canvas, crop, erase, geometry, mix, photometric, policies
 from lape_jax.errors import UserError, nearest
 
 BATCH_AXES = ("data", "fsdp")  # of the mesh: the batch is split over both, and repeated over the others
@@ -25,8 +25,9 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
     `random_erasing.py` and `mixup.py`.
 
     The function takes {"image": uint8 (b, h, w, c), "label": int (b,), "mask": float (b,)}, rows split over the mesh
-    axes data and fsdp, and returns {"image": float32 (b, image_size, image_size, c), "target": float32 (b,
-    num_classes), "label", "mask"}, split likewise; labels and mask are unchanged. All randomness comes from `key`, that
+    axes data and fsdp. If there is "size", int (b, 2), images lie on canvases, uint8 (b, 3 side, side), to be cropped.
+    It returns {"image": float32 (b, image_size, image_size, c), "target": float32 (b, num_classes), "label", "mask"},
+    split likewise; labels and mask are unchanged. All randomness comes from `key`, that
     of a row from its position in the batch as well: results do not depend on the mesh. While `mixing` (a bool, may be
     traced) is false, mixup and CutMix rest, and labels are still smoothed.
 
@@ -48,6 +49,8 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
     def shard(batch, positions, key, drawn):
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), len(stages) + 1))(positions)
         images, labels, mask = batch["image"], batch["label"], batch["mask"]
+        if "size" in batch:
+            images = canvas.random_resized_crop(images, batch["size"], keys[:, 0], **_crop(data))
         for number, stage in enumerate(stages):
             images = stage(images, keys[:, number]) if stage else images
 
@@ -78,7 +81,7 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
     def apply(batch: dict, key: jax.Array, mixing: Any) -> dict:
         row_key, mix_key = jax.random.split(key)
         drawn = _draw(mix_key, mixing, data.image_size, augment) if mixed else None
-        batch = {name: batch[name] for name in ("image", "label", "mask")}
+        batch = {name: batch[name] for name in ("image", "label", "mask", "size") if name in batch}
         return sharded(batch, jnp.arange(len(batch["label"])), row_key, drawn)
 
     return apply
@@ -92,7 +95,7 @@ def describe(config: Any) -> str:
     elif _resizes(data):
         parts.append(
             f"random-resized crop of area {_range(data.scale)} and ratio {_range(data.ratio)} "
-            f"({data.interpolation}, {'device' if data.resident else 'host'})"
+            f"({data.interpolation}, {'device' if data.resident or canvas.on_canvas(data) else 'host'})"
         )
     parts += ["flip"] * bool(augment.flip)
     parts += [augment.policy] * (augment.policy != "none")
@@ -116,16 +119,14 @@ def _pixel_stages(config: Any) -> tuple[Stage | None, ...]:
     if data.pad:
         random_crop = functools.partial(crop.pad_and_crop, pad=data.pad, fill=0)
     elif data.resident and _resizes(data):
-        random_crop = functools.partial(
-            crop.random_resized_crop,
-            size=data.image_size,
-            scale=data.scale,
-            ratio=data.ratio,
-            interpolation=data.interpolation,
-        )
+        random_crop = functools.partial(crop.random_resized_crop, **_crop(data))
     flip = geometry.random_flip if augment.flip else None
     jitter = policies.make_color_jitter(augment.color_jitter) if augment.color_jitter > 0 else None
     return random_crop, flip, _policy(config), jitter
+
+
+def _crop(data: Any) -> dict[str, Any]:
+    return {"size": data.image_size, "scale": data.scale, "ratio": data.ratio, "interpolation": data.interpolation}
 
 
 def _policy(config: Any) -> Stage | None:

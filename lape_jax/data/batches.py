@@ -30,9 +30,12 @@ _READY = 2
 # A host's share of a global batch, by name: "image", uint8 (b, height, width, channels); what is to be learned of it,
 # "label" or more; and "mask", float32 (b,). Where the mask is 0 there is no example: all else is zero there.
 Batch = dict[str, np.ndarray]
-# Shape and type of what is to be learned of one example, by name.
+# Shape and type of what a batch has of one example, by name.
 Fields = Mapping[str, tuple[tuple[int, ...], Any]]
 CLASS: Fields = {"label": ((), np.int32)}
+# (step, some consecutive positions in the global batch, these rows of the batch, stopped) -> those that cannot be read.
+# It writes the rows in place, and gives up with CancelledError once `stopped` is set.
+Fill = Callable[[int, range, Batch, threading.Event], Sequence[CorruptImage]]
 
 
 def shuffled_batches(
@@ -70,28 +73,68 @@ def shuffled_batches(
       UserError: a batch that does not fit the data set or the processes; while iterating: what `read` raises, or too
         many corrupt items.
     """
-    order.steps_per_epoch(len(source), batch_size, repeats, repeat_ranks)  # fails here, not in a thread
-    shuffling = threading.Lock()  # or at the start of an epoch every thread would shuffle it, all at the same time
-
-    @functools.lru_cache(maxsize=max(8, threads + 1))  # as many steps as threads may work on at once
-    def indices(step: int) -> np.ndarray:
-        with shuffling:
-            return order.batch_indices(seed, step, batch_size, len(source), repeats, repeat_ranks)
+    indices = shuffled_indices(len(source), seed, batch_size, repeats, repeat_ranks, threads)
 
     def read_at(step: int, position: int) -> tuple:
         return read(source[int(indices(step)[position])], order.augment_rng(seed, step, position))
 
     positions = order.host_slice(batch_size, process_index, process_count)
     steps = range(start_step, total_steps)
-    return Batches(read_at, steps, positions, shape, threads, max_corrupt, fields, chunk)
+    fields = {"image": (shape, np.uint8), **fields}
+    return Batches(one_by_one(read_at), steps, positions, fields, threads, max_corrupt, chunk)
+
+
+def shuffled_indices(
+    count: int, seed: int, batch_size: int, repeats: int, repeat_ranks: int, threads: int
+) -> Callable[[int], np.ndarray]:
+    """The function step -> `order.batch_indices` of `count` examples, for so many threads.
+
+    Raises:
+      UserError: as `order.steps_per_epoch`.
+    """
+    order.steps_per_epoch(count, batch_size, repeats, repeat_ranks)  # fails here, not in a thread
+    shuffling = threading.Lock()  # or at the start of an epoch every thread would shuffle it, all at the same time
+
+    @functools.lru_cache(maxsize=max(8, threads + 1))  # as many steps as threads may work on at once
+    def indices(step: int) -> np.ndarray:
+        with shuffling:
+            return order.batch_indices(seed, step, batch_size, count, repeats, repeat_ranks)
+
+    return indices
+
+
+def one_by_one(read: Callable[[int, int], tuple | None]) -> Fill:
+    """Fills rows with what `read` makes of (step, position in the global batch).
+
+    Args:
+      read: gives the values of the fields in their order, None for a place to be left empty, or raises CorruptImage.
+    """
+
+    def fill(step: int, positions: range, rows: Batch, stopped: threading.Event) -> list[CorruptImage]:
+        arrays = [array for name, array in rows.items() if name != "mask"]
+        corrupt = []
+        for row, position in enumerate(positions):
+            if stopped.is_set():
+                raise CancelledError
+            try:
+                if (found := read(step, position)) is not None:
+                    for array, value in zip(arrays, found, strict=True):
+                        array[row] = value
+                    rows["mask"][row] = 1
+            except CorruptImage as error:
+                corrupt.append(error)
+        return corrupt
+
+    return fill
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Some consecutive examples of a batch, and what went wrong with them (the rest is of no use after a failure)."""
+    """Some rows of the batch of a step, and what went wrong with them (the rest is of no use after a failure)."""
 
-    batch: Batch
-    corrupt: tuple[CorruptImage, ...] = ()
+    step: int
+    batch: Batch  # all of it
+    corrupt: Sequence[CorruptImage] = ()
     failure: Exception | None = None  # carried, because Grain rewrites the message of an exception that it passes on
 
 
@@ -102,42 +145,64 @@ class Batches(Iterator[Batch]):
     next() when its batch is due, and closes it.
 
     Args:
-      read: (step, position in the global batch) -> (pixels, label), or more in the order of the `fields`, None for a
-        place to be left empty, or CorruptImage. Runs in threads.
+      fill: writes rows of a batch, in threads.
       steps: those to make, one batch each.
       positions: those that belong to this process.
-      shape: of one image.
+      fields: what a batch has of an example, beside the mask: the image first.
       threads: how many read at a time.
       max_corrupt: how many distinct corrupt images are tolerated.
-      fields: what is to be learned of an example.
       chunk: how many examples are a task for a thread.
+      allocate: (shape, type) -> an array of a batch; `np.zeros` or a faster one, whose content `fill` then replaces.
     """
 
     def __init__(
         self,
-        read: Callable[[int, int], tuple | None],
+        fill: Fill,
         steps: range,
         positions: range,
-        shape: tuple[int, int, int],
+        fields: Fields,
         threads: int,
         max_corrupt: int,
-        fields: Fields = CLASS,
         chunk: int = _CHUNK,
+        allocate: Callable[[tuple[int, ...], Any], np.ndarray] = np.zeros,
     ):
         if threads < 1:
             raise UserError(f"data.threads is {threads}, but at least one thread must read")
-        fields = {"image": (shape, np.uint8), **fields}
-        chunks = [positions[i : i + chunk] for i in range(0, len(positions), chunk)]
-        stopped = threading.Event()
+        fields = {**fields, "mask": ((), np.float32)}
+        count = len(positions)
+        chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+        stopped, begun, beginning = threading.Event(), {}, threading.Lock()
+
+        def batch_of(step: int) -> Batch:
+            """That all threads write into: what they make is where it belongs at once."""
+            with beginning:
+                if step not in begun:
+                    begun[step] = {name: allocate((count, *shape), kind) for name, (shape, kind) in fields.items()}
+                return begun[step]
 
         def make_part(task: int) -> _Part:
-            step, part = divmod(task, len(chunks))
-            return _read_part(read, steps[step], chunks[part], fields, stopped)
+            place, part = divmod(task, len(chunks))
+            step, rows = steps[place], chunks[part]
+            batch = batch_of(step)
+            own = {name: array[rows.start : rows.stop] for name, array in batch.items()}
+            try:
+                return _Part(step, batch, fill(step, positions[rows.start : rows.stop], own, stopped))
+            except CancelledError:  # reaches nobody, but ends the making of a batch that nobody will look at
+                raise
+            except Exception as error:
+                return _Part(step, batch, failure=error)
+
+        def join(parts: Sequence[_Part]) -> _Part:
+            with beginning:
+                batch = begun.pop(parts[0].step)
+            failures = [part.failure for part in parts if part.failure is not None]
+            corrupt = tuple(error for part in parts for error in part.corrupt)
+            return _Part(parts[0].step, batch, corrupt, failures[0] if failures else None)
 
         self._log = CorruptLog(max_corrupt)
         tasks = grain.MapDataset.range(len(steps) * len(chunks)).map(make_part)
         ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        batches = tasks.to_iter_dataset(ahead).batch(len(chunks), batch_fn=_concatenate)
+        batches = tasks.to_iter_dataset(ahead).batch(len(chunks), batch_fn=join)
         # Joins parts to batches in a thread of its own, which also keeps the others busy during a long step.
         iterator = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_READY))
         iterator.start_prefetch()
@@ -179,34 +244,3 @@ def _stop(running: list[grain.DatasetIterator], stopped: threading.Event) -> Non
     stopped.set()
     while running:
         running.pop().close()
-
-
-def _read_part(
-    read: Callable[[int, int], tuple | None],
-    step: int,
-    positions: range,
-    fields: Fields,
-    stopped: threading.Event,
-) -> _Part:
-    arrays = {name: np.zeros((len(positions), *shape), kind) for name, (shape, kind) in fields.items()}
-    batch = {**arrays, "mask": np.zeros(len(positions), np.float32)}
-    corrupt = []
-    for row, position in enumerate(positions):
-        if stopped.is_set():
-            raise CancelledError  # reaches nobody, but ends the making of a batch that nobody will look at
-        try:
-            if (found := read(step, position)) is not None:
-                for array, value in zip(arrays.values(), found, strict=True):
-                    array[row] = value
-                batch["mask"][row] = 1
-        except CorruptImage as error:
-            corrupt.append(error)
-        except Exception as error:
-            return _Part(batch, failure=error)
-    return _Part(batch, tuple(corrupt))
-
-
-def _concatenate(parts: Sequence[_Part]) -> _Part:
-    batch = {name: np.concatenate([part.batch[name] for part in parts]) for name in parts[0].batch}
-    failures = [part.failure for part in parts if part.failure is not None]
-    return _Part(batch, tuple(error for part in parts for error in part.corrupt), failures[0] if failures else None)

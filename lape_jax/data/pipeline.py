@@ -3,7 +3,7 @@
 import numpy as np
 
 from lape_jax.data import decode, order, resample
-from lape_jax.data.batches import Batches, shuffled_batches
+from lape_jax.data.batches import CLASS, Batches, one_by_one, shuffled_batches
 from lape_jax.data.example import Example, Source
 from lape_jax.errors import UserError
 
@@ -94,7 +94,8 @@ def eval_batches(
 
     positions = order.host_slice(batch_size, process_index, process_count)
     steps = range(-(-len(source) // batch_size))
-    return Batches(read, steps, positions, (size, size, channels), threads, max_corrupt=0)
+    fields = {"image": ((size, size, channels), np.uint8), **CLASS}
+    return Batches(one_by_one(read), steps, positions, fields, threads, max_corrupt=0)
 
 
 def read_eval(

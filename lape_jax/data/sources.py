@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from lape_jax.data import listing
+from lape_jax.data import listing, packed
 from lape_jax.data.example import Example, Source
 from lape_jax.data.pictures import NAMES, SUFFIXES
 from lape_jax.errors import UserError, nearest
@@ -20,14 +20,14 @@ from lape_jax.errors import UserError, nearest
 logger = logging.getLogger(__name__)
 
 # By `data.source`, the key of the config that it cannot do without.
-SOURCES = {"digits": "", "folder": "path", "arrays": "path", "tfds": "name"}
+SOURCES = {"digits": "", "folder": "path", "arrays": "path", "tfds": "name", "packed": "path"}
 
 
 def open_split(data_config: Any, split: str) -> Source:
     """Opens what `data_config` describes.
 
     Args:
-      data_config: has the attributes source (one of `SOURCES`), path, name, train_split and val_split.
+      data_config: has the attributes source (one of `SOURCES`), path, name, train_split, val_split, and side of a pack.
       split: "train" or "val"; where it lies is data_config.train_split or data_config.val_split (digits: fixed).
 
     Raises:
@@ -38,6 +38,7 @@ def open_split(data_config: Any, split: str) -> Source:
         "folder": lambda where: folder(data_config.path, where, train=data_config.train_split),
         "arrays": lambda where: arrays(data_config.path, where, train=data_config.train_split),
         "tfds": lambda where: _records(data_config.name, data_config.path, where),
+        "packed": lambda where: packed.open_packed(data_config.path, where, data_config.side),
     }
     return open_by(openers, data_config, split)
 

@@ -126,6 +126,10 @@ class Task:
         """An item of a source, whose classes get other numbers, negative ones for none. Asked by `open_for`."""
         return dataclasses.replace(item, label=numbers[item.label])
 
+    def renumbered(self, source: Any, learned: Sequence[str], numbers: Sequence[int]) -> Any:
+        """The examples under the names `learned`, their classes under other numbers. Asked by `open_for`."""
+        return labels.Relabelled(source, learned, lambda item: self.relabel(item, numbers))
+
     def open_for(self, config: ConfigDict, split: str, learned: Sequence[str], what: str) -> Any:
         """The examples of a split under the numbers and names that `what` has learned. Asked by commands on weights.
 
@@ -139,7 +143,7 @@ class Task:
             _log.warning("%s", found.said)
         if tuple(source.classes) == tuple(learned):
             return source
-        return labels.Relabelled(source, learned, lambda item: self.relabel(item, found.numbers))
+        return self.renumbered(source, learned, found.numbers)
 
     def recognises(self, data: DataSet) -> bool:
         """Whether a data set on disk is laid out for this task in particular. Asked by `prepare check`."""
@@ -173,11 +177,16 @@ class Task:
             "mask": jax.ShapeDtypeStruct((), jnp.float32),
         }
 
+    def host_shapes(self, config: ConfigDict, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        """`shapes` of the batches as the host makes them, if the device crops its images. Asked for what takes their
+        place, too."""
+        return self.shapes(config, image_shape)
+
     def random_batch(self, config: ConfigDict, model: Any, count: int) -> dict[str, np.ndarray]:
         """So many random examples, of no meaning. Asked by what measures a step."""
         rng = np.random.default_rng(0)
         most = {"image": 256, "label": model.num_classes}
-        shapes = self.shapes(config, model.input_shape)
+        shapes = self.host_shapes(config, model.input_shape)
         return {
             name: rng.integers(0, most[name], (count, *row.shape), row.dtype)
             if name in most

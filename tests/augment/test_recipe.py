@@ -24,6 +24,7 @@ def config(channels=3, smoothing=0.1, **options):
         "channels": channels,
         "mean": (0.5, 0.4, 0.3)[:channels],
         "std": (0.25, 0.2, 0.1)[:channels],
+        "source": "folder",
         "resident": False,
         "scale": (0.3, 1.0),
         "ratio": (3 / 4, 4 / 3),

@@ -7,6 +7,8 @@ tfrecord.py    one that is there as tfrecord into array_record, without TensorFl
 resize.py      a copy with smaller images
 scenes.py      a data set for segmentation, from files into array_record
 rewrite.py     the writing of such a copy: in shards, so that it can be interrupted
+pack.py        a copy with images that are decoded already
+parts.py       what writing in shards needs
 tfds_files.py  the files that TFDS wants to find
 cifar.py       the official CIFAR files into .npz files
 """

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lape_jax.data import decode, survey
+from lape_jax.data import canvas, decode, packed, survey
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
 from lape_jax.data.offline.splits import DataSet
@@ -89,7 +89,9 @@ def _command(data: DataSet, names: list[str]) -> str:
     args = ",".join([*parts, *([f"path={path}"] if path else [])])
     config = shlex.quote(f"configs/images.py:{args},val={val}")
     command = f"python -m lape_jax.main --config={config} --workdir=DIR"
-    command += f" --config.data.source={data.kind}" if data.kind == "arrays" else ""
+    command += f" --config.data.source={data.kind}" if data.kind in ("arrays", "packed") else ""
+    if data.kind == "packed" and (side := packed.describe(data.path)["side"]) != canvas.SIDE:
+        command += f" --config.data.side={side}"
     command += f" --config.data.train_split={data.train}" if data.train != "train" else ""
     return command
 

@@ -24,7 +24,7 @@ from PIL import Image
 from lape_jax.data import decode, jpeg
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Example
-from lape_jax.data.offline import rewrite, tfds_files
+from lape_jax.data.offline import parts, rewrite, tfds_files
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 
@@ -102,8 +102,9 @@ def copy(
     Raises:
       UserError: the data set cannot be read, or `name` cannot be one, or as in `rewrite.write`.
     """
-    if data.kind == "arrays":
-        raise UserError("arrays cannot be resized, only image files and TFDS data sets")
+    if data.kind in ("arrays", "packed"):
+        what = "arrays" if data.kind == "arrays" else "packed images"
+        raise UserError(f"{what} cannot be resized, only image files and TFDS data sets")
     splits = {split: data.open(split) for split in data.split_names(wanted)}
     for split, source in splits.items():
         try:
@@ -117,7 +118,7 @@ def copy(
         name = f"{tfds_files.make_name(base)}_{short}"
     tfds_files.check_name(name)
     if data.kind == "folder":
-        rewrite.check_outside(out, data.path)
+        parts.check_outside(out, data.path)
     about = (
         f"{data.title()}, images reduced to a shorter side of at most {short} pixels (Pillow's bicubic filter; JPEG of "
         f"quality {quality}, 4:2:0)"

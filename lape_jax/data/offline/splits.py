@@ -3,15 +3,15 @@
 import os
 from typing import NamedTuple
 
-from lape_jax.data import listing, sources
+from lape_jax.data import listing, packed, sources
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError, nearest
 
-KINDS = ("folder", "arrays", "tfds")
+KINDS = ("folder", "arrays", "tfds", "packed")
 
 
 class DataSet(NamedTuple):
-    """Where a data set is: kind "folder", "arrays" or "tfds", and else as in the config.
+    """Where a data set is: kind "folder", "arrays", "tfds" or "packed", and else as in the config.
 
     `train` is the split that defines the classes of a folder or of arrays.
     """
@@ -36,9 +36,11 @@ class DataSet(NamedTuple):
                 from lape_jax.data.records import open_builder  # imports TFDS
 
                 found = list(open_builder(self.name, self.path).info.splits)
+            case "packed":
+                found = list(packed.describe(self.path)["splits"])
             case unknown:
                 raise UserError(f"--source: {nearest(unknown, KINDS)}")
-        if self.kind != "tfds" and self.train not in found:
+        if self.kind in ("folder", "arrays") and self.train not in found:
             there = ", ".join(sorted(found)) or "none"
             if self.kind == "folder" and any(entry.name.endswith(".npz") for entry in self._entries()):
                 there += " (for its .npz files: --source=arrays)"
@@ -57,6 +59,8 @@ class DataSet(NamedTuple):
                 return sources.folder(self.path, split, self.train)
             case "arrays":
                 return sources.arrays(self.path, split, self.train)
+            case "packed":
+                return packed.open_packed(self.path, split)
             case _:
                 from lape_jax.data.records import tfds_records
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
+from lape_jax.data.offline.parts import publish, write_text
 from lape_jax.errors import UserError
 
 FEATURES = "tensorflow_datasets.core.features"
@@ -74,30 +75,8 @@ def write_shard(path: Path, records: Iterable[bytes]) -> Shard:
         raise OSError(str(error)) from error
     if written != count:
         raise OSError(f"{partial} holds {written} records after {count} were written to it")
-    _publish(partial, path)
+    publish(partial, path)
     return Shard(count, size)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file, all or nothing."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _publish(partial, path)
-
-
-def _publish(partial: Path, path: Path) -> None:
-    """Gives a file its name once its content is on the disk, so that not even a power cut leaves an empty one."""
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_description(

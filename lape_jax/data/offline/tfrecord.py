@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from lape_jax.data.offline import tfds_files
+from lape_jax.data.offline import parts, tfds_files
 from lape_jax.errors import UserError
 
 INFO = "dataset_info.json"
@@ -35,7 +35,7 @@ def convert(builder: tfds.core.DatasetBuilder, say: Callable[[str], None] = prin
             say(f"{split}: {split_info.num_examples:,} records in {split_info.num_shards:,} files of array_record")
         info = json.loads(path.read_text(encoding="utf-8"))
         info["alternativeFileFormats"] = [*info.get("alternativeFileFormats", []), "array_record"]
-        tfds_files.write_text(path, json.dumps(info, indent=2))
+        parts.write_text(path, json.dumps(info, indent=2))
     except OSError as error:
         raise UserError(f"{error.filename or path.parent}: {error.strerror or error}") from error
 

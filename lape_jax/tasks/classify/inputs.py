@@ -6,9 +6,42 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lape_jax.data import pipeline, resident
-from lape_jax.data.batches import Batch
+from lape_jax.augment.canvas import on_canvas
+from lape_jax.data import canvas, pipeline, resident
+from lape_jax.data import survey as data_survey
+from lape_jax.data.batches import Batch, Batches
 from lape_jax.data.example import Source
+from lape_jax.data.packed import PackedSource
+
+
+def training_batches(config: ConfigDict, source: Source, start: int, total: int, part: tuple[int, int]) -> Batches:
+    """Of the steps start..total-1, the i-th of n equal parts: cropped, or on canvases."""
+    data = config.data
+    options = {
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "start_step": start,
+        "total_steps": total,
+        "threads": data.threads,
+        "max_corrupt": data.max_corrupt,
+        "process_index": part[0],
+        "process_count": part[1],
+        "repeats": data.repeats,
+        "repeat_ranks": data.repeat_ranks,
+    }
+    if on_canvas(data):
+        return canvas.train_batches(source, **options)
+    return pipeline.train_batches(source, channels=data.channels, **options, **host_crop(config))
+
+
+def survey(config: ConfigDict, source: Source) -> list[str]:
+    """What is to be said of a training set when a run starts."""
+    if not isinstance(source, PackedSource):
+        return data_survey.start(source, config.data.orientation, config.data.threads)
+    if not source.turned:
+        return []
+    followed = "was followed" if source.orientation == "view" else "was not followed"
+    return [f"{source.turned:,} images of the pack carried an EXIF orientation, which {followed} when it was written"]
 
 
 def host_crop(config: ConfigDict) -> dict[str, Any]:
@@ -41,8 +74,17 @@ def training_set(config: ConfigDict, source: Source) -> Batch:
 def evaluation_batches(config: ConfigDict, source: Source) -> Callable[[int, int, int], Iterable[Batch]]:
     """The function (batch size, i, n) -> the i-th of n equal parts of every batch of an evaluation over `source`.
 
-    A resident data set is decoded once, on the first call.
+    A resident data set is decoded once, on the first call; images of a pack are on canvases.
     """
+    if on_canvas(config.data):
+        return lambda batch_size, i, n: canvas.eval_batches(
+            source, batch_size=batch_size, threads=config.data.threads, process_index=i, process_count=n
+        )
+    return cropped_batches(config, source)
+
+
+def cropped_batches(config: ConfigDict, source: Source) -> Callable[[int, int, int], Iterable[Batch]]:
+    """The same with images as the model sees them, whatever the source."""
     crop = {
         "size": config.data.image_size,
         "channels": config.data.channels,

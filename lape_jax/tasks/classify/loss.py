@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lape_jax.augment import canvas
 from lape_jax.augment.photometric import normalise
 
 SUMS = ("loss", "top1", "examples")  # of training
@@ -81,10 +82,17 @@ def training_loss(model: Any) -> Callable:
 
 
 def evaluation_sums(model: Any, config: Any) -> Callable:
-    """The function (variables, batch) -> {"top1", "top5", "loss", "examples"} sums of one evaluation batch."""
+    """The function (variables, batch) -> {"top1", "top5", "loss", "examples"} sums of one evaluation batch.
+
+    Its images may lie on canvases, as for `lape_jax.augment.recipe.make`.
+    """
+    data = config.data
 
     def sums(variables, batch):
-        images = normalise(batch["image"], config.data.mean, config.data.std)
+        images = batch["image"]
+        if "size" in batch:
+            images = canvas.eval_crop(images, batch["size"], size=data.image_size, crop_ratio=data.crop_ratio)
+        images = normalise(images, data.mean, data.std)
         logits, _ = model.apply(variables, images, train=False)
         label, mask = batch["label"], batch["mask"]
         return {

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lape_jax.augment.photometric import normalise
-from lape_jax.data import decode
+from lape_jax.data import canvas, decode
 from lape_jax.parallel import sharding
 from lape_jax.parallel.arrays import place
 from lape_jax.port import files
@@ -21,13 +21,17 @@ from lape_jax.tasks.task import Candidate
 def predict(run: Candidate, images: Found, out: Path) -> int:
     """Prints and writes the most probable classes of each image that can be read; returns how many can.
 
+    What was trained on a pack is shown images as they would be packed.
+
     They are written as they come, so that what ends this early leaves what was done. Of a name that is no text, what
     cannot be written stands there as an escape, in JSON one that gives the name back.
     """
     data, classes = run.config.data, run.classes
 
     def square(image: Path) -> np.ndarray:
-        return decode.eval_crop(pixels(image, data.channels, data.orientation), data.image_size, data.crop_ratio)
+        whole = pixels(image, data.channels, data.orientation)
+        whole = canvas.fit(whole, data.side) if data.source == "packed" else whole
+        return decode.eval_crop(whole, data.image_size, data.crop_ratio)
 
     done, ranks = 0, range(1, min(TOP, len(classes)) + 1)
     squares = readable(list(images), square, data.threads)

@@ -9,7 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.augment import recipe
-from lape_jax.data import decode, order
+from lape_jax.augment.canvas import on_canvas
+from lape_jax.data import canvas, decode, order
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
 from lape_jax.parallel import sharding
@@ -19,20 +20,26 @@ from lape_jax.tasks.task import SHEET
 
 def augmented(config: ConfigDict, model: Any, source: Source, mixing: bool) -> tuple[np.ndarray, list[str]]:
     """Training images as the model sees them at step 0, but for the normalisation, and what their labels are."""
-    images, labels = [], []
+    images, sizes, labels = [], [], []
+    whole = on_canvas(config.data)
     count = min(SHEET, len(source))
     for position, index in enumerate(order.batch_indices(config.seed, 0, count, len(source))):
         example = source[int(index)]
         rng = order.augment_rng(config.seed, 0, position)
         with contextlib.suppress(CorruptImage):  # training has said so
-            crop = host_crop(config)
-            images.append(decode.train_image(example.image, config.data.channels, example.name, rng=rng, **crop))
+            if whole:
+                images.append(canvas.whole(example.image, config.data.side))
+                sizes.append(example.image.shape[:2])
+            else:
+                crop = host_crop(config)
+                images.append(decode.train_image(example.image, config.data.channels, example.name, rng=rng, **crop))
             labels.append(example.label)
     batch = {
         "image": jnp.asarray(np.stack(images)),
         "label": jnp.asarray(labels, jnp.int32),
         "mask": jnp.ones(len(labels)),
     }
+    batch |= {"size": jnp.asarray(sizes, jnp.int32)} if whole else {}
     mesh = sharding.data_mesh(jax.local_devices()[:1])
     augment = recipe.make(config, num_classes=model.num_classes, mesh=mesh)
     seen = jax.jit(lambda batch, key: augment(batch, key, mixing))(batch, jax.random.key(config.seed))

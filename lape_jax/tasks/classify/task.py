@@ -9,10 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.augment import recipe
+from lape_jax.augment.canvas import on_canvas
 from lape_jax.config import rules
-from lape_jax.data import pipeline, sources, survey
+from lape_jax.data import canvas, sources
 from lape_jax.data.batches import Batch, Batches
 from lape_jax.data.example import Source
+from lape_jax.data.packed import PackedSource
 from lape_jax.errors import UserError
 from lape_jax.models.regnet import RegNet
 from lape_jax.tasks.classify import distill, inputs, loss, predict, sheet
@@ -34,6 +36,7 @@ class Classify(Task):
     }
     rules = (
         (("data.pad",), lambda v: v >= 0, "at least 0"),
+        (("data.side",), lambda v: v >= 1, "at least 1"),
         (("augment.mixup", "augment.cutmix"), lambda v: v >= 0, "at least 0 (0 = off)"),
         (("augment.color_jitter",), lambda v: 0 <= v < 1, "at least 0 (off) and below 1"),
         (("augment.erase_prob", "augment.mix_prob", "augment.mix_switch_prob"), lambda v: 0 <= v <= 1, "from 0 to 1"),
@@ -46,11 +49,13 @@ class Classify(Task):
     choices: ClassVar = {"data.interpolation": ("bicubic", "bilinear", "random"), "augment.order": recipe.ORDERS}
 
     def add_keys(self, config: ConfigDict) -> None:
-        # data.path: of folder the directory that holds train/ and val/, of arrays that of train.npz and val.npz
+        # data.path: of folder the directory that holds train/ and val/, of arrays that of train.npz and val.npz, of
+        # packed the pack
         data = config.data
         data.scale = (0.08, 1.0)  # random-resized crop: range of its area, as a fraction of the image's
         data.ratio = (3 / 4, 4 / 3)  # ... and of its aspect ratio
         data.interpolation = "bicubic"  # of that crop and of the policy's warps: bicubic | bilinear | random
+        data.side = canvas.SIDE  # of packed images, as they were packed
         data.pad = 0  # pixels: above 0, a crop of the padded image takes the place of the random-resized crop
         data.crop_ratio = 0.875  # evaluation: centre crop side / resized shorter side
 
@@ -71,6 +76,8 @@ class Classify(Task):
         distill_.alpha = 0.5  # weight of the teacher's labels in the loss
 
     def validate(self, config: ConfigDict) -> None:
+        if on_canvas(config.data) and config.data.channels != canvas.CHANNELS:
+            raise UserError(f"config.data.channels is {config.data.channels}, but packed images have {canvas.CHANNELS}")
         augment = config.augment
         if augment.color_jitter and augment.policy not in ("none", "three_augment"):
             raise UserError(
@@ -103,34 +110,31 @@ class Classify(Task):
     def open_alone(self, config: ConfigDict, split: str, learned: Sequence[str]) -> Source:
         return sources.open_alone(config.data, split, learned)
 
+    def renumbered(self, source: Source, learned: Sequence[str], numbers: Sequence[int]) -> Source:
+        if isinstance(source, PackedSource):
+            return source.relabelled(learned, numbers)
+        return super().renumbered(source, learned, numbers)
+
     def survey(self, config: ConfigDict, model: Any, train: Source, val: Source) -> list[str]:
-        return survey.start(train, config.data.orientation, config.data.threads)
+        return inputs.survey(config, train)
+
+    def host_shapes(self, config: ConfigDict, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = self.shapes(config, image_shape)
+        if on_canvas(config.data):
+            fields = canvas.fields(config.data.side).items()
+            shapes |= {name: jax.ShapeDtypeStruct(shape, kind) for name, (shape, kind) in fields}
+        return shapes
 
     def training_batches(
         self, config: ConfigDict, source: Source, start: int, total: int, part: tuple[int, int] = (0, 1)
     ) -> Batches:
-        data = config.data
-        return pipeline.train_batches(
-            source,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=start,
-            total_steps=total,
-            channels=data.channels,
-            threads=data.threads,
-            max_corrupt=data.max_corrupt,
-            process_index=part[0],
-            process_count=part[1],
-            repeats=data.repeats,
-            repeat_ranks=data.repeat_ranks,
-            **inputs.host_crop(config),
-        )
+        return inputs.training_batches(config, source, start, total, part)
 
     def resident(self, config: ConfigDict, source: Source) -> Batch | None:
         return inputs.training_set(config, source) if config.data.resident else None
 
     def samples(self, config: ConfigDict, source: Source) -> Iterator[np.ndarray]:
-        batches = inputs.evaluation_batches(config, source)(min(SAMPLES, len(source)), 0, 1)
+        batches = inputs.cropped_batches(config, source)(min(SAMPLES, len(source)), 0, 1)
         return (batch["image"][batch["mask"] > 0] for batch in batches)
 
     def augmentation(self, config: ConfigDict, model: Any, mesh: jax.sharding.Mesh) -> Callable[..., dict]:
@@ -153,7 +157,7 @@ class Classify(Task):
 
     def evaluator(self, config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, source: Source) -> Evaluator:
         batches = inputs.evaluation_batches(config, source)
-        return Evaluator(model, config, mesh, batches, len(source), self.shapes(config, model.input_shape))
+        return Evaluator(model, config, mesh, batches, len(source), self.host_shapes(config, model.input_shape))
 
     def inference(self, config: ConfigDict, model: Any) -> Callable[[Any, dict], Any]:
         return loss.evaluation_sums(model, config)

@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from PIL import Image
 
 from lape_jax.data import resample, rescale
-from lape_jax.data.offline import resize, rewrite, tfds_files
+from lape_jax.data.offline import parts, resize, rewrite, tfds_files
 from lape_jax.errors import UserError, nearest
 from lape_jax.tasks.segment import masks, survey
 from lape_jax.tasks.segment.check import command
@@ -58,7 +58,7 @@ def copy(
     """
     if not os.path.isdir(path):
         raise UserError(f"--path={path} is not a directory" if path else "--path=DIR is missing")
-    rewrite.check_outside(out, path)
+    parts.check_outside(out, path)
     title = os.path.basename(os.path.abspath(path))
     name = name or tfds_files.make_name("ade20k" if layout == "ade20k" else title) + (f"_{short}" if short else "")
     tfds_files.check_name(name)
@@ -153,7 +153,7 @@ def _verify(splits: dict[str, SceneFiles], orientation: str, threads: int, say: 
 
     Also if not a pixel of the first split has a class; of other splits, and of single classes, it says so.
     """
-    progress = rewrite.Progress(sum(map(len, splits.values())), say)
+    progress = parts.Progress(sum(map(len, splits.values())), say)
     bad = 0
 
     def watch(reason: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.offline import rewrite, tfds_files
+from lape_jax.data.offline import parts, rewrite, tfds_files
 from lape_jax.data.records import prepared, tfds_records
 from lape_jax.data.sources import folder
 from lape_jax.errors import UserError
@@ -262,9 +262,9 @@ def test_class_names_that_the_files_cannot_hold(name):
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "parts"), [(7, 3, [2, 2, 3]), (6, 3, [3, 3]), (1, 3, [1]), (4097, 4096, [2048, 2049])]
+    ("count", "size", "lengths"), [(7, 3, [2, 2, 3]), (6, 3, [3, 3]), (1, 3, [1]), (4097, 4096, [2048, 2049])]
 )
-def test_shards_are_equally_long(count, size, parts):
-    ranges = rewrite._cut(count, size)
-    assert [len(part) for part in ranges] == parts
+def test_shards_are_equally_long(count, size, lengths):
+    ranges = parts.cut(count, size)
+    assert [len(part) for part in ranges] == lengths
     assert [index for part in ranges for index in part] == list(range(count))
