@@ -31,7 +31,7 @@ def integer(item: Mapping[str, Any], key: str, where: str, least: int = -(2**62)
         UserError: it is missing, is no whole number, or is less than `least`.
     """
     value = item.get(key)
-    if isinstance(value, float) and value.isinteger():
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**62:
         words = "a whole number" + (f" of at least {least}" if least > -(2**62) else "")
