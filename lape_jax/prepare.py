@@ -4,11 +4,12 @@
     python -m lape_jax.prepare resize (--path=DIR | --name=NAME --path=DATA_DIR) --short=N --out=OUT
     python -m lape_jax.prepare pack (--path=DIR | --name=NAME --path=DATA_DIR) [--side=N] --out=OUT
     python -m lape_jax.prepare scenes --path=DIR --layout=ade20k|folder --out=OUT [--as=NAME] [--short=N]
+    python -m lape_jax.prepare objects --path=DIR --out=OUT [--as=NAME] [--short=N]
     python -m lape_jax.prepare tfds NAME --path=DATA_DIR [--manual=DIR]
     python -m lape_jax.prepare cifar --path=OFFICIAL_FILES --out=OUT
 
-check   says what is there and which images cannot be read, also of images/, masks/ and classes.txt (or ADE20K's files);
-        exit code 2 if something cannot be used.
+check   says what is there and which images cannot be read, also of images/, masks/ and classes.txt (or ADE20K's files),
+        and of annotations in COCO's format; exit code 2 if something cannot be used.
 resize  writes a copy with the shorter side of every image reduced to N pixels, as OUT/NAME_N/1.0.0, a TFDS data set in
         array_record. The same command goes on with a copy that was interrupted. Images are turned as EXIF says, unless
         --orientation=stored, which is the default for TFDS data sets.
@@ -18,6 +19,8 @@ pack    writes whole images, decoded and reduced to fit N x N pixels (256), as t
 scenes  writes images and maps of classes (ADEChallengeData2016, or images/, masks/ and classes.txt) as OUT/NAME/1.0.0,
         such a TFDS data set too, once it has looked at all of them; classes count from 0 and 255 is none. With --short
         images and maps of a longer shorter side are reduced to it, also those that an evaluation counts.
+objects writes images and their boxes and masks (COCO, or SPLIT.json in its format) as OUT/NAME/1.0.0, such a TFDS data
+        set too, once it has looked at all of them. With --short images of a longer shorter side are reduced to it.
 tfds    downloads a TFDS data set into array_record, for which TFDS needs TensorFlow (pip install "lape_jax[prepare]");
         or converts one that is there as tfrecord, without.
 cifar   turns the official files of CIFAR-10 or CIFAR-100 into train.npz and val.npz for data.source=arrays.

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
 from lape_jax.data.example import Example, Source
@@ -31,6 +31,14 @@ def _label(example: Example) -> int:
     return example.label
 
 
+class _Making(NamedTuple):
+    """How a record is made: see `write`."""
+
+    transform: Transform
+    learned: Callable[[Item], int | bytes]
+    target: str
+
+
 def write(
     splits: Mapping[str, Source],
     out: Path,
@@ -43,6 +51,7 @@ def write(
     about: str,
     threads: int,
     max_corrupt: int,
+    files: Mapping[str, str] | None = None,
     shard_size: int = SHARD,
     say: Callable[[str], None] = print,
 ) -> Path:
@@ -52,12 +61,13 @@ def write(
       splits: name -> source of encoded images, and maps if these are learned, all with the same classes.
       transform: what is read -> what is written, under the name of the former; runs in threads. CorruptImage: leave it
         out.
-      target: the feature that is learned, `tfds_files.LABEL` or `tfds_files.MAP`.
-      learned: what is read -> what is learned of it, a class or an encoded map.
+      target: the feature beside the image, `tfds_files.LABEL`, `tfds_files.MAP` or `tfds_files.NUMBER`.
+      learned: what is read -> that feature, a class, an encoded map or a number.
       options: all that the result depends on, beside the images; a copy that was begun with others is not gone on with.
       about: the description of the data set, a sentence without its full stop.
       threads: how many images are read at a time.
       max_corrupt: how many images that cannot be read are left out, over all splits, before that is an error.
+      files: texts to be written beside the records, by the files' names.
       say: is given lines about progress, sizes and time.
 
     Raises:
@@ -82,7 +92,10 @@ def write(
                     parts.compare(options, work)
                 parts.write_text(work / parts.OPTIONS, json.dumps(options))
                 log = CorruptLog(max_corrupt, "--max-corrupt")
-                notes = _write_shards(splits, work, name, (transform, learned), shard_size, threads, log, say)
+                making = _Making(transform, learned, target)
+                notes = _write_shards(splits, work, name, making, shard_size, threads, log, say)
+                for file, text in (files or {}).items():
+                    tfds_files.write_text(work / "set" / file, text)
                 shards = {split: [tfds_files.Shard(n["records"], n["bytes"]) for n in notes[split]] for split in splits}
                 about += f"; {len(log.reasons)} that cannot be read are left out." if log.reasons else "."
                 parts.write_text(
@@ -111,7 +124,7 @@ def _write_shards(
     splits: Mapping[str, Source],
     work: Path,
     name: str,
-    making: tuple[Transform, Callable[[Item], int | bytes]],
+    making: "_Making",
     shard_size: int,
     threads: int,
     log: CorruptLog,
@@ -150,7 +163,7 @@ def _write_shards(
 def _records(
     source: Source,
     indices: range,
-    making: tuple[Transform, Callable[[Item], int | bytes]],
+    making: "_Making",
     pool: ThreadPoolExecutor,
     note: dict[str, Any],
     log: CorruptLog,
@@ -158,7 +171,7 @@ def _records(
 ) -> Iterator[bytes]:
     """The records of a shard, made in the threads of `pool`; fills in the note on it."""
     root = f"{getattr(source, 'root', '')}/"
-    transform, learned = making
+    transform, learned, target = making
 
     def make(index: int) -> tuple[int, int, bytes] | CorruptImage:
         try:
@@ -167,7 +180,7 @@ def _records(
         except CorruptImage as error:
             return error
         sizes = (len(item.image) + _length(learned(item)) for item in (found, made))
-        return *sizes, tfds_files.record(made.image, learned(made), found.name.removeprefix(root))
+        return *sizes, tfds_files.record(made.image, learned(made), found.name.removeprefix(root), target)
 
     for made in pool.map(make, indices):
         progress.step()

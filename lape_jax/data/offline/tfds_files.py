@@ -1,4 +1,4 @@
-"""The files of a TFDS data set in array_record, written without TensorFlow: images and labels, or maps of labels.
+"""The files of a TFDS data set in array_record, written without TensorFlow: images and labels, maps of labels, or ids.
 
     DATA_DIR/NAME/VERSION/NAME-SPLIT.array_record-00000-of-00313 ..., features.json, label.labels.txt, dataset_info.json
 
@@ -20,7 +20,8 @@ from lape_jax.data.offline.parts import publish, write_text
 from lape_jax.errors import UserError
 
 FEATURES = "tensorflow_datasets.core.features"
-LABEL, MAP = "label", "segmentation_mask"  # the feature that is learned: a class, or an image of classes
+# The feature beside the image: a class, an image of classes, or the number by which other files know the image.
+LABEL, MAP, NUMBER = "label", "segmentation_mask", "image_id"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -39,20 +40,19 @@ def shard_name(name: str, split: str, number: int, count: int) -> str:
     return f"{name}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
-def record(image: bytes, target: int | bytes, file_name: str) -> bytes:
-    """A serialised example of the features image, LABEL or MAP, and file_name. Equal arguments give equal bytes.
+def record(image: bytes, target: int | bytes, file_name: str, feature: str = LABEL) -> bytes:
+    """A serialised example of image, LABEL, MAP or NUMBER, and file_name. Equal arguments give equal bytes.
 
     Args:
-      target: the class, or a PNG file of classes.
+      target: the class, a PNG file of classes, or the number.
+      feature: which of these it is.
     """
     example = tf_example_pb2.Example()
-    feature = example.features.feature
-    feature["image"].bytes_list.value.append(image)
-    if isinstance(target, bytes):
-        feature[MAP].bytes_list.value.append(target)
-    else:
-        feature[LABEL].int64_list.value.append(target)
-    feature["file_name"].bytes_list.value.append(os.fsencode(file_name))
+    features = example.features.feature
+    features["image"].bytes_list.value.append(image)
+    values = features[feature].bytes_list if feature == MAP else features[feature].int64_list
+    values.value.append(target)
+    features["file_name"].bytes_list.value.append(os.fsencode(file_name))
     return example.SerializeToString(deterministic=True)
 
 
@@ -91,7 +91,8 @@ def write_description(
     """Makes a data set of the shards (split -> all of them, in order) that lie in `directory`.
 
     Args:
-      target: LABEL or MAP.
+      classes: of LABEL and MAP; none of NUMBER.
+      target: LABEL, MAP or NUMBER.
 
     Raises:
       UserError: a class has a name that label.labels.txt cannot hold.
@@ -100,7 +101,7 @@ def write_description(
     check_classes(classes)
     features = {
         "image": {"pythonClassName": f"{FEATURES}.image_feature.Image", "image": _image(3)},
-        target: _map(len(classes)) if target == MAP else _label(len(classes)),
+        target: {LABEL: _label, MAP: _map, NUMBER: _number}[target](len(classes)),
         "file_name": {"pythonClassName": f"{FEATURES}.text_feature.Text", "text": {}},
     }
     whole = {"pythonClassName": f"{FEATURES}.features_dict.FeaturesDict", "featuresDict": {"features": features}}
@@ -109,7 +110,6 @@ def write_description(
         "version": version,
         "description": about,
         "fileFormat": "array_record",
-        "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": target}]}},
         "splits": [
             {
                 "name": split,
@@ -120,7 +120,9 @@ def write_description(
             for split, parts in shards.items()
         ],
     }
-    write_text(directory / f"{target}.labels.txt", "".join(f"{name}\n" for name in classes))
+    if target != NUMBER:
+        info["supervisedKeys"] = {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": target}]}}
+        write_text(directory / f"{target}.labels.txt", "".join(f"{name}\n" for name in classes))
     write_text(directory / "features.json", json.dumps(whole, indent=2))
     write_text(directory / "dataset_info.json", json.dumps(info, indent=2))
 
@@ -140,6 +142,13 @@ def _map(classes: int) -> dict[str, Any]:
     return {
         "pythonClassName": f"{FEATURES}.labeled_image.LabeledImage",
         "image": _image(1) | {"encodingFormat": "png", "label": {"numClasses": str(classes)}},
+    }
+
+
+def _number(classes: int) -> dict[str, Any]:
+    return {
+        "pythonClassName": f"{FEATURES}.scalar.Scalar",
+        "tensor": {"shape": {}, "dtype": "int64", "encoding": "none"},
     }
 
 

@@ -3,8 +3,13 @@
 task.py        what ties the room together
 recipes.py     the published recipe
 photo.py       what a data set gives: an image and the objects in it
-coco.py        COCO's format of annotations, and what can be wrong with it
-sources.py     photos by index: `digits`, `coco`, `json`
+coco.py        files of annotations in COCO's format, and what can be wrong with them
+instances.py   ... and with a single annotation
+sources.py     photos by index: `digits`, `coco`, `json`, `tfds`
+records.py     ... the last of these
+layouts.py     data sets on disk that no config knows
+prepare.py     what TFDS sets are made of
+check.py       what is said of a data set before
 digits.py      ... those that need no files
 bitmaps.py     masks as they are stored -> bitmaps, and RLE
 survey.py      what a set of photos holds

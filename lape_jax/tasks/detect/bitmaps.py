@@ -11,7 +11,10 @@ from lape_jax.tasks.detect.photo import Stored
 
 
 def bitmap(stored: Stored, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
-    """1 where the object is, else 0. Polygons of one object are drawn one over the other."""
+    """1 where the object is, else 0, as everywhere if it has no mask. Polygons of one object are drawn one over the
+    other."""
+    if stored is None:
+        return np.zeros((height, width), np.uint8)
     if isinstance(stored, np.ndarray):
         return stored
     lengths = runs(rle(stored, height, width)["counts"])  # pycocotools' own decoder warns of numpy 2
@@ -20,6 +23,8 @@ def bitmap(stored: Stored, height: int, width: int) -> UInt8[np.ndarray, "{heigh
 
 def rle(stored: Stored, height: int, width: int) -> dict:
     """{"size": [height, width], "counts": bytes}, compressed."""
+    if stored is None:
+        stored = {"size": [height, width], "counts": [height * width]}
     if isinstance(stored, np.ndarray):
         return encode(stored)
     if isinstance(stored, tuple):
@@ -37,6 +42,11 @@ def encode(pixels: UInt8[np.ndarray, "h w"]) -> dict:
 def area(stored: Stored, height: int, width: int) -> float:
     """Pixels of the object."""
     return float(coco.area(rle(stored, height, width)))
+
+
+def box(stored: Stored, height: int, width: int) -> tuple[float, float, float, float]:
+    """x, y, width, height of the object's pixels; zeros if there are none."""
+    return tuple(coco.toBbox(rle(stored, height, width)).tolist())
 
 
 def runs(counts: bytes) -> list[int] | None:

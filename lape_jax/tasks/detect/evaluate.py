@@ -100,7 +100,7 @@ class PhotoEvaluator:
             failure = error
         hosts.fail_together(failure)
         self.detections = _together(found, [self._source[index].number for index in range(len(self._source))])
-        self.scores = scores.evaluate(self._source, self.detections)
+        self.scores = scores.evaluate(self._source, self.detections, scores.kinds(self._config.detect.masks))
         figures = {f"{prefix}{name}": value for name, value in self.scores.figures.items()}
         return figures | {f"{prefix}examples": len(self._source)}
 

@@ -179,7 +179,7 @@ def of_batch(batch: Mapping[str, Array]) -> Objects:
     return Objects(batch["boxes"], batch["labels"], batch["valid"], batch["masks"])
 
 
-def training_loss(model: Any, group: int = GROUP) -> Callable:
+def training_loss(model: Any, group: int = GROUP, masks: bool = True) -> Callable:
     """The loss of one batch, as a function that can be differentiated.
 
     It maps (params, collections, batch, key) to (summed loss, (sums, collections as they are afterwards)). The loss of
@@ -193,7 +193,9 @@ def training_loss(model: Any, group: int = GROUP) -> Callable:
         group: images that are normalised together, whatever devices they are on; 0: the whole batch. By default 2, as
             the published recipe had on each of its GPUs, whose losses it averaged: it is the mask's that depends on it,
             as an object's counts more in a group with few. Then a step's loss does not depend on the batch's size.
+        masks: whether masks are learned; if not, their part is 0.
     """
+    learned = PARTS if masks else tuple(part for part in PARTS if part != "mask")
 
     def loss(params, collections, batch, key):
         dropout_key, anchor_key, roi_key = jax.random.split(key, 3)
@@ -203,9 +205,10 @@ def training_loss(model: Any, group: int = GROUP) -> Callable:
         )
         anchors = draw_anchors(anchor_key, model.anchors(*batch["image"].shape[1:3]), sizes, objects)
         rois = draw_rois(roi_key, out["proposals"], objects, model.num_classes)
-        ratios, logits = answers(model, variables, out, (anchors, rois), batch)
+        ratios, logits = answers(model, variables, out, (anchors, rois), batch)  # what is not learned is not computed
         counted = (batch["mask"] > 0).astype(jnp.float32)
-        parts = {name: by_group(ratios[name], counted, group) for name in PARTS}
+        parts = dict.fromkeys(PARTS, jnp.zeros(()))
+        parts |= {name: by_group(ratios[name], counted, group) for name in learned}
         used = rois.sample.used & (counted[:, None] > 0)
         sums = parts | {
             "loss": sum(parts.values()),

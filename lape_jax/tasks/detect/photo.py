@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
-# What a mask is stored as: polygons, each x1, y1, x2, y2, ...; RLE of COCO's, run lengths or a text; or a bitmap.
+# What a mask is stored as: polygons, each x1, y1, x2, y2, ...; RLE of COCO's, run lengths or a text; a bitmap; or None.
 Polygons = tuple[Float64[np.ndarray, " _n"], ...]
-Stored = Polygons | dict | UInt8[np.ndarray, "_h _w"]
+Stored = Polygons | dict | UInt8[np.ndarray, "_h _w"] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

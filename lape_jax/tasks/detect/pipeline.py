@@ -127,14 +127,18 @@ def seen_mask(objects: Objects, seen: transforms.Seen, index: int) -> np.ndarray
     return whole[seen.rows[:, None], seen.columns]
 
 
-def examine(photo: Photo, orientation: str) -> decode.Decoded:
+def examine(photo: Photo, orientation: str, image: bytes | None = None) -> decode.Decoded:
     """The image, uint8 (h, w, 3), with what its file says of itself.
+
+    Args:
+        image: as it is stored, if it was read already.
 
     Raises:
         CorruptImage: it cannot be read.
         UserError: it has another size than its annotations say.
     """
-    found, objects = decode.examine(photo.image(), 3, photo.name, orientation), photo.objects
+    stored = photo.image() if image is None else image
+    found, objects = decode.examine(stored, 3, photo.name, orientation), photo.objects
     height, width = found.pixels.shape[:2]
     if (height, width) == (objects.height, objects.width):
         return found

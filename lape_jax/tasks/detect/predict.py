@@ -37,7 +37,7 @@ def predict(run: Candidate, images: images_.Found, out: Path) -> int:
     config, model, variables, classes = run
     mesh = sharding.make_mesh(config.mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    colours, whole = palette(len(classes)), _Results(classes)
+    colours, whole = palette(len(classes)), _Results(classes, config.detect.masks)
     waiting: deque = deque()  # read, but not yet done
 
     def read() -> Iterator[np.ndarray]:
@@ -51,7 +51,7 @@ def predict(run: Candidate, images: images_.Found, out: Path) -> int:
         for found in PhotoEvaluator(model, config, mesh).find(variables, read()):
             image, pixels = waiting.popleft()
             shown = io.BytesIO()
-            Image.fromarray(show.detected(pixels, found, classes, colours, config.detect.shown)).save(shown, "PNG")
+            Image.fromarray(show.detected(pixels, found, classes, colours, config.detect)).save(shown, "PNG")
             place = _place(out, images[image])
             files.write_all(place.parent, {place.name: shown.getvalue()})
             often = Counter(found.labels[found.scores >= config.detect.shown].tolist()).most_common(images_.TOP)
@@ -65,10 +65,11 @@ def predict(run: Candidate, images: images_.Found, out: Path) -> int:
 class _Results:
     """Detections in COCO's format of data sets, each annotation with a "score": labelling tools read it.
 
-    Ids of categories are the places of the classes, from 1.
+    Ids of categories are the places of the classes, from 1. If masks were not learned, there are boxes alone.
     """
 
-    def __init__(self, classes: tuple[str, ...]):
+    def __init__(self, classes: tuple[str, ...], masks: bool):
+        self._masks = masks
         categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
         self.content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": categories}
 
@@ -78,6 +79,10 @@ class _Results:
         self.content["images"].append({"id": number, "file_name": name, "height": height, "width": width})
         for one in sorted(found.detections(number), key=lambda one: -one.score):
             x1, y1, x2, y2 = one.box
+            area, mask = (x2 - x1) * (y2 - y1), {}
+            if self._masks:
+                area = bitmaps.area(one.mask, height, width)
+                mask = {"segmentation": {**one.mask, "counts": one.mask["counts"].decode()}}
             self.content["annotations"].append(
                 {
                     "id": len(self.content["annotations"]) + 1,
@@ -85,8 +90,8 @@ class _Results:
                     "category_id": one.label + 1,
                     "score": one.score,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": bitmaps.area(one.mask, height, width),
+                    "area": area,
                     "iscrowd": 0,
-                    "segmentation": {**one.mask, "counts": one.mask["counts"].decode()},
+                    **mask,
                 }
             )

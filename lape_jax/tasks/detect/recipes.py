@@ -23,8 +23,9 @@ def mask_rcnn(arg: str, model: str) -> ConfigDict:
     Source: czczup/ViT-Adapter, `detection/configs/mask_rcnn/mask_rcnn_deit_adapter_tiny_fpn_3x_coco.py`. `arg`:
     "name=value,..." of
 
-        path      the directory of annotations/, train2017/ and val2017/; of source=json that of the files it names
-        source    coco | json | digits
+        path      the directory of annotations/, train2017/ and val2017/; of source=json that of the files it names; of
+                  tfds the one in which `python -m lape_jax.prepare objects` has written it, as coco
+        source    coco | tfds (coco) | json | digits
         init      weights to start from: of a DeiT, a file or the workdir of a run
         join, pe  joining method and position embedding
         schedule  3x (36 epochs) | 1x (12)
@@ -45,7 +46,8 @@ def mask_rcnn(arg: str, model: str) -> ConfigDict:
     config = recipe.start(arg, model)
     config.task = "detect"
     config.init.weights = arg.init
-    if arg.source == "coco":
+    config.data.name = "coco" if arg.source == "tfds" else ""
+    if arg.source in ("coco", "tfds"):
         config.data.train_split, config.data.val_split = "train2017", "val2017"
     config.data.orientation = "view"  # as mmcv decodes
     config.data.threads = 16

@@ -31,6 +31,11 @@ FIGURES = (
 )
 
 
+def kinds(masks: bool) -> tuple[str, ...]:
+    """Those of KINDS that are evaluated, with masks or without."""
+    return tuple(kind for kind in KINDS if masks or kind != "mask")
+
+
 class Detection(NamedTuple):
     """Something that was found in an image."""
 
@@ -59,11 +64,12 @@ class Scores(NamedTuple):
         return precision.mean(axis=(0, 1))
 
 
-def evaluate(source: Source[Photo], found: Sequence[Detection]) -> Scores:
+def evaluate(source: Source[Photo], found: Sequence[Detection], kinds: Sequence[str] = tuple(KINDS)) -> Scores:
     """Compares detections with all objects of a data set, and not only those that are learned.
 
     Args:
         found: in the order of images, classes and scores: of equal scores the first comes first.
+        kinds: of KINDS, what is compared.
 
     Raises:
         UserError: there is not one object whose class is known.
@@ -71,8 +77,8 @@ def evaluate(source: Source[Photo], found: Sequence[Detection]) -> Scores:
     truth, figures, precision = _quietly(_truth, source), {}, {}
     if not truth["annotations"]:
         raise UserError(f"not one of the {len(source)} images has an object of a known class: there is nothing to find")
-    for kind, called in KINDS.items():
-        stats, table = _quietly(_evaluate, truth, found, kind, called)
+    for kind in kinds:
+        stats, table = _quietly(_evaluate, truth, found, kind, KINDS[kind])
         figures |= {f"{kind}_{name}": _percent(value) for name, value in zip(FIGURES, stats, strict=True)}
         precision[kind] = 100 * np.where(table < 0, np.nan, table)
     return Scores(figures, precision)

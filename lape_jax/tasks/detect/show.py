@@ -66,7 +66,7 @@ def by_class(config: ConfigDict, evaluator: PhotoEvaluator, source: Source[Photo
     """Files by name, of the evaluation that was made last; overlays of `count` images."""
     found, classes = evaluator.scores, source.classes
     columns: dict[str, Any] = {}
-    for kind in scores.KINDS:
+    for kind in found.precision:
         columns |= {
             f"{kind}_ap": found.of_classes(kind),
             f"{kind}_ap50": found.of_classes(kind, 0),
@@ -92,16 +92,16 @@ def by_class(config: ConfigDict, evaluator: PhotoEvaluator, source: Source[Photo
     drawn = {f"{name}.png": plots.render(figure, "png") for name, figure in figures.items()}
     return {
         "ap.csv": by_name.table(classes, columns).encode(),
-        "detections.json": json.dumps(results(evaluator, source)).encode(),
+        "detections.json": json.dumps(results(evaluator, source, tuple(found.precision))).encode(),
     } | drawn
 
 
-def results(evaluator: PhotoEvaluator, source: Source[Photo]) -> list[dict]:
+def results(evaluator: PhotoEvaluator, source: Source[Photo], kinds: tuple[str, ...]) -> list[dict]:
     """The last evaluation's detections in COCO's format of results, with the ids that the data set's own file has."""
     ids = getattr(getattr(source, "source", source), "ids", None)
     ids = ids or {name: label + 1 for label, name in enumerate(source.classes)}
     return [
-        _text(scores.as_coco(one, ids[source.classes[one.label]], *scores.KINDS))
+        _text(scores.as_coco(one, ids[source.classes[one.label]], *kinds))
         for one in evaluator.detections
         if source.classes[one.label] in ids
     ]
@@ -109,6 +109,8 @@ def results(evaluator: PhotoEvaluator, source: Source[Photo]) -> list[dict]:
 
 def _text(result: dict) -> dict:
     """With RLE that JSON can hold."""
+    if "segmentation" not in result:
+        return result
     mask = result["segmentation"]
     return {**result, "segmentation": {**mask, "counts": mask["counts"].decode()}}
 
@@ -150,7 +152,7 @@ def compare(
     for index, photo in enumerate(photos):
         pixels = pipeline.examine(photo, config.data.orientation).pixels
         row = [truth(pixels, photo, classes, colours)]
-        row += [detected(pixels, found[index], classes, colours, config.detect.shown) for found in predicted.values()]
+        row += [detected(pixels, found[index], classes, colours, config.detect) for found in predicted.values()]
         rows.append([overlays.shrunk(image, LARGE) for image in row])
     return overlays.comparison(rows, ["truth", *predicted], [Path(photo.name).name for photo in photos])
 
@@ -166,10 +168,10 @@ def truth(pixels: np.ndarray, photo: Photo, classes: tuple[str, ...], colours: n
 
 
 def detected(
-    pixels: np.ndarray, found: Found, classes: tuple[str, ...], colours: np.ndarray, least: float
+    pixels: np.ndarray, found: Found, classes: tuple[str, ...], colours: np.ndarray, detect: ConfigDict
 ) -> np.ndarray:
-    """The image under what was found in it with at least this score, the best on top."""
-    rows = [row for row in np.argsort(found.scores, kind="stable") if found.scores[row] >= least]
-    drawn = [bitmaps.bitmap(found.masks[row], *pixels.shape[:2]) for row in rows]
+    """The image under what was found in it with at least the score `detect.shown`, the best on top."""
+    rows = [row for row in np.argsort(found.scores, kind="stable") if found.scores[row] >= detect.shown]
+    drawn = [bitmaps.bitmap(found.masks[row] if detect.masks else None, *pixels.shape[:2]) for row in rows]
     captions = [overlays.caption(classes[found.labels[row]], float(found.scores[row])) for row in rows]
     return overlays.drawn(pixels, found.boxes[rows], drawn, found.labels[rows], captions, colours)

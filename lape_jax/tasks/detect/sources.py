@@ -11,12 +11,12 @@ from lape_jax.data.example import Source
 from lape_jax.data.sources import open_by
 from lape_jax.errors import UserError
 from lape_jax.tasks.detect import coco
-from lape_jax.tasks.detect.coco import Entry, Left
+from lape_jax.tasks.detect.coco import Annotations, Entry, Left
 from lape_jax.tasks.detect.digits import DigitPhotos
 from lape_jax.tasks.detect.photo import Photo
 
 # By `data.source`, the key of the config that it cannot do without.
-SOURCES = {"digits": "", "coco": "path", "json": "path"}
+SOURCES = {"digits": "", "coco": "path", "json": "path", "tfds": "name"}
 LEAST = 32  # pixels of the shorter side of a training image
 
 
@@ -32,13 +32,20 @@ def open_photos(config: ConfigDict, split: str) -> Source[Photo]:
         UserError: an unknown source; a file is missing or makes no sense, see `lape_jax.tasks.detect.coco`; or the
             splits have other classes.
     """
-    data, detect = config.data, config.detect
+    data, detect, training = config.data, config.detect, split == "train"
     openers = {
         "digits": lambda where: DigitPhotos(split),
-        "coco": lambda where: coco_layout(data.path, where, data.train_split, split == "train"),
+        "coco": lambda where: coco_layout(data.path, where, data.train_split, training, detect.masks),
         "json": lambda where: own_layout(data.path, detect, split),
+        "tfds": lambda where: _records(data.name, data.path, where, data.train_split, training, detect.masks),
     }
     return open_by(openers, data, split)
+
+
+def _records(name: str, data_dir: str, split: str, train_split: str, training: bool, masks: bool) -> Source[Photo]:
+    from lape_jax.tasks.detect.records import tfds_photos  # here, because importing TFDS takes a while
+
+    return tfds_photos(name, data_dir, split, train_split, training, masks)
 
 
 class PhotoFiles:
@@ -68,7 +75,7 @@ class PhotoFiles:
         return Photo(functools.partial(listing.read, name), objects, name, number)
 
 
-def coco_layout(root: str, split: str, train_split: str, training: bool) -> PhotoFiles:
+def coco_layout(root: str, split: str, train_split: str, training: bool, masks: bool = True) -> PhotoFiles:
     """COCO as its authors publish it.
 
         root/annotations/instances_SPLIT.json    root/SPLIT/*.jpg
@@ -82,7 +89,7 @@ def coco_layout(root: str, split: str, train_split: str, training: bool) -> Phot
     listing.check_directory(root, "annotations")
     images = listing.check_directory(root, split)
     files = {name: os.path.join(root, "annotations", f"instances_{name}.json") for name in (split, train_split)}
-    return _opened(files[split], images, files[train_split], training)
+    return _opened(files[split], images, files[train_split], training, masks)
 
 
 def own_layout(root: str, detect: ConfigDict, split: str) -> PhotoFiles:
@@ -109,7 +116,7 @@ def own_layout(root: str, detect: ConfigDict, split: str) -> PhotoFiles:
         )
     if not os.path.isdir(images):
         raise UserError(f"config.detect.{split}_images is {named!r}, but {images} is not a directory")
-    return _opened(files[split], images, files["train"], split == "train")
+    return _opened(files[split], images, files["train"], split == "train", detect.masks)
 
 
 def _root(root: str, what: str) -> str:
@@ -118,22 +125,35 @@ def _root(root: str, what: str) -> str:
     return os.path.expanduser(root)
 
 
-def _opened(file: str, images: str, train_file: str, training: bool) -> PhotoFiles:
-    found = coco.read(file)
-    entries, left = found.entries, list(found.left)
+def _opened(file: str, images: str, train_file: str, training: bool, masks: bool) -> PhotoFiles:
+    found = coco.read(file, masks)
     if not training:
-        left = [one for one in left if one.why in (coco.NO_IMAGE, coco.NO_CATEGORY)]  # the others are to be found
-        _check_classes(tuple(found.ids), file, train_file)
-    _check_files(images, [entry.file for entry in entries], file)
-    if training:
-        entries, more = _to_learn(entries, file)
-        left += more
-    elif not any(len(entry.objects) for entry in entries):
-        raise UserError(f"{file} has no object in any of its {len(entries)} images: there is nothing to evaluate by")
-    return PhotoFiles(images, entries, found.ids, left)
+        check_classes(tuple(found.ids), file, train_file)
+    check_files(images, [entry.file for entry in found.entries], file)
+    return PhotoFiles(images, *chosen(found, file, training))
 
 
-def _check_classes(classes: tuple[str, ...], file: str, train_file: str) -> None:
+def chosen(found: Annotations, file: str, training: bool) -> tuple[Sequence[Entry], Mapping[str, int], list[Left]]:
+    """What is learned from, or evaluated by: the images, the ids of the classes, and what is left out.
+
+    Args:
+        found: in the file.
+
+    Raises:
+        UserError: there is no object to learn, or none at all.
+    """
+    if not training:
+        if not any(len(entry.objects) for entry in found.entries):
+            raise UserError(
+                f"{file} has no object in any of its {len(found.entries)} images: there is nothing to evaluate by"
+            )
+        left = [one for one in found.left if one.why in (coco.NO_IMAGE, coco.NO_CATEGORY)]  # others are to be found
+        return found.entries, found.ids, left
+    entries, left = to_learn(found.entries, file)
+    return entries, found.ids, [*found.left, *left]
+
+
+def check_classes(classes: tuple[str, ...], file: str, train_file: str) -> None:
     """Raises UserError unless the training file, if it is there, has the same classes in the same order."""
     if not os.path.isfile(train_file) or (trained := coco.class_names(train_file)) == classes:
         return
@@ -145,23 +165,32 @@ def _check_classes(classes: tuple[str, ...], file: str, train_file: str) -> None
             )
 
 
-def _check_files(directory: str, files: Sequence[str], file: str) -> None:
-    """Raises UserError if an image is not there. Directories are listed, as that is quicker than to ask for each."""
+def check_files(directory: str, files: Sequence[str], file: str) -> None:
+    """Raises UserError if an image is not there, of which `file` tells."""
+    if gone := missing(directory, files):
+        rest = f", nor {len(gone) - 1} others of the {len(files)} images of {file}" if len(gone) > 1 else ""
+        raise UserError(f"{os.path.join(directory, gone[0])} is not there, which {file} tells of{rest}")
+
+
+def missing(directory: str, files: Sequence[str]) -> list[str]:
+    """Which of the files are not there. Directories are listed, as that is quicker than to ask for each file."""
     there: dict[str, set[str]] = {}
-    missing = []
+    gone = []
     for name in files:
         parent, base = os.path.split(os.path.join(directory, name))
         if parent not in there:
             there[parent] = set(os.listdir(parent)) if os.path.isdir(parent) else set()
         if base not in there[parent]:
-            missing.append(name)
-    if missing:
-        rest = f", nor {len(missing) - 1} others of the {len(files)} images of {file}" if len(missing) > 1 else ""
-        raise UserError(f"{os.path.join(directory, missing[0])} is not there, which {file} tells of{rest}")
+            gone.append(name)
+    return gone
 
 
-def _to_learn(entries: Sequence[Entry], file: str) -> tuple[list[Entry], list[Left]]:
-    """The images that are learned from, and what is said of the others."""
+def to_learn(entries: Sequence[Entry], file: str) -> tuple[list[Entry], list[Left]]:
+    """The images that are learned from, and what is said of the others.
+
+    Raises:
+        UserError: they have no object to learn.
+    """
     chosen, left = [], {}
     for entry in entries:
         why = ""

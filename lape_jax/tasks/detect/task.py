@@ -1,5 +1,6 @@
 """Detection, as `lape_jax.tasks.task` asks for it: what ties this room together."""
 
+import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,31 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.config import rules
+from lape_jax.data import exif
 from lape_jax.data.batches import Batches
 from lape_jax.data.example import Source
+from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
-from lape_jax.tasks.detect import canvas, inputs, loss, pipeline, predict, show, sources, survey
+from lape_jax.tasks.detect import canvas, check, inputs, loss, pipeline, predict, scores, show, sources, survey
 from lape_jax.tasks.detect.evaluate import PhotoEvaluator, detections
 from lape_jax.tasks.detect.photo import Photo
-from lape_jax.tasks.task import Candidate, Task
+from lape_jax.tasks.task import Candidate, Preparation, Task
+
+
+def _objects_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--as", dest="new_name", default="", metavar="NAME", help="default: coco, or DIR's; _N if reduced"
+    )
+    parser.add_argument("--orientation", default="view", choices=exif.CHOICES, help="by EXIF (default %(default)s)")
+
+
+def _prepare_objects(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    from lape_jax.tasks.detect import prepare  # here, because it imports TFDS: half a second
+
+    prepare.copy(
+        args.path, args.splits, args.out, args.new_name, short=args.short or 0, quality=args.quality,
+        orientation=args.orientation, threads=args.threads, say=say,
+    )  # fmt: skip
 
 
 class Detect(Task):
@@ -63,6 +82,7 @@ class Detect(Task):
         (("detect.group",), lambda v: v >= 0, "at least 0 (the whole batch)"),
     )
     ignores = ("data.resident", "data.repeats")
+    preparations: ClassVar = {"objects": Preparation(_objects_options, _prepare_objects)}
     details = True
 
     def add_keys(self, config: ConfigDict) -> None:
@@ -70,6 +90,7 @@ class Detect(Task):
         config.detect = detect = ConfigDict()  # images and the objects in them
         detect.train_json, detect.val_json = "train.json", "val.json"  # json: COCO's format, paths below data.path
         detect.train_images = detect.val_images = ""  # ... where the images are; "" is where the JSON file is
+        detect.masks = True  # learn and evaluate masks, too; False: boxes alone, whether or not there are masks
         detect.canvas = (1024, 1024)  # (height, width) of training images: larger ones are cropped, others filled up
         detect.max_objects = 100  # places in a batch for the objects of an image; of more, so many are drawn
         detect.short = tuple(range(480, 801, 32))  # training: pixels of the shorter side, one of these
@@ -92,6 +113,14 @@ class Detect(Task):
         table = np.array([*numbers, -1], np.int32)
         objects = dataclasses.replace(item.objects, labels=table[item.objects.labels])
         return dataclasses.replace(item, objects=objects)
+
+    def recognises(self, data: DataSet) -> bool:
+        return check.recognises(data)
+
+    def check_data(
+        self, data: DataSet, wanted: str, *, everything: bool, threads: int, say: Callable[[str], None]
+    ) -> None:
+        check.report(data, wanted, everything=everything, threads=threads, say=say)
 
     def survey(self, config: ConfigDict, model: Any, train: Source[Photo], val: Source[Photo]) -> list[str]:
         return survey.start(config, train, val)
@@ -129,7 +158,7 @@ class Detect(Task):
         return inputs.describe(config)
 
     def loss(self, config: ConfigDict, model: Any, teacher: Any = None) -> Callable:
-        return loss.training_loss(model, config.detect.group)
+        return loss.training_loss(model, config.detect.group, config.detect.masks)
 
     def means(self, sums: Mapping[str, float]) -> dict[str, float]:
         return loss.training_means(sums)
@@ -148,7 +177,8 @@ class Detect(Task):
     def describe(self, results: Mapping[str, float]) -> str:
         parts = [
             f"{kind} AP {results[f'val/{kind}_ap']:.2f}%, AP50 {results[f'val/{kind}_ap50']:.2f}%"
-            for kind in ("box", "mask")
+            for kind in scores.KINDS
+            if f"val/{kind}_ap" in results
         ]
         if "val/ema_box_ap" in results:
             parts.append(f"EMA box AP {results['val/ema_box_ap']:.2f}%")

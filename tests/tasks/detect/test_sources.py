@@ -121,12 +121,12 @@ def test_what_is_said_at_the_start(mine):
         "train: 1 annotations are less than a pixel wide or high, and are left out (the first is annotation 4 of "
         "b.png)",
         "train: 1 annotations have a category that is not in the file, and are left out (the first is annotation 30 of "
-        "a.png)",
-        "val: 1 annotations have a category that is not in the file, and are left out (the first is annotation 30 of "
-        "a.png)",
+        "a.png: 99)",
         "train: there is not one object of cow",
         "train: 1 images have more objects than config.detect.max_objects = 4 (up to 6): each time, 4 of them are "
         "drawn and learned",
+        "val: 1 annotations have a category that is not in the file, and are left out (the first is annotation 30 of "
+        "a.png: 99)",
         f"evaluation will stop: {mine}/b.png cannot be read: it is empty (0 bytes)",
     ]
 

@@ -1,0 +1,131 @@
+"""Data sets in COCO's format on disk, found by looking: for whoever has no config that says where the files are."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from lape_jax.data import listing
+from lape_jax.errors import UserError, nearest
+
+HEAD = 65536  # letters of a file that tell whether it is in COCO's format
+TOOL = "_annotations.coco.json"  # how Roboflow calls the file in each split's directory
+LOOKED_FOR = f"annotations/instances_SPLIT.json with SPLIT/ or images/, SPLIT.json, or SPLIT/{TOOL}"
+
+
+class Place(NamedTuple):
+    """Where a split lies: its file of annotations, and the directory that the names of its images count from."""
+
+    file: str
+    images: str
+
+
+def find(root: str) -> dict[str, Place]:
+    """All splits of a directory, `in_order`: split -> place; none if it has no file of LOOKED_FOR.
+
+    Raises:
+        UserError: it cannot be listed, or two files are of one split.
+    """
+    found: dict[str, Place] = {}
+
+    def add(split: str, file: str, images: str) -> None:
+        if split in found:
+            raise UserError(f"{found[split].file} and {file} are both of split {split!r}: rename one of them")
+        found[split] = Place(file, images)
+
+    annotations = os.path.join(root, "annotations")
+    for name in _json_files(annotations):
+        split = name.removeprefix("instances_").removesuffix(".json")
+        images = [path for path in (os.path.join(root, split), os.path.join(root, "images")) if os.path.isdir(path)]
+        if name.startswith("instances_") and images:
+            add(split, os.path.join(annotations, name), images[0])
+    for name in _json_files(root):
+        if in_format(os.path.join(root, name)):
+            add(name.removesuffix(".json"), os.path.join(root, name), root)
+    for entry in listing.entries(root) if os.path.isdir(root) else ():
+        if entry.is_dir() and os.path.isfile(os.path.join(entry.path, TOOL)):
+            add(entry.name, os.path.join(entry.path, TOOL), entry.path)
+    return {split: found[split] for split in in_order(found)}
+
+
+def _json_files(directory: str) -> list[str]:
+    found = listing.names(directory) if os.path.isdir(directory) else []
+    return sorted(name for name in found if name.endswith(".json"))
+
+
+def in_format(path: str) -> bool:
+    """Whether a file seems to be in COCO's format; a directory of classes may hold other JSON files."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False
+    return bool(re.search(r'"(images|annotations|categories)"\s*:\s*\[\s*[\]{]', head))
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Those for training first, or else by name."""
+    return sorted(splits, key=lambda split: (not split.startswith("train"), split))
+
+
+def chosen(splits: Iterable[str], wanted: str) -> list[str]:
+    """Those of the comma-separated list `wanted`; all if it is "".
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    found, names = list(splits), [split for split in wanted.split(",") if split]
+    for split in names:
+        if split not in found:
+            raise UserError(f"--splits: {nearest(split, sorted(found))}")
+    return names or found
+
+
+def is_coco(root: str, places: Mapping[str, Place]) -> bool:
+    """Whether they lie as COCO's authors publish it, and as `data.source=coco` finds them."""
+    return all(
+        place == (os.path.join(root, "annotations", f"instances_{split}.json"), os.path.join(root, split))
+        for split, place in places.items()
+    )
+
+
+def command(root: str, places: Mapping[str, Place]) -> str:
+    """How to train on files."""
+    train, val = _roles(list(places))
+    if is_coco(root, places):
+        return _line("mask_rcnn_vit_adapter_ti_coco", {"path": root}, _splits(train, val))
+    args, more = {"path": root}, {}
+    for name, split in (("train", train), ("val", val)):
+        file, images = places[split]
+        if (found := os.path.relpath(file, root)) != f"{name}.json":
+            args[name] = found
+        if images != os.path.dirname(file):
+            more[f"detect.{name}_images"] = os.path.relpath(images, root)
+    return _line("detect", args, more)
+
+
+def command_of_records(data_dir: str, name: str, splits: Iterable[str]) -> str:
+    """How to train on what `python -m lape_jax.prepare objects` has written."""
+    train, val = _roles(list(splits))
+    named = {} if name == "coco" else {"data.name": name}
+    args = {"path": data_dir, "source": "tfds"}
+    return _line("mask_rcnn_vit_adapter_ti_coco", args, named | _splits(train, val))
+
+
+def _roles(splits: list[str]) -> tuple[str, str]:
+    usual = [split for split in splits[1:] if split.startswith(("val", "test"))]
+    return splits[0], sorted(usual, key=lambda split: split.startswith("test"))[0] if usual else splits[-1]
+
+
+def _splits(train: str, val: str) -> dict[str, str]:
+    """What a config for COCO has to be told of other splits."""
+    found = {"data.train_split": (train, "train2017"), "data.val_split": (val, "val2017")}
+    return {key: value for key, (value, usual) in found.items() if value != usual}
+
+
+def _line(config: str, args: Mapping[str, str], keys: Mapping[str, str]) -> str:
+    told = ",".join(f"{name}={value}".replace(",", r"\,") for name, value in args.items())
+    options = [f"--config=configs/{config}.py:{told}", "--workdir=DIR"]
+    options += [f"--config.{key}={value}" for key, value in keys.items()]
+    return f"python -m lape_jax.main {' '.join(map(shlex.quote, options))}"
