@@ -119,7 +119,7 @@ def compiled(way, args, queries, side, number):
     import jax
     import jax.numpy as jnp
     import numpy as np
-    import tpu_hlo
+    import hlo
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=(1, 1, 1))
@@ -130,7 +130,7 @@ def compiled(way, args, queries, side, number):
         for shape, kind in zip(shapes(args, queries, side), kinds, strict=True)
     ]
     program = jax.jit(way).lower(*given[:number]).compile()
-    found, used = tpu_hlo.analyse(program.as_text()), program.memory_analysis()
+    found, used = hlo.analyse(program.as_text()), program.memory_analysis()
     return [f"{used.temp_size_in_bytes / 1e6:.0f}", f"{found.hbm_bytes / 1e6:.0f}", f"{found.cycles / 1.5e6:.2f}"]
 
 

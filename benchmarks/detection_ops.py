@@ -57,14 +57,14 @@ def compiled(function, given):
     """What the program for a TPU v5e needs, by its text."""
     import jax
     import numpy as np
-    import tpu_hlo
+    import hlo
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=(1, 1, 1))
     place = jax.NamedSharding(jax.sharding.Mesh(np.array(topology.devices), ("d",)), jax.P())
     given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), given)
     program = jax.jit(function).lower(*given).compile()
-    found, used = tpu_hlo.analyse(program.as_text()), program.memory_analysis()
+    found, used = hlo.analyse(program.as_text()), program.memory_analysis()
     return [f"{used.temp_size_in_bytes / 1e6:.0f}", f"{found.hbm_bytes / 1e6:.0f}", f"{found.cycles / 1.5e6:.2f}"]
 
 

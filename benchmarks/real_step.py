@@ -1,19 +1,22 @@
 """The train step of a config, put together as `lape_jax.train.loop` does it but without its data: for benchmarks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lape_jax import models, tasks
+from lape_jax import cli, models, tasks
+from lape_jax.analysis import overhead
 from lape_jax.parallel import fit, sharding
-from lape_jax.train import chrono, optim, setup
+from lape_jax.train import chrono, optim, programs, setup
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
 
 # (classes, training images) of the data sets that configs name; 1000 classes of ImageNet's size for all others.
-DATASETS = {"cifar10": (10, 50_000), "cifar100": (100, 50_000), "ade20k": (150, 20_210)}
+DATASETS = {"cifar10": (10, 50_000), "cifar100": (100, 50_000), "ade20k": (150, 20_210), "coco": (80, 117_266)}
 IMAGENET = (1000, 1_281_167)
 
 
@@ -30,9 +33,18 @@ class Step(NamedTuple):
     frozen: tuple  # shapes and shardings of the variables of a distilled model's teacher
 
 
+def load(file: str, batch: int, settings: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+    """A config of configs/, as if its data were there, with some settings changed."""
+    name = Path(file).name
+    arg = f"batch={batch},path=unread"
+    arg += ",teacher=unread" if "distilled" in name else ""
+    arg += ",source=tfds" if name.startswith(("segmenter_", "upernet_")) else ""
+    return cli.load_config(f"{file}:{arg}", "", settings)
+
+
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     """The step of `config` on `mesh`; nothing is computed."""
-    classes, images = DATASETS.get(config.data.name, IMAGENET)
+    classes, images = _data(config)
     model = setup.build_model(config, classes)
     plan = plans.make(config, images)
     tx = optim.make(config.optimizer, model.param_shapes(), plan.learning_rate)
@@ -50,6 +62,26 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     augment = tasks.of(config).augmentation(config, model, mesh)
     augmented = jax.eval_shape(augment, batch, jax.random.key(0), True)
     return Step(fitted, loss, update, init, abstract, batch, augmented, frozen)
+
+
+def inference(
+    file: str, batch: int, joining: str, devices: Sequence[Any]
+) -> tuple[Any, float, jax.stages.Compiled]:
+    """What a config's model, with this joining (or folded), is evaluated by; its FLOPs in products, and the program."""
+    config = load(file, batch)
+    settings = {**config.model.to_dict(), "dtype": jnp.dtype(config.dtype), "num_classes": _data(config)[0]}
+    name = settings.pop("name")
+    del settings["join"]
+    found = {one.joining: one for one in overhead.candidates(name, settings)[0]}
+    bare = programs.bare_config(name, found["lape"].model)
+    task = programs.inference(found[joining], devices, config=bare, batch=batch)
+    flops = float(chrono.matrix_flops(jax.make_jaxpr(task.function)(*task.shapes)))
+    return found[joining].model, flops, task.function.lower(*task.shapes).compile()
+
+
+def _data(config: ConfigDict) -> tuple[int, int]:
+    """Classes and training images."""
+    return DATASETS.get(config.data.name or config.data.source, IMAGENET)
 
 
 def _replicated(shapes: Any, mesh: jax.sharding.Mesh) -> Any:

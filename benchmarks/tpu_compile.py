@@ -10,17 +10,14 @@ remat policy) has a process of its own and one line in --results (JSON); cases t
 one core and up to 4 GB.
 """
 
-import argparse
 import json
-import os
-import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+import cases
+from cases import GIB, ROOT
+
 BATCHES = {"v5e:1x1": 256, "v5e:2x4": 1024, "v5e:16x16": 4096}  # over all chips of the slice
 SCENES = {  # for configs that segment
     "segmenter_": (("v5e:1x1", 8), ("v5e:2x4", 8), ("v5e:2x4", 64)),
@@ -39,7 +36,7 @@ FAMILIES = (
 )  # configs whose names begin so
 POLICIES = ("none", "dots", "dots_without_batch", "attention", "full")
 POLICY_CASES = (("deit_ti", 256), ("deit_s", 128), ("deit_b", 128))  # on one chip
-GIB, HBM, FLOPS, BANDWIDTH, CLOCK = 2**30, 15.75, 197e12, 819e9, 1.5e9  # of one v5e chip
+HBM, FLOPS, BANDWIDTH, CLOCK = 15.75, 197e12, 819e9, 1.5e9  # of one v5e chip
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
@@ -54,13 +51,7 @@ class Case(NamedTuple):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--again", action="store_true")
-    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "tpu_compile.md"))
-    parser.add_argument("--results", default=str(ROOT / "benchmarks" / "tpu_compile.jsonl"))
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = cases.options(__file__, __doc__).parse_args()
     if args.case:
         print(json.dumps(measure(Case(*json.loads(args.case)))))
         return
@@ -71,48 +62,23 @@ def main():
         for name, batch in next((SCENES[f] for f in SCENES if Path(config).name.startswith(f)), BATCHES.items())
     ]
     policies = [Case(f"configs/{m}.py", "v5e:1x1", b, p) for m, b in POLICY_CASES for p in POLICIES]
-    results = Path(args.results)
-    rows = map(json.loads, results.open()) if results.exists() else ()
-    known = {str(Case(*row["case"])): row for row in rows if not row.get("failed")}
-    for case in slices + policies:
-        if re.search(args.only, str(case)) and (args.again or str(case) not in known):
-            known[str(case)] = row = {"case": case, **in_own_process(case)}
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(case, row.get("error") or f"{row['hbm'] / GIB:.2f} GiB", sep=": ", flush=True)
-    text = report([known.get(str(c)) for c in slices], [known.get(str(c)) for c in policies])
+    known = cases.fill(args, slices + policies, __file__, ENVIRONMENT, lambda row: f"{row['hbm'] / GIB:.2f} GiB")
+    text = report([known.get(c) for c in slices], [known.get(c) for c in policies])
     Path(args.out).write_text(text)
     print(text)
-
-
-def in_own_process(case: Case) -> dict:
-    """What `measure` returns, or {"error": why there is nothing}."""
-    command = [sys.executable, __file__, f"--case={json.dumps(case)}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **ENVIRONMENT})
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    asked = re.search(r"([\d.]+[GM])\)? (?:exceeds available HBM|of [\d.]+[GM] hbm)", done.stderr)
-    if asked:
-        return {"error": f"asks for {asked[1]}"}
-    last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
-    return {"error": last[:200], "failed": True}
 
 
 def measure(case: Case) -> dict:
     """Compiles one case, in this process."""
     import jax
+    import hlo
     import real_step
-    import tpu_hlo
     from jax.experimental import topologies
 
-    from lape_jax import cli
     from lape_jax.parallel import sharding
 
-    arg = f"batch={case.batch}" + (",teacher=unread" if "distilled" in case.config else "")
-    arg += ",source=tfds" if Path(case.config).name.startswith(tuple(SCENES)) else ""
-
     def load(remat):
-        return cli.load_config(f"{case.config}:{arg}", "", [("model.remat", remat)] if remat else [])
+        return real_step.load(case.config, case.batch, [("model.remat", remat)] if remat else [])
 
     config = load(case.remat)
     alone = {"chips_per_host_bounds": (1, 1, 1)} if CHIPS[case.slice] == 1 else {}
@@ -123,7 +89,7 @@ def measure(case: Case) -> dict:
     least = real_step.matrix_flops(real_step.build(load("none"), mesh))
     begin = time.perf_counter()
     compiled = real_step.compile_step(step)
-    program, used = tpu_hlo.analyse(compiled.as_text()), compiled.memory_analysis()
+    program, used = hlo.analyse(compiled.as_text()), compiled.memory_analysis()
     return {
         "jax": jax.__version__,
         "seconds": time.perf_counter() - begin,
@@ -180,7 +146,7 @@ COLUMNS = (
 
 
 def _table(rows: list[dict | None]) -> str:
-    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    lines = []
     for row in filter(None, rows):
         case = Case(*row["case"])
         chips = CHIPS[case.slice]
@@ -191,7 +157,7 @@ def _table(rows: list[dict | None]) -> str:
             row.get("remat", case.remat),
         )
         lines.append((*start, *_cells(row)))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return cases.table(COLUMNS, lines)
 
 
 def _cells(row: dict) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import pytest
 
 from tests import runs
 
-tpu_hlo = types.SimpleNamespace(**runpy.run_path(str(runs.ROOT / "benchmarks" / "tpu_hlo.py")))
+hlo = types.SimpleNamespace(**runpy.run_path(str(runs.ROOT / "benchmarks" / "hlo.py")))
 
 # Three turns of a loop; each reads a row of `stack` into a product, and puts a row into `sums`, in place.
 PROGRAM = """HloModule jit_step
@@ -67,11 +67,11 @@ ENTRY %main (x: bf16[5,130]) -> bf16[5,130] {
     ],
 )
 def test_size(shape, size):
-    assert tpu_hlo.size(shape) == size
+    assert hlo.size(shape) == size
 
 
 def test_a_program():
-    found = tpu_hlo.analyse(PROGRAM)
+    found = hlo.analyse(PROGRAM)
     row, x = 8 * 128 * 4, 8 * 256 * 2
     assert found.hbm_bytes == 3 * (row + row) + x + x  # rows read and written; x read by the copy, written at the end
     assert found.cycles == 3 * 100 + 7

@@ -1,0 +1,89 @@
+"""The same bits as ever: what each operation, policy and recipe makes of given images and keys, as it was once stored.
+
+`python -m tests.augment.test_stored` stores it anew.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lape_jax.augment import operations, policies, recipe, warp
+from tests.augment import samples, test_recipe
+
+GOLDEN = Path(__file__).with_name("golden") / "stored.npz"
+FILL = (124, 116, 104)
+POLICIES = ("rand-m9-mstd0.5-inc1", "cifar10_autoaugment", "three_augment", "color_jitter")
+# Of each operation, beginnings and ends of what the policies draw, and what is between.
+ARGUMENTS = {
+    "posterize": (0, 3, 8),
+    "solarize": (0, 130, 256),
+    "solarize_add": (0, 55, 110),
+    "rotate": (-27, 3.3, 30),
+    "shear_x": (-0.3, 0.027, 0.27),
+    "shear_y": (-0.3, 0.027, 0.27),
+    "translate_x": (-0.45, 0.1, 0.405),
+    "translate_y": (-0.45, 0.1, 0.405),
+}
+FACTORS = (0.1, 0.93, 1.9)  # of all others
+
+
+def of_operations() -> np.ndarray:
+    """Every operation, argument and method on pieces of a photograph, a pale one, and a dark image with a bright pixel."""
+    images = samples.images()[[0, 4, 7], 12:32, 24:46]
+    kinds = [
+        (operations.NAMES.index(name), argument, method)
+        for name in operations.NAMES
+        for argument in ARGUMENTS.get(name, FACTORS)
+        for method in ((warp.NEAREST, warp.BILINEAR, warp.BICUBIC) if name in operations.GEOMETRIC else (0,))
+    ]
+    columns = zip(*kinds, strict=True)
+    drawn = operations.Drawn(*(np.asarray(c, t) for c, t in zip(columns, (np.int32, np.float32, np.int32), strict=True)))
+    drawn = jax.tree.map(lambda column: np.repeat(column, len(images))[:, None], drawn)
+    batch = np.tile(images, (len(kinds), 1, 1, 1))
+    return np.asarray(jax.jit(lambda *rows: jax.lax.map(lambda row: operations.apply(*row, FILL), rows))(batch, drawn))
+
+
+def of_policy(name: str) -> np.ndarray:
+    images = np.random.default_rng(0).integers(0, 256, (24, 12, 14, 3), np.uint8)
+    images[::2] = samples.images()[:2].repeat(6, 0)[:, 20:32, 30:44]
+    jitter = name == "color_jitter"
+    policy = policies.make_color_jitter(0.3) if jitter else policies.make(name, fill=FILL, interpolation="random")
+    return np.asarray(jax.jit(policy)(images, jax.random.split(jax.random.key(0), len(images))))
+
+
+def of_recipe(order: str) -> np.ndarray:
+    """Crop, flip, policy, jitter, normalisation, erasing and mixing of floats, in four draws of the mix."""
+    options = {**test_recipe.EVERYTHING, "policy": POLICIES[0], "color_jitter": 0.3, "order": order}
+    make = jax.jit(recipe.make(test_recipe.config(**options), num_classes=5, mesh=test_recipe.mesh()))
+    batch = test_recipe.batch(unreadable=(3,))
+    return np.stack([make(batch, jax.random.key(seed), True)["image"] for seed in range(4)])
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return np.load(GOLDEN)
+
+
+def test_operations(stored):
+    np.testing.assert_array_equal(of_operations(), stored["operations"])
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in POLICIES])
+def test_policies(name, stored):
+    np.testing.assert_array_equal(of_policy(name), stored[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", recipe.ORDERS)
+def test_recipes(order, stored):
+    # Versions of XLA do not compute the logarithm in normal noise to the same last bit.
+    rounding = 0 if jax.__version__ == str(stored["jax"]) else 5e-7
+    np.testing.assert_allclose(of_recipe(order), stored[order], rtol=0, atol=rounding)
+
+
+if __name__ == "__main__":
+    found = {"operations": of_operations(), **{name: of_policy(name) for name in POLICIES}}
+    found |= {order: of_recipe(order) for order in recipe.ORDERS}
+    np.savez_compressed(GOLDEN, **found, jax=jax.__version__)
