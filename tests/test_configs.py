@@ -50,6 +50,14 @@ def test_digits_at_their_own_length():
 @pytest.mark.parametrize("command", [one for commands in COMMANDS.values() for one in quick.first(1, commands)])
 def test_commands_of_the_docstring(command):
     config = cli.load_config(f"{runs.ROOT}/{command}", "")
+    model = setup.build_model(config, num_classes=10)
+    assert model.num_classes == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for commands in COMMANDS.values() for command in commands])
+def test_models_of_the_docstring(command):
+    config = cli.load_config(f"{runs.ROOT}/{command}", "")
     assert setup.build_model(config, num_classes=10).param_shapes()
 
 

@@ -62,6 +62,7 @@ def test_what_is_written(workdir, tmp_path, capsys, monkeypatch):
     assert (len(rows), titles, names[1]) == (3, ["prediction"], "digits val[9]")
 
 
+@pytest.mark.slow
 def test_without_overlays(workdir, tmp_path, capsys):
     run(workdir, capsys, out=str(tmp_path / "out"), overlays="0")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"iou.csv", "iou.png"}

@@ -18,7 +18,7 @@ from lape_jax.parallel import sharding
 from lape_jax.tasks.config import from_json
 from lape_jax.tasks.detect import recipes
 from lape_jax.train import finished
-from tests import runs
+from tests import quick, runs
 
 DEFAULTS = {
     "weights": "",
@@ -49,7 +49,7 @@ def write(run, out, **options):
         export.main(run[1], args)
 
 
-@pytest.mark.parametrize("fold", ["", "true"])
+@pytest.mark.parametrize("fold", quick.first(1, ["true", ""]))
 def test_a_program_takes_batches_of_any_size(run, fold, tmp_path, capsys):
     _, config, model, variables = run
     write(run, tmp_path / "m.stablehlo", fold=fold)

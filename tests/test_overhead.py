@@ -26,6 +26,7 @@ def rows_of(tmp_path, *argv):
     return {(row["joining"], row["program"]): row for row in contents["rows"]}, contents
 
 
+@pytest.mark.slow
 def test_a_tiny_model(tmp_path, capsys):
     table = tmp_path / "table.md"
     rows, contents = rows_of(

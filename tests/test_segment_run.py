@@ -69,6 +69,7 @@ def saved_state(workdir, step):
 # ---- What it leaves --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_metrics(workdir):
     lines = runs.metrics(workdir)
     assert [line["step"] for line in lines] == [3, 4, 6, 6]
@@ -87,6 +88,7 @@ def test_metrics(workdir):
     assert evaluated[-1]["val/pixel_accuracy"] > 50  # nearly all is paper
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_beside_the_weights(workdir):
     state, last = saved_state(workdir, 6), runs.metrics(workdir)[-1]
     assert last["val/ema_miou"] != last["val/miou"]
@@ -95,6 +97,7 @@ def test_the_average_is_evaluated_beside_the_weights(workdir):
     assert all((state[f"ema/{name}"] != state[name]).any() for name in names)
 
 
+@pytest.mark.slow
 def test_report(workdir):
     text, last = (workdir / "report.md").read_text(), runs.metrics(workdir)[-1]
     assert text.startswith("# tiny\n")
@@ -129,6 +132,7 @@ def test_a_killed_run_ends_in_the_same_bits(workdir, tmp_path):
     assert all((start[name] != whole[name]).any() for name in whole if name.startswith("params/"))
 
 
+@pytest.mark.slow
 def test_what_may_change_when_a_run_goes_on(workdir):
     changed = {"model.decoder_dropout": 0.5, "model.decoder_drop_path": 0.0, "segment.stride": 32}
     config = runs.load(MASK, **RUN | changed, report=True)
@@ -215,6 +219,7 @@ def classifier_workdir(path):
     return flatten({"params": state.params})
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_encoder_of_a_classifier(tmp_path, caplog):
     theirs = classifier_workdir(tmp_path / "classifier")
     settings = {"total_steps": 1, "batch_size": 8, "optimizer.lr": 1e-12, "optimizer.min_lr": 0}

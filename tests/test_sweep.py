@@ -78,6 +78,7 @@ def rows(out, name):
         return list(csv.DictReader(lines))
 
 
+@pytest.mark.slow
 def test_what_it_leaves(trained, file):
     assert sorted(path.name for path in trained.iterdir()) == sorted([*TABLES, *CELLS])
     for cell in CELLS:
@@ -97,6 +98,7 @@ def test_what_it_leaves(trained, file):
     assert {tuple(results) for results in read(trained, "vit_broken").values()} == {("error",)}
 
 
+@pytest.mark.slow
 def test_the_table(trained, file):
     mean, std = (float(rows(trained, "cells.csv")[0][name]) for name in ("mean", "std"))
     top1 = [read(trained, "vit_lape")[seed]["val/top1"] for seed in "01"]
@@ -156,27 +158,49 @@ class Fake:
         return results
 
 
-@pytest.fixture
-def fake(monkeypatch):
-    fake = Fake()
-    monkeypatch.setattr(seeds, "train", fake.together)
-    monkeypatch.setattr(sweep_runs, "_alone", fake.alone)
-    return fake
+class Broken(Fake):
+    """One of whose cells is none."""
+
+    def together(self, config, numbers, directory, console):
+        if directory.name == "vit_broken":
+            raise UserError("config.model: width=16 is not divisible by heads=3")
+        return super().together(config, numbers, directory, console)
+
+
+@contextlib.contextmanager
+def in_place_of_trainings(fake):
+    with mock.patch.object(seeds, "train", fake.together), mock.patch.object(sweep_runs, "_alone", fake.alone):
+        yield fake
 
 
 @pytest.fixture
-def out(trained, tmp_path):
+def fake():
+    with in_place_of_trainings(Fake()) as fake:
+        yield fake
+
+
+@pytest.fixture(scope="module")
+def recorded(file, tmp_path_factory):
+    """A directory of results, as in `trained`, but without runs; to be copied before anything in it is changed."""
+    out = tmp_path_factory.mktemp("recorded") / "out"
+    with in_place_of_trainings(Broken()):
+        assert command(file, out) == 2
+    return out
+
+
+@pytest.fixture
+def out(recorded, tmp_path):
     """A copy of the results, by which the cell that failed has now been mended."""
-    return shutil.copytree(trained, tmp_path / "out")
+    return shutil.copytree(recorded, tmp_path / "out")
 
 
-def test_the_same_command_trains_only_what_failed(file, out, trained, fake, capsys):
+def test_the_same_command_trains_only_what_failed(file, out, recorded, fake, capsys):
     assert command(file, out) == 0
     assert fake.asked == [("vit_broken", [0, 1])]
     assert "[2/3] ViT x broken: seeds 0, 1\n" in capsys.readouterr().out
     assert [row["n"] for row in rows(out, "cells.csv")] == ["2"] * 3
     for cell in ("vit_lape", "streamed_lape"):
-        assert (out / cell / "results.json").read_bytes() == (trained / cell / "results.json").read_bytes()
+        assert (out / cell / "results.json").read_bytes() == (recorded / cell / "results.json").read_bytes()
     assert command(file, out) == 0
     assert len(fake.asked) == 1
 

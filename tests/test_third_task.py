@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests import quick, runs
 
 CONFIG = """
@@ -32,23 +34,36 @@ def started(config, workdir):
     )  # fmt: skip
 
 
-def test_killed_and_resumed_it_ends_as_if_uninterrupted(tmp_path):
-    config = tmp_path / "rotate.py"
-    config.write_text(CONFIG)
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    with started(config, whole) as run:
+def finish(config, workdir):
+    """What the command says to the end."""
+    with started(config, workdir) as run:
         out, error = run.communicate(timeout=300)
     assert run.returncode == 0, error
+    return out
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "rotate.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_as_if_uninterrupted(config, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    finish(config, whole)
     with started(config, killed) as run:
         while not (killed / "checkpoints" / "40").is_dir() and run.poll() is None:
             time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
-    with started(config, killed) as run:
-        again, error = run.communicate(timeout=300)
-    assert run.returncode == 0, error
-    assert "resuming at step" in again
+    assert "resuming at step" in finish(config, killed)
     assert runs.metrics(killed) == runs.metrics(whole)
-    results = runs.metrics(whole)[-1]
+
+
+def test_it_learns_and_is_reported(config, tmp_path):
+    whole = tmp_path / "whole"
+    out, results = finish(config, whole), runs.metrics(whole)[-1]
     assert results["val/turns"] > 50  # chance is 25
     assert f"turns {results['val/turns']:.2f}%" in out
 

@@ -58,6 +58,7 @@ def test_runs_side_by_side(run, tmp_path, capsys):
         np.testing.assert_array_equal(numbers["0/token_pe_ratio"], numbers["1/token_pe_ratio"])
 
 
+@pytest.mark.slow
 def test_a_file_of_weights(tmp_path, capsys):
     model = tiny(join="default", image_size=(24, 32))
     variables = random_variables(model)

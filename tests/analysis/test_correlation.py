@@ -8,6 +8,7 @@ import pytest
 from lape_jax import models, port
 from lape_jax.analysis import correlation, seen
 from lape_jax.errors import UserError
+from tests import quick
 from tests.analysis.models import create, norm, tiny, variables_of
 from tests.quick import jit
 
@@ -83,7 +84,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", quick.first(3, FAMILIES))
 def test_what_the_model_itself_delivers(case):
     """With the model's own eps."""
     family, settings = FAMILIES[case]
@@ -125,7 +126,7 @@ def test_a_default_table_goes_through_the_merging_of_a_swin():
     np.testing.assert_allclose(last.table, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("join", ["shared", "unshared"])
+@pytest.mark.parametrize("join", quick.first(1, ["shared", "unshared"]))
 def test_other_joinings_of_a_swin(join):
     model = create("swin_t", join=join, pe="learnable")
     found = seen.seen(model, variables_of(model))

@@ -11,6 +11,7 @@ from lape_jax import models
 from lape_jax.analysis import overhead, overhead_table
 from lape_jax.analysis.overhead import Cost, Program
 from lape_jax.errors import UserError
+from tests import quick
 from tests.analysis.models import SWIN, TINY, create, variables_of
 
 # deit_ti of TINY's sizes: patches, class token, table, two blocks, final norm, head
@@ -97,8 +98,10 @@ def test_every_layer_counts():
 
 # ---- What is compared ------------------------------------------------------------------------------------------------
 
+FOLDING = ("deit_ti_distilled", "t2t_vit_7", "vit_ti_16", "cct_7_3x1", "ceit_ti")
 
-@pytest.mark.parametrize("name", ["deit_ti_distilled", "vit_ti_16", "cct_7_3x1", "t2t_vit_7", "ceit_ti"])
+
+@pytest.mark.parametrize("name", quick.first(2, FOLDING))
 def test_families_that_fold(name):
     found, notes = overhead.candidates(name, FAMILY)
     assert [one.joining for one in found] == [one.model.joining for one in found] == ["default", "lape", "folded"]

@@ -10,6 +10,7 @@ import pytest
 from lape_jax import models
 from lape_jax.analysis import correlation, locality, study
 from lape_jax.errors import UserError
+from tests import quick
 from tests.analysis.models import create, norm, tiny, variables_of
 from tests.port.tiny import TINY
 
@@ -52,7 +53,7 @@ def test_what_a_study_has(lape, studies):
     assert [found.grid for found in swin.maps] == [(12, 12), (12, 12), (6, 6)]
 
 
-@pytest.mark.parametrize("join", ["lape", "default"])
+@pytest.mark.parametrize("join", quick.first(1, ["lape", "default"]))
 def test_a_segmenter_is_studied_as_the_classifier_with_its_encoder(join):
     sizes = {key: value for key, value in WIDE.items() if key != "num_classes"}
     model = models.create("segmenter_ti_mask", **sizes, num_classes=3, join=join)

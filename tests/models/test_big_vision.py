@@ -15,10 +15,7 @@ from tests.quick import jit
 from tests.reference import big_vision_cases
 from tests.reference.big_vision_cases import CASES, BigVisionCase
 
-FIRST = (
-    "gap-learn-lape",
-    "map-learn-lape-rep-headless",
-)
+FIRST = ("gap-learn-lape",)
 each_case = quick.cases(CASES, FIRST)
 
 
@@ -68,6 +65,7 @@ def test_matches_goldens(case):
     families.assert_golden(answer(case), families.goldens("big_vision")[case.name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[4], CASES[12]], ids=lambda case: case.name)
 def test_blocks_with_parameters_of_their_own(case):
     families.assert_golden(answer(case, scan=False), families.goldens("big_vision")[case.name])

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from lape_jax.errors import UserError
 from lape_jax.models.big_vision_vit import Model, load
 from lape_jax.port.big_vision import canonical
+from tests import quick
 from tests.models import families, stepwise
 from tests.quick import jit
 from tests.reference import big_vision_cases
@@ -102,7 +103,7 @@ def forward(case, scan=False):
         return np.asarray(logits), jax.tree.map(np.asarray, out), weights
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", quick.first(1, [True, False]))
 def test_logits_and_out(scan):
     case = BigVisionCase(pool="tok")
     logits, out, weights = forward(case, scan)
@@ -132,6 +133,7 @@ def test_logits_and_out(scan):
     close(out["logits_2d"], out["pre_logits_2d"] @ weights["head/kernel"] + weights["head/bias"], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_default_joining_is_big_visions_own_model():
     case = BigVisionCase(join="default")
     logits, out, weights = forward(case)

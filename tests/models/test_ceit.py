@@ -17,8 +17,7 @@ from tests.reference import cases
 from tests.reference.ceit_cases import CASES
 
 TINY = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "num_classes": 3, "stem_width": 8}
-FIRST = ("lape-learnable+peg-layernorm",)
-each_case = quick.cases(CASES, FIRST)
+each_case = quick.cases(CASES, ())
 
 
 def count(tree):
@@ -155,6 +154,7 @@ def trained(model, variables, images):
     return {"logits": logits, "tokens": out["tokens"], **moved}
 
 
+@pytest.mark.slow
 def test_what_the_head_reads():
     model, variables, images = tiny()
     logits, out = quick.jit(model.apply)(variables, images)
@@ -165,6 +165,7 @@ def test_what_the_head_reads():
     assert set(variables["params"]["lca"]) == {"norm1", "attn", "norm2", "mlp"}
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_results_nor_statistics():
     model, variables, images = tiny()
     expected = trained(model, variables, images)
@@ -172,6 +173,7 @@ def test_remat_changes_neither_results_nor_statistics():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_segments_equal_one_run_in_training_too():
     """With a PEG that adds nothing between them."""
     model, variables, images = tiny()
@@ -182,6 +184,7 @@ def test_segments_equal_one_run_in_training_too():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_acts_in_training_alone():
     model, variables, images = tiny()
     deep = model.clone(drop_path=0.9)
@@ -189,6 +192,7 @@ def test_stochastic_depth_acts_in_training_alone():
     np.testing.assert_array_equal(*(quick.jit(m.apply)(variables, images)[0] for m in (model, deep)))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32_and_keeps_float32_statistics():
     model, variables, images = tiny()
     found, expected = (trained(m, variables, images) for m in (model.clone(dtype=jnp.bfloat16), model))

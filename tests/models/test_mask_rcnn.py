@@ -105,6 +105,7 @@ def assert_same(name, found, expected):
         np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
+@pytest.mark.slow
 def test_detections_match_goldens():
     found = mask_rcnn_cases.stored(evaluated(CASES[0], whole=False))
     golden = mask_rcnn_cases.golden(GOLDEN, CASES[0].name)

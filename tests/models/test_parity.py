@@ -25,18 +25,10 @@ COMPILED = [
 COMPILED += [cases.Case(join="lape_sharing"), cases.Case(pe="sincos_2d+relative", join="lape")]
 TOLERANCE = 1e-9  # relative to the largest entry (goldens: to the norm) of the reference's tensor
 
-# Every kind of PE and joining once, and some of the other options.
+# Most kinds of PE and joining once, and some of the other options.
 FIRST = {
-    "default-none",
-    "default-relative",
     "shared-sincos_1d",
-    "unshared-learnable+relative",
-    "lape_sharing-learnable-layernorm",
-    "lape-sincos_2d-layernorm",
-    "lape-learnable-scalar_norm",
     "lape-learnable-layernorm-distilled",
-    "default-learnable-small_eps5",
-    "lape-sincos_2d_moco-layernorm-gap",
     "unshared-learnable+peg",
     "default-relative-oblong_patches",
 }

@@ -77,6 +77,7 @@ def test_matches_live_timm():
     assert_matches(make_regnet.answer(make_regnet.network()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_lower_precision(dtype, tolerance):
     logits = answer(dtype)["logits"]

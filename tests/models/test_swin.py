@@ -42,6 +42,7 @@ def test_published_parameter_counts(name, pe, published, lape):
         assert count(models.create(name, pe=pe).param_shapes()) == published + lape
 
 
+@pytest.mark.slow
 def test_other_joinings_have_the_parameters_that_they_should():
     sizes = {join: count(models.create("swin_t", join=join).param_shapes()) for join in ("shared", "lape_sharing")}
     assert sizes == {"shared": 28_589_410, "lape_sharing": 28_598_242}
@@ -178,6 +179,7 @@ def test_out():
     assert [table.shape for table in out["pos_embed"]] == [(2, 144, 8), (1, 36, 16)]
 
 
+@pytest.mark.slow
 def test_stochastic_depth_rises_over_all_stages():
     encoders = models.create("swin_t", drop_path=0.2)._encoders()
     rates = [rate for encoder in encoders for rate in encoder.rates]

@@ -107,6 +107,7 @@ def test_random_features_are_orthogonal_and_differ():
     assert np.abs(first - second).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_tokens_drop_out_in_training_alone():
     model, variables, images = tiny()
     assert models.create("t2t_vit_7").token_dropout == 0.1
@@ -133,6 +134,7 @@ def test_image_sizes(size):
     assert out["pos_embed"].shape == (rows, 16)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
     model, variables, images = tiny()
     logits, _ = quick.jit(model.apply)(variables, images)

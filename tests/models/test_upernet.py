@@ -154,7 +154,7 @@ def test_export_with_a_batch_of_any_size(name, depth):
 @pytest.mark.parametrize(
     ("variant", "pe", "join"),
     quick.first(
-        2,
+        0,
         [
             ("detection", "learnable+relative+peg", "lape"),
             ("segmentation", "sincos_1d", "shared"),

@@ -93,10 +93,8 @@ def test_evaluation_matches_goldens(case):
     families.assert_golden(evaluated(case), families.goldens("vit_adapter")[case.name])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=() if case.upernet else pytest.mark.slow, id=case.name) for case in CASES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_training_matches_goldens(case):
     answer = trained(case)
     stored = families.goldens("vit_adapter")[f"{case.name} trained"]

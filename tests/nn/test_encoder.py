@@ -112,7 +112,7 @@ def test_knobs_change_neither_results_nor_gradients(knobs):
 
 
 @pytest.mark.parametrize(
-    "block", quick.first(1, [{"relative_grid": (2, 2), "layer_scale": 0.5}, {"norm2_on_residual": True}]), ids=str
+    "block", quick.first(0, [{"relative_grid": (2, 2), "layer_scale": 0.5}, {"norm2_on_residual": True}]), ids=str
 )
 def test_remat_of_attention_fits_every_block(block):
     assert_same(run(**block, remat="attention"), run(**block))
@@ -187,11 +187,12 @@ def test_scan_equals_a_loop_over_blocks(join):
     assert_same(loop(params, *entering(join)), (run(join)["tokens"], run(join)["out"]))
 
 
-@pytest.mark.parametrize("join", ["default", "unshared", "lape"])
+@pytest.mark.parametrize("join", quick.first(1, ["lape", "default", "unshared"]))
 def test_segments_in_sequence_equal_one_run(join):
     assert_same(run(join, segments=((0, 1), (1, None))), run(join))
 
 
+@pytest.mark.slow
 def test_segments_have_the_same_knobs():
     assert_same(run(segments=((0, 1), (1, 2)), unroll=DEPTH, remat="full"), run())
 

@@ -53,6 +53,7 @@ def test_parameter_count(pe, count):
     assert sizes["with"] - sizes["without"] == count * 1_920
 
 
+@pytest.mark.slow
 def test_place_in_the_model():
     """A PEG changes the tokens from its block on, never the PE that LaPE delivers; segments are the whole."""
     model = models.create("vit_micro", pe="learnable+peg", join="lape", peg_blocks=2, **TINY)

@@ -10,6 +10,7 @@ from lape_jax.errors import UserError
 from lape_jax.port.params import flatten
 from lape_jax.port.resize import recolour_kernel, resize_kernel, resize_table
 from lape_jax.port.transfer import transfer as port_transfer
+from tests import quick
 from tests.port.test_checkpoint import FAMILIES, prefixed
 from tests.port.tiny import random_variables, tiny
 
@@ -63,7 +64,7 @@ def test_without_a_head(tmp_path, model, source, backbone, format):
         port.load(tmp_path / "w.npz", source)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", quick.first(2, FAMILIES))
 def test_families_without_a_head(tmp_path, name):
     source = models.create(name, **FAMILIES[name], num_classes=3, join="default")
     arrays = port.to_torch(random_variables(source), source)
@@ -176,7 +177,7 @@ def test_big_visions_without_a_head(tmp_path):
 
 
 @pytest.mark.parametrize("make", [tiny, lambda **kw: models.create("vit_ti_16", **{**BIG_VISION, **kw})])
-@pytest.mark.parametrize(("of", "to"), [(3, 1), (1, 3)])
+@pytest.mark.parametrize(("of", "to"), quick.first(1, [(3, 1), (1, 3)]))
 def test_grey_and_rgb_have_the_same_output(tmp_path, make, of, to):
     source, model = make(join="default", in_channels=of), make(join="default", in_channels=to)
     weights = random_variables(source)
@@ -209,7 +210,8 @@ def test_other_channels_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("format", "patch", "size"), [("torch", 4, 16), ("lape", 16, 32), ("torch", (4, 8), (16, 32)), ("lape", 6, 18)]
+    ("format", "patch", "size"),
+    quick.first(1, [("torch", (4, 8), (16, 32)), ("torch", 4, 16), ("lape", 16, 32), ("lape", 6, 18)]),
 )
 def test_other_patches(tmp_path, format, patch, size):
     """Of weights for 8 x 8 patches in 2 x 2 of them; also in grey, and from a run."""

@@ -48,6 +48,7 @@ def test_names_and_shapes_are_those_of_the_reference(size, join):
     assert found == states.mask_rcnn_shapes(states.Sizes(backbone=backbone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", first(1, [{}, {"join": "unshared"}, {"pe": "sincos_1d+relative+peg"}]), ids=str)
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_there_and_back_bit_by_bit(suffix, settings, tmp_path):

@@ -57,6 +57,7 @@ def test_axes():
     assert state_dict["head.fc.weight"][2, 9] == params["head"]["kernel"][9, 2]
 
 
+@pytest.mark.slow
 def test_types_are_kept():
     for dtype in (np.float16, np.float64):
         state_dict = round_trip(tiny(), dtype)

@@ -203,6 +203,7 @@ def test_from_a_distilled_lape_classifier(tmp_path):
     assert moved.resized == ("pos_embed",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["torch", "lape", "mmseg"])
 def test_from_a_segmenter_of_other_classes(tmp_path, format):
     source = tiny(num_classes=9, join="default")

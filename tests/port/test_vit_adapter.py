@@ -23,7 +23,7 @@ def tiny(name="upernet_vit_adapter_ti", **settings):
     return models.create(name, **{**sizes, **settings})
 
 
-@pytest.mark.parametrize("join", ["default", "lape"])
+@pytest.mark.parametrize("join", quick.first(1, ["lape", "default"]))
 @pytest.mark.parametrize(
     ("name", "table", "expected"),
     [
@@ -42,7 +42,7 @@ def test_names_and_shapes_are_the_official_ones(name, table, expected, join):
     "settings", quick.first(1, [{}, {"join": "unshared"}, {"pe": "sincos_1d+relative+peg"}]), ids=str
 )
 @pytest.mark.parametrize("name", ["vit_adapter_ti", "upernet_vit_adapter_ti"])
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+@pytest.mark.parametrize("suffix", quick.first(1, [".safetensors", ".npz"]))
 def test_there_and_back_bit_by_bit(name, suffix, settings, tmp_path):
     model = tiny(name, **settings)
     variables = random_variables(model)
@@ -82,8 +82,8 @@ def started(path, model, **options):
     return flatten(variables), moved
 
 
-@pytest.mark.parametrize("join", ["default", "lape"])
-@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize("join", quick.first(1, ["lape", "default"]))
+@pytest.mark.parametrize("distilled", quick.first(1, [False, True]))
 @pytest.mark.parametrize("name", ["vit_adapter_ti", "upernet_vit_adapter_ti"])
 def test_from_a_classifier(name, join, distilled, tmp_path):
     deit = models.create("deit_ti", **SIZES, num_classes=7, image_size=48, join=join, distilled=distilled)
@@ -131,6 +131,7 @@ def test_from_a_upernet_of_other_classes_and_joining(tmp_path):
     assert moved.resized == ("pos_embed",)
 
 
+@pytest.mark.slow
 def test_another_size_is_named(tmp_path):
     deit = models.create("deit_ti", **{**SIZES, "depth": 8}, num_classes=7, image_size=32)
     port.save(tmp_path / "deit.npz", random_variables(deit), deit)

@@ -114,6 +114,7 @@ def assert_same(directory, results, alone, seed, config):
             np.testing.assert_allclose(end[name], expected_end[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_one_is_the_run_that_it_would_be_alone(together, tmp_path):
     assert_same(*together, tmp_path, 7, runs.load(**STEPS, seed=7))
 
@@ -171,6 +172,7 @@ def test_ctrl_c_saves_a_checkpoint(interrupted, tmp_path):
     assert Checkpoints(again / "together", read_only=True).steps() == [0]
 
 
+@pytest.mark.slow
 def test_until_it_is_discarded_the_end_can_be_had_again(together, tmp_path):
     directory, results = together
     again = runs.copy(directory, tmp_path)

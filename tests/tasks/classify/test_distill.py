@@ -55,6 +55,7 @@ def test_labels_are_the_teachers_largest_logits(dtype):
     assert labels.tolist() == [1, 0, 2, 0]  # of equal ones the lowest
 
 
+@pytest.mark.slow
 def test_a_real_teacher_is_asked_in_evaluation_mode():
     """A distilled teacher with dropout: one answer, from the mean of its heads."""
     model = models.create("vit_micro", **SIZES, width=8, depth=1, heads=2, distilled=True, dropout=0.5)
