@@ -68,7 +68,7 @@ class Choice(NamedTuple):
 
 
 def for_devices(name: "str | OnDevices", mesh: jax.sharding.Mesh, rows: tuple[str, ...], heads: str) -> OnDevices:
-    """The implementation called `name` for programs on the devices of `mesh`, split over its axes `rows` and `heads`."""
+    """The implementation called `name` for programs on a `mesh`, split over its axes `rows` and `heads`."""
     device = mesh.devices.flat[0]
     platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
     found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
@@ -165,7 +165,7 @@ def _shown(devices: OnDevices) -> str:
     return f"{first.device_kind}{capability}"
 
 
-def by_shards(function: Callable, attention: "str | OnDevices", split_heads: bool, *arrays: jax.Array) -> jax.Array:
+def by_shards(function: Callable, attention: "str | OnDevices", split_heads: bool, *arrays: jax.Array | None) -> jax.Array:
     """function(*arrays, bias) on each device's own sequences, and its own heads; without a mesh of several, as it is.
 
     XLA cannot divide a kernel that it does not know, and would bring all sequences to every device.
