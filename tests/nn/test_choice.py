@@ -42,8 +42,8 @@ HOPPER, AMPERE, TURING, TPU, CPU = on("gpu", (9, 0)), on("gpu", (8, 0)), on("gpu
 @pytest.mark.parametrize(
     ("devices", "where", "name", "reason"),
     [
-        (HOPPER, site(), "cudnn", "bfloat16 on some gpu"),
-        (AMPERE, site(dtype=jnp.dtype(jnp.float16)), "cudnn", "float16 on some gpu"),
+        (HOPPER, site(), "cudnn", "bfloat16 on some gpu (9.0)"),
+        (AMPERE, site(dtype=jnp.dtype(jnp.float16)), "cudnn", "float16 on some gpu (8.0)"),
         (HOPPER, site(tokens=4096), "cudnn", "bfloat16"),
         (HOPPER, site(windows=64), "cudnn", "bfloat16"),
         (HOPPER, site(tokens=1, keys=196), "cudnn", "bfloat16"),
@@ -65,7 +65,7 @@ HOPPER, AMPERE, TURING, TPU, CPU = on("gpu", (9, 0)), on("gpu", (8, 0)), on("gpu
         (on("gpu", (9, 0), (1, 1, 8)), site(), "xla", "4 heads do not divide over 8 devices"),
         (on("gpu", (9, 0), (8, 1, 1)), site(sequences=1), "xla", "1 sequences do not divide over 8"),
         (on("tpu", shape=(8, 1, 1)), site(windows=16), "xla", "64 sequences do not divide over 128"),
-        (CPU, site(), "xla", "not some cpu"),
+        (CPU, site(), "xla", "no fused attention for some cpu"),
         (CPU, site(tokens=1024), "blocks", "1024 tokens or more"),
         (CPU, site(tokens=2048, dropout=True), "xla", "attention dropout"),
         ("auto", site(), "xla", "no devices given"),
