@@ -18,7 +18,7 @@ class Recycled:
     """
 
     def __init__(self) -> None:
-        self._free: dict[int, list[np.ndarray]] = {}
+        self._free: dict[int, list[memoryview]] = {}
         self._lock = threading.RLock()  # which a thread may hold when the garbage collector gives an array back in it
 
     def empty(self, shape: tuple[int, ...], kind: Any) -> np.ndarray:
@@ -26,12 +26,12 @@ class Recycled:
         size = math.prod(shape) * np.dtype(kind).itemsize
         with self._lock:
             kept = self._free.setdefault(size, [])
-            block = kept.pop() if kept else np.empty(size, np.uint8)
-        # All views of an array that is made of a buffer refer to that array, and none to the block itself.
+            block = kept.pop() if kept else np.empty(size, np.uint8).data
+        # All views of an array on a memoryview refer to that array, which owns nothing, and not to what lies below.
         array = np.frombuffer(block, kind)
         weakref.finalize(array, self._take_back, block).atexit = False
         return array.reshape(shape)
 
-    def _take_back(self, block: np.ndarray) -> None:
+    def _take_back(self, block: memoryview) -> None:
         with self._lock:
             self._free[block.nbytes].append(block)
