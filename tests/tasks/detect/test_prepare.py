@@ -139,7 +139,7 @@ def test_a_reduced_copy(mine, tmp_path):
         np.testing.assert_allclose(other.areas, one.areas * np.prod(ratios), rtol=1e-12)
     (polygons, rle), (old, _) = after[0].objects.masks, before[0].objects.masks
     np.testing.assert_allclose(polygons[0], old[0] * np.tile([48 / 60, 32 / 40], 4))
-    assert bitmaps.bitmap(rle, 32, 48).sum() == 4  # of 3 x 2 pixels
+    assert bitmaps.bitmap(rle, 32, 48).sum() == 6  # 3 x 2 pixels, as before
     with pytest.raises(UserError, match=r"other options \(short was 32 and is 30 now\)"):
         copy(mine, tmp_path / "out", name="my_set_32", short=30)
 
@@ -176,9 +176,10 @@ def test_a_copy_is_not_mixed_with_another(mine, tmp_path):
 
 def test_what_cannot_be_copied(mine, tmp_path):
     out = tmp_path / "out"
+    (mine / "empty").mkdir()
     for arguments, message in (
         (("", out), "^--path=DIR is missing"),
-        ((tmp_path, out), r"has no file of annotations in COCO's format: it must hold annotations/instances_SPLIT"),
+        ((mine / "empty", out), r"has no file of annotations in COCO's format: it must hold annotations/instances_SPLIT"),
         ((mine, mine / "x"), "lies in the data set itself"),
         ((mine, out, "vall"), r"--splits: 'vall' is not one of train, val \(did you mean 'val'"),
         ((mine, out, "", "My Set"), "--as=My Set: the name must consist of"),
