@@ -1,5 +1,6 @@
 """Data sets in COCO's format on disk, found by looking: for whoever has no config that says where the files are."""
 
+import json
 import os
 import re
 import shlex
@@ -9,9 +10,8 @@ from typing import NamedTuple
 from lape_jax.data import listing
 from lape_jax.errors import UserError, nearest
 
-HEAD = 65536  # letters of a file that tell whether it is in COCO's format
 TOOL = "_annotations.coco.json"  # how Roboflow calls the file in each split's directory
-LOOKED_FOR = f"annotations/instances_SPLIT.json with SPLIT/ or images/, SPLIT.json, or SPLIT/{TOOL}"
+LOOKED_FOR = f"annotations/instances_SPLIT.json, SPLIT.json or SPLIT/{TOOL}, with boxes"
 
 
 class Place(NamedTuple):
@@ -24,28 +24,33 @@ class Place(NamedTuple):
 def find(root: str) -> dict[str, Place]:
     """All splits of a directory, `in_order`: split -> place; none if it has no file of LOOKED_FOR.
 
+    Names of images count from where the file is, from SPLIT/ or from images/ in the directory: wherever the first is.
+
     Raises:
         UserError: it cannot be listed, or two files are of one split.
     """
     found: dict[str, Place] = {}
 
-    def add(split: str, file: str, images: str) -> None:
+    def add(split: str, file: str) -> None:
+        text = _text(file)
+        if not in_format(text):
+            return
         if split in found:
             raise UserError(f"{found[split].file} and {file} are both of split {split!r}: rename one of them")
-        found[split] = Place(file, images)
+        directories = os.path.dirname(file), os.path.join(root, split), os.path.join(root, "images")
+        first = _first_image(text)
+        there = [one for one in directories if os.path.isfile(os.path.join(one, first))]
+        found[split] = Place(file, there[0] if there else directories[0])
 
     annotations = os.path.join(root, "annotations")
     for name in _json_files(annotations):
-        split = name.removeprefix("instances_").removesuffix(".json")
-        images = [path for path in (os.path.join(root, split), os.path.join(root, "images")) if os.path.isdir(path)]
-        if name.startswith("instances_") and images:
-            add(split, os.path.join(annotations, name), images[0])
+        if name.startswith("instances_"):
+            add(name.removeprefix("instances_").removesuffix(".json"), os.path.join(annotations, name))
     for name in _json_files(root):
-        if in_format(os.path.join(root, name)):
-            add(name.removesuffix(".json"), os.path.join(root, name), root)
+        add(name.removesuffix(".json"), os.path.join(root, name))
     for entry in listing.entries(root) if os.path.isdir(root) else ():
         if entry.is_dir() and os.path.isfile(os.path.join(entry.path, TOOL)):
-            add(entry.name, os.path.join(entry.path, TOOL), entry.path)
+            add(entry.name, os.path.join(entry.path, TOOL))
     return {split: found[split] for split in in_order(found)}
 
 
@@ -54,14 +59,26 @@ def _json_files(directory: str) -> list[str]:
     return sorted(name for name in found if name.endswith(".json"))
 
 
-def in_format(path: str) -> bool:
-    """Whether a file seems to be in COCO's format; a directory of classes may hold other JSON files."""
+def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(HEAD)
+            return file.read()
     except OSError:
-        return False
-    return bool(re.search(r'"(images|annotations|categories)"\s*:\s*\[\s*[\]{]', head))
+        return ""
+
+
+def in_format(text: str) -> bool:
+    """Whether a file seems to have boxes in COCO's format; a directory of classes may hold other JSON files, too."""
+    return '"bbox"' in text and bool(re.search(r'"(images|annotations|categories)"\s*:\s*\[\s*[\]{]', text))
+
+
+def _first_image(text: str) -> str:
+    """The first name of an image in a file, "" if there is none."""
+    found = re.search(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', text)
+    try:
+        return json.loads(found[1]).replace("\0", "") if found else ""
+    except ValueError:
+        return ""
 
 
 def in_order(splits: Iterable[str]) -> list[str]:
