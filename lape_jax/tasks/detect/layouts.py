@@ -31,13 +31,13 @@ def find(root: str) -> dict[str, Place]:
     """
     found: dict[str, Place] = {}
 
-    def add(split: str, file: str) -> None:
+    def add(split: str, file: str, usual: str) -> None:
         text = _text(file)
         if not in_format(text):
             return
         if split in found:
             raise UserError(f"{found[split].file} and {file} are both of split {split!r}: rename one of them")
-        directories = os.path.dirname(file), os.path.join(root, split), os.path.join(root, "images")
+        directories = usual, os.path.dirname(file), os.path.join(root, split), os.path.join(root, "images")
         first = _first_image(text)
         there = [one for one in directories if os.path.isfile(os.path.join(one, first))]
         found[split] = Place(file, there[0] if there else directories[0])
@@ -45,12 +45,13 @@ def find(root: str) -> dict[str, Place]:
     annotations = os.path.join(root, "annotations")
     for name in _json_files(annotations):
         if name.startswith("instances_"):
-            add(name.removeprefix("instances_").removesuffix(".json"), os.path.join(annotations, name))
+            split = name.removeprefix("instances_").removesuffix(".json")
+            add(split, os.path.join(annotations, name), os.path.join(root, split))
     for name in _json_files(root):
-        add(name.removesuffix(".json"), os.path.join(root, name))
+        add(name.removesuffix(".json"), os.path.join(root, name), root)
     for entry in listing.entries(root) if os.path.isdir(root) else ():
         if entry.is_dir() and os.path.isfile(os.path.join(entry.path, TOOL)):
-            add(entry.name, os.path.join(entry.path, TOOL))
+            add(entry.name, os.path.join(entry.path, TOOL), entry.path)
     return {split: found[split] for split in in_order(found)}
 
 
@@ -111,7 +112,7 @@ def command(root: str, places: Mapping[str, Place]) -> str:
     """How to train on files."""
     train, val = _roles(list(places))
     if is_coco(root, places):
-        return _line("mask_rcnn_vit_adapter_ti_coco", {"path": root}, _splits(train, val))
+        return _line("mask_rcnn_vit_adapter_ti_coco", {"path": root}, _splits(train, val, ("train2017", "val2017")))
     args, more = {"path": root}, {}
     for name, split in (("train", train), ("val", val)):
         file, images = places[split]
@@ -125,9 +126,12 @@ def command(root: str, places: Mapping[str, Place]) -> str:
 def command_of_records(data_dir: str, name: str, splits: Iterable[str]) -> str:
     """How to train on what `python -m lape_jax.prepare objects` has written."""
     train, val = _roles(list(splits))
-    named = {} if name == "coco" else {"data.name": name}
-    args = {"path": data_dir, "source": "tfds"}
-    return _line("mask_rcnn_vit_adapter_ti_coco", args, named | _splits(train, val))
+    if train.endswith("2017"):  # COCO's
+        named = {} if name == "coco" else {"data.name": name}
+        args = {"path": data_dir, "source": "tfds"}
+        return _line("mask_rcnn_vit_adapter_ti_coco", args, named | _splits(train, val, ("train2017", "val2017")))
+    named = {"data.source": "tfds", "data.name": name}
+    return _line("detect", {"path": data_dir}, named | _splits(train, val, ("train", "val")))
 
 
 def _roles(splits: list[str]) -> tuple[str, str]:
@@ -135,9 +139,9 @@ def _roles(splits: list[str]) -> tuple[str, str]:
     return splits[0], sorted(usual, key=lambda split: split.startswith("test"))[0] if usual else splits[-1]
 
 
-def _splits(train: str, val: str) -> dict[str, str]:
-    """What a config for COCO has to be told of other splits."""
-    found = {"data.train_split": (train, "train2017"), "data.val_split": (val, "val2017")}
+def _splits(train: str, val: str, usual: tuple[str, str]) -> dict[str, str]:
+    """What a config has to be told of splits that are not its usual ones."""
+    found = {"data.train_split": (train, usual[0]), "data.val_split": (val, usual[1])}
     return {key: value for key, (value, usual) in found.items() if value != usual}
 
 

@@ -104,16 +104,14 @@ def test_records_hold_the_same_objects_and_give_the_same_batches(mine, tmp_path,
         }
     assert one["valid"].any()
     command = shlex.split(lines[-1].removeprefix("train on it: "))
-    assert command[3] == f"--config=configs/mask_rcnn_vit_adapter_ti_coco.py:path={tmp_path / 'out'},source=tfds"
-    assert command[5:] == (
-        []
-        if layout == "coco"
-        else [
+    assert [command[3], *command[5:]] == {
+        "coco": [f"--config=configs/mask_rcnn_vit_adapter_ti_coco.py:path={tmp_path / 'out'},source=tfds"],
+        "json": [
+            f"--config=configs/detect.py:path={tmp_path / 'out'}",
+            "--config.data.source=tfds",
             "--config.data.name=my_set",
-            "--config.data.train_split=train",
-            "--config.data.val_split=val",
-        ]
-    )
+        ],
+    }[layout]
 
 
 def test_tfds_itself_reads_the_images(mine, tmp_path):
