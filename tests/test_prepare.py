@@ -11,6 +11,7 @@ from lape_jax import cli, prepare
 from lape_jax.data.records import tfds_records
 from lape_jax.tasks.segment import recipes
 from lape_jax.tasks.segment.sources import open_scenes
+from tests.tasks.detect import samples
 
 
 @pytest.fixture
@@ -64,6 +65,21 @@ def test_scenes_for_the_recipe(run, tmp_path):
         assert np.asarray(Image.open(io.BytesIO(source[0].mask))).tolist() == [[1] * 3] * 3
 
 
+def test_objects(run, tmp_path):
+    (tmp_path / "set").mkdir()
+    for name in ("train.json", "val.json"):
+        samples.write(tmp_path / "set", samples.content(), name)
+    out = str(tmp_path / "out")
+    code, lines, _ = run("objects", f"--path={tmp_path / 'set'}", f"--out={out}", "--as=mine", "--threads=1")
+    train = f"--config=configs/detect.py:path={out} --workdir=DIR --config.data.source=tfds --config.data.name=mine"
+    assert (code, lines[0], lines[-1]) == (
+        *(0, "all 4 images can be used"),
+        f"train on it: python -m lape_jax.main {train}",
+    )
+    code, lines, _ = run("check", "--name=mine", f"--path={out}", "--all")
+    assert (code, lines[-1]) == (0, f"train on it: python -m lape_jax.main {train}")
+
+
 def test_a_name_that_is_no_text_is_printed_all_the_same(photos, monkeypatch):
     (photos / "train/cat/caf\udce9.jpg").write_bytes(b"")  # as Python calls b"caf\xe9.jpg"
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8")  # strict, as in most shells
@@ -105,6 +121,8 @@ def test_a_home_directory_is_expanded(run, photos, monkeypatch):
         (["scenes", "--path=/", "--layout=folder"], "the following arguments are required: --out"),
         (["scenes", "--path=/", "--layout=folder", "--out=/x", "--short=0"], "--short is 0: it must be 8 to 8192"),
         (["scenes", "--layout=folder", "--out=/x"], "--path=DIR is missing"),
+        (["objects", "--path=/"], "the following arguments are required: --out"),
+        (["objects", "--path=/nowhere", "--out=/x"], "--path=/nowhere is not a directory"),
         (["tfds"], "the following arguments are required: NAME"),
         (["tfds", "unknown_set", "--path=/nowhere"], "'unknown_set' "),
         (["cifar", "--path=/nowhere", "--out=/x"], "--path: '/nowhere' cannot be read: No such file or directory"),

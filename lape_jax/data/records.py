@@ -186,6 +186,8 @@ def _how_to_prepare(name: str, data_dir: str) -> str:
     command = f"tfds {name} --path={data_dir}"
     if name == "ade20k":  # which TFDS has not
         command = f"scenes --path=ADEChallengeData2016 --layout=ade20k --out={data_dir}"
+    if name == "coco":  # of which TFDS has no masks
+        command = f"objects --path=COCO --out={data_dir}"
     return f"prepare it once with: python -m lape_jax.prepare {command}"
 
 

@@ -1,5 +1,6 @@
 """Data sets in COCO's format on disk, found by looking: for whoever has no config that says where the files are."""
 
+import json
 import os
 import re
 import shlex
@@ -9,9 +10,8 @@ from typing import NamedTuple
 from lape_jax.data import listing
 from lape_jax.errors import UserError, nearest
 
-HEAD = 65536  # letters of a file that tell whether it is in COCO's format
 TOOL = "_annotations.coco.json"  # how Roboflow calls the file in each split's directory
-LOOKED_FOR = f"annotations/instances_SPLIT.json with SPLIT/ or images/, SPLIT.json, or SPLIT/{TOOL}"
+LOOKED_FOR = f"annotations/instances_SPLIT.json, SPLIT.json or SPLIT/{TOOL}, with boxes"
 
 
 class Place(NamedTuple):
@@ -24,25 +24,31 @@ class Place(NamedTuple):
 def find(root: str) -> dict[str, Place]:
     """All splits of a directory, `in_order`: split -> place; none if it has no file of LOOKED_FOR.
 
+    Names of images count from where the file is, from SPLIT/ or from images/ in the directory: wherever the first is.
+
     Raises:
         UserError: it cannot be listed, or two files are of one split.
     """
     found: dict[str, Place] = {}
 
-    def add(split: str, file: str, images: str) -> None:
+    def add(split: str, file: str, usual: str) -> None:
+        text = _text(file)
+        if not in_format(text):
+            return
         if split in found:
             raise UserError(f"{found[split].file} and {file} are both of split {split!r}: rename one of them")
-        found[split] = Place(file, images)
+        directories = usual, os.path.dirname(file), os.path.join(root, split), os.path.join(root, "images")
+        first = _first_image(text)
+        there = [one for one in directories if os.path.isfile(os.path.join(one, first))]
+        found[split] = Place(file, there[0] if there else directories[0])
 
     annotations = os.path.join(root, "annotations")
     for name in _json_files(annotations):
-        split = name.removeprefix("instances_").removesuffix(".json")
-        images = [path for path in (os.path.join(root, split), os.path.join(root, "images")) if os.path.isdir(path)]
-        if name.startswith("instances_") and images:
-            add(split, os.path.join(annotations, name), images[0])
+        if name.startswith("instances_"):
+            split = name.removeprefix("instances_").removesuffix(".json")
+            add(split, os.path.join(annotations, name), os.path.join(root, split))
     for name in _json_files(root):
-        if in_format(os.path.join(root, name)):
-            add(name.removesuffix(".json"), os.path.join(root, name), root)
+        add(name.removesuffix(".json"), os.path.join(root, name), root)
     for entry in listing.entries(root) if os.path.isdir(root) else ():
         if entry.is_dir() and os.path.isfile(os.path.join(entry.path, TOOL)):
             add(entry.name, os.path.join(entry.path, TOOL), entry.path)
@@ -54,14 +60,26 @@ def _json_files(directory: str) -> list[str]:
     return sorted(name for name in found if name.endswith(".json"))
 
 
-def in_format(path: str) -> bool:
-    """Whether a file seems to be in COCO's format; a directory of classes may hold other JSON files."""
+def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
-            head = file.read(HEAD)
+            return file.read()
     except OSError:
-        return False
-    return bool(re.search(r'"(images|annotations|categories)"\s*:\s*\[\s*[\]{]', head))
+        return ""
+
+
+def in_format(text: str) -> bool:
+    """Whether a file seems to have boxes in COCO's format; a directory of classes may hold other JSON files, too."""
+    return '"bbox"' in text and bool(re.search(r'"(images|annotations|categories)"\s*:\s*\[\s*[\]{]', text))
+
+
+def _first_image(text: str) -> str:
+    """The first name of an image in a file, "" if there is none."""
+    found = re.search(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', text)
+    try:
+        return json.loads(found[1]).replace("\0", "") if found else ""
+    except ValueError:
+        return ""
 
 
 def in_order(splits: Iterable[str]) -> list[str]:
@@ -94,7 +112,7 @@ def command(root: str, places: Mapping[str, Place]) -> str:
     """How to train on files."""
     train, val = _roles(list(places))
     if is_coco(root, places):
-        return _line("mask_rcnn_vit_adapter_ti_coco", {"path": root}, _splits(train, val))
+        return _line("mask_rcnn_vit_adapter_ti_coco", {"path": root}, _splits(train, val, ("train2017", "val2017")))
     args, more = {"path": root}, {}
     for name, split in (("train", train), ("val", val)):
         file, images = places[split]
@@ -108,9 +126,12 @@ def command(root: str, places: Mapping[str, Place]) -> str:
 def command_of_records(data_dir: str, name: str, splits: Iterable[str]) -> str:
     """How to train on what `python -m lape_jax.prepare objects` has written."""
     train, val = _roles(list(splits))
-    named = {} if name == "coco" else {"data.name": name}
-    args = {"path": data_dir, "source": "tfds"}
-    return _line("mask_rcnn_vit_adapter_ti_coco", args, named | _splits(train, val))
+    if train.endswith("2017"):  # COCO's
+        named = {} if name == "coco" else {"data.name": name}
+        args = {"path": data_dir, "source": "tfds"}
+        return _line("mask_rcnn_vit_adapter_ti_coco", args, named | _splits(train, val, ("train2017", "val2017")))
+    named = {"data.source": "tfds", "data.name": name}
+    return _line("detect", {"path": data_dir}, named | _splits(train, val, ("train", "val")))
 
 
 def _roles(splits: list[str]) -> tuple[str, str]:
@@ -118,9 +139,9 @@ def _roles(splits: list[str]) -> tuple[str, str]:
     return splits[0], sorted(usual, key=lambda split: split.startswith("test"))[0] if usual else splits[-1]
 
 
-def _splits(train: str, val: str) -> dict[str, str]:
-    """What a config for COCO has to be told of other splits."""
-    found = {"data.train_split": (train, "train2017"), "data.val_split": (val, "val2017")}
+def _splits(train: str, val: str, usual: tuple[str, str]) -> dict[str, str]:
+    """What a config has to be told of splits that are not its usual ones."""
+    found = {"data.train_split": (train, usual[0]), "data.val_split": (val, usual[1])}
     return {key: value for key, (value, usual) in found.items() if value != usual}
 
 
