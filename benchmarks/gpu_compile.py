@@ -131,7 +131,9 @@ def short(operation: str) -> str:
     >>> short("jit(update)/transpose(jvp(ViT))/blocks/while/body/checkpoint/attn/qkv/dot_general")
     'backward blocks/attn/qkv/dot_general'
     """
-    kept = [name for name in operation.split("/") if not re.fullmatch(r".*\(.*\)|while|body|closed_call|checkpoint", name)]
+    kept = [
+        name for name in operation.split("/") if not re.fullmatch(r".*\(.*\)|while|body|closed_call|checkpoint", name)
+    ]
     return "backward " * ("transpose(" in operation) + "/".join(kept[-4:])
 
 
