@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lape_jax import cli, models, tasks
 from lape_jax.analysis import overhead
-from lape_jax.parallel import sharding
+from lape_jax.parallel import fit, sharding
 from lape_jax.train import chrono, optim, programs, setup
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
@@ -54,12 +54,14 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
         teacher = models.create(config.distill.model, num_classes=classes, dtype=model.dtype)
         frozen = (_replicated(teacher.variable_shapes(), mesh),)
     loss = tasks.of(config).loss(config, model, teacher)
-    update = setup.update(config, model, plan.mixing, tx, mesh, teacher)
+    shape, images = tasks.of(config).shapes(config, model.input_shape)["image"].shape, config.batch_size
+    fitted = fit.training(model, mesh, shape, images // config.optimizer.accumulate).model
+    update = setup.update(config, fitted, plan.mixing, tx, mesh, teacher)
     abstract = states.abstract(init, mesh, config.sharding)
     batch = _batch(config, mesh)
     augment = tasks.of(config).augmentation(config, model, mesh)
     augmented = jax.eval_shape(augment, batch, jax.random.key(0), True)
-    return Step(model, loss, update, init, abstract, batch, augmented, frozen)
+    return Step(fitted, loss, update, init, abstract, batch, augmented, frozen)
 
 
 def inference(file: str, batch: int, joining: str, devices: Sequence[Any]) -> tuple[Any, float, jax.stages.Compiled]:

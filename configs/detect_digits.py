@@ -17,7 +17,7 @@ def get_config(arg=""):
     arg = parse_arg(arg, join="lape", pe="learnable", seed=0, epochs=20.0, batch=8, debug=False)
     shared = ",".join(f"{key}={arg[key]}" for key in ("join", "pe", "seed", "batch", "epochs"))
     config = recipes.mask_rcnn(f"source=digits,{shared}", "mask_rcnn_vit_adapter_ti")
-    config.model.update(recipes.SMALL, remat="none", proposals=48, pre_nms_train=200, pre_nms_test=100, detections=16)
+    config.model.update(recipes.SMALL, proposals=48, pre_nms_train=200, pre_nms_test=100, detections=16)
     config.data.image_size = 96
     config.data.threads = 2
     config.detect.max_objects = 6

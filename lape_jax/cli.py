@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.config import reading, rules
 from lape_jax.config.reading import unknown_key
-from lape_jax.config.schema import KEPT
+from lape_jax.config.schema import HOW, KEPT
 from lape_jax.errors import UserError, nearest
 from lape_jax.tasks import config as configs
 
@@ -184,6 +184,10 @@ def _keep(config: ConfigDict, begun: Mapping | None, workdir: str, overrides: Ma
         if key not in overrides and rules.get(config, key) != had:
             _log.warning("config.%s stays %r, as the run in %s was begun (--config.%s=...)", key, had, workdir, key)
             configs.override(config, [(key, had)])
+    for key in HOW if begun is not None else ():
+        if key not in begun and key not in overrides and rules.get(config, key) == "auto":
+            group, _, leaf = key.partition(".")
+            config[group][leaf] = rules.get(configs.from_json(Path(workdir) / "config.json"), key)
 
 
 def read_config_file(file: str) -> ConfigDict:

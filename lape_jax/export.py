@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from lape_jax import cli, port, tasks
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError, nearest
-from lape_jax.parallel import sharding
+from lape_jax.parallel import fit, sharding
 from lape_jax.port import about
 from lape_jax.port.files import replacing
 from lape_jax.train import trained
@@ -91,8 +91,7 @@ def image_shape(config: ConfigDict, model: nn.Module) -> tuple[int, ...]:
 def export_program(path: Path, model: nn.Module, variables: dict, config: ConfigDict) -> None:
     """Writes what `model` answers as StableHLO with a batch of any size, and compares what it gives with the model."""
     variables = jax.tree.map(jnp.asarray, variables)
-    if getattr(model, "attention", "xla") == "cudnn":
-        model = model.clone(attention="xla")  # the same function, on all platforms
+    model = fit.portable(model)
 
     def answer(images):
         return model.apply(variables, normalise(images, config.data.mean, config.data.std), train=False)[0]

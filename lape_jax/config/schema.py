@@ -31,6 +31,8 @@ DURATIONS = {
 # What a run keeps from its beginning, whatever its config file says since, unless the command line changes it; and what
 # runs had before there was such a key.
 KEPT = {"data.orientation": "stored"}
+# How a model runs, decided by the devices; and what runs had before there was such a choice.
+HOW = {"model.attention": "xla", "model.unroll": 1, "model.remat": "none"}
 OPTIONAL = ("cooldown", "mix")  # durations that a config may leave out
 _UNIT_TYPES = {"steps": int, "epochs": float, "examples": int, "percent": float}
 
@@ -48,7 +50,11 @@ def common() -> ConfigDict:
     config.init = init = ConfigDict()  # the weights to start from, if not fresh ones
     init.weights = ""  # a file, or the workdir of a run; what fits is loaded, and all is said
     init.pe_norm = "norm1"  # what PE norms start as where those weights have none: "ones", or the block's "norm1"
-    config.model = ConfigDict({"name": "deit_ti"})  # name, and any field of that model: models.create(**config.model)
+    # Name, and any field of that model: models.create(**config.model). A field may be of several types.
+    config.model = ConfigDict({"name": "deit_ti", **{key.partition(".")[2]: "auto" for key in HOW}}, type_safe=False)
+    config.deterministic = False  # on GPUs: only operations that add up in a fixed order
+    # Directory of compiled programs: "auto" for one beside the workdir (not on CPUs), "off" for none.
+    config.compilation_cache = "auto"
 
     config.data = data = ConfigDict()
     data.source = "digits"  # one of the task's sources

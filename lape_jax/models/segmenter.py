@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from lape_jax.errors import UserError
 from lape_jax.models.base import pair
 from lape_jax.models.resizable import ResizableViT
-from lape_jax.nn.encoder import Carry, Encoder
+from lape_jax.nn import choice
+from lape_jax.nn.encoder import Carry, Encoder, at_most
 from lape_jax.nn.layers import layer_norm, normal_02
 from lape_jax.nn.resize import resize_maps
 
@@ -90,10 +91,8 @@ class Segmenter(ResizableViT):
         self._check_names({"decoder_type": DECODERS, "upsample": UPSAMPLINGS})
         self._check_positive("decoder_depth")
         super().check()
-        if self.attention != "xla" and self.decoder_dropout and self.decoder_type == "mask":
-            raise UserError(
-                f"attention={self.attention!r} has no attention dropout: use attention='xla' or decoder_dropout=0"
-            )
+        if self.decoder_type == "mask":
+            choice.check(self.attention, self.decoder_dropout, "decoder_dropout")
 
     def _check_numbers(self) -> None:
         super()._check_numbers()
@@ -118,7 +117,7 @@ class Segmenter(ResizableViT):
             "depth": self.decoder_depth,
             "block": {**self.encoder.block, **changed, "ln_eps": self.decoder_ln_eps},
             "drop_path": self.decoder_drop_path,
-            "unroll": min(self.unroll, self.decoder_depth),
+            "unroll": at_most(self.unroll, self.decoder_depth),
             "remat": self.remat,
         }
         std = self.width**-0.5 if self.projection_std is None else self.projection_std

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
-from lape_jax.nn import position
-from lape_jax.nn.encoder import Carry, Encoder
+from lape_jax.nn import choice, position
+from lape_jax.nn.encoder import Carry, Encoder, at_most, check_unroll
 from lape_jax.nn.join import JOINS, PE_NORMS
 from lape_jax.nn.layers import PatchEmbed, layer_norm, normal_02
 from lape_jax.nn.merging import PatchMerging, merge_pe
@@ -64,9 +64,9 @@ class Swin(Classifier):
         pe_norm: the function that LaPE applies to the PE, one of `lape_jax.nn.join.PE_NORMS`.
         dropout, attn_dropout, drop_path: rates; `drop_path` is that of the last block of all, rising linearly from 0.
         ln_eps: epsilon of all LayerNorms, the PE's included.
-        unroll: blocks per iteration of each stage's scan, 1 to the depth of the deepest.
+        unroll: blocks per iteration of each stage's scan, 1 to the depth of the deepest, or "auto".
         remat: see `lape_jax.nn.encoder.Encoder`.
-        attention: "xla".
+        attention: see `lape_jax.nn.attention.Attention`.
         dtype: type to compute in; parameters are float32 and softmax, LayerNorm and logits at least that.
 
     Source: microsoft/Swin-Transformer, `models/swin_transformer.py`.
@@ -88,9 +88,9 @@ class Swin(Classifier):
     attn_dropout: float = 0.0
     drop_path: float = 0.0
     ln_eps: float = 1e-5
-    unroll: int = 1
-    remat: str = "none"
-    attention: str = "xla"
+    unroll: int | str = "auto"
+    remat: str = "auto"
+    attention: str | choice.OnDevices = "auto"
     dtype: DTypeLike = jnp.float32
 
     pes: ClassVar[tuple[str, ...]] = tuple(pe for pe in position.KINDS if not position.has_peg(pe))
@@ -119,17 +119,15 @@ class Swin(Classifier):
 
     def check(self) -> None:
         """Raises UserError if the settings name something unknown, do not divide, or contradict each other."""
-        self._check_names({"pe_norm": PE_NORMS, "pe": self.pes, "attention": ("xla",)})
+        self._check_names({"pe_norm": PE_NORMS, "pe": self.pes})
         self._check_positive("num_classes", "image_size", "in_channels", "width", "depths", "heads", "window_size")
         self._check_patches()
         self._check_stages()
         self._check_grids()
         self._check_joining()
         self._check_numbers()
-        if not 1 <= self.unroll <= max(self.depths):
-            raise UserError(
-                f"unroll={self.unroll} is not between 1 and the depth of the deepest stage in {self.depths}"
-            )
+        choice.check(self.attention, self.attn_dropout)
+        check_unroll(self.unroll, max(self.depths), f"the depth of the deepest stage in {self.depths}")
         self._encoders()[0].check()
 
     def _check_stages(self) -> None:
@@ -204,7 +202,7 @@ class Swin(Classifier):
                 "dtype": self.dtype,
                 "windows": windows,
             }
-            rate, unroll = tuple(itertools.islice(rates, depth)), min(self.unroll, depth)
+            rate, unroll = tuple(itertools.islice(rates, depth)), at_most(self.unroll, depth)
             encoders.append(Encoder(depth, block, rate, unroll, self.remat, block_class=WindowBlock, parent=None))
         return encoders
 

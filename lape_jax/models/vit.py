@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
-from lape_jax.nn import position
-from lape_jax.nn.attention import check_implementation
+from lape_jax.nn import choice, position
 from lape_jax.nn.encoder import Block, Carry, Encoder
 from lape_jax.nn.join import JOINS, PE_NORMS
 from lape_jax.nn.layers import GELUS, PatchEmbed, layer_norm, normal_02
@@ -50,7 +49,7 @@ class ViT(Classifier):
         ln_eps: epsilon of all LayerNorms, the PE's included.
         gelu: "erf", the exact function, or "tanh", its approximation.
         unroll, remat: see `lape_jax.nn.encoder.Encoder`.
-        attention: "xla", "blocks" or "cudnn", see `lape_jax.nn.attention.Attention`.
+        attention: "auto", "xla", "blocks", "cudnn" or "pallas", see `lape_jax.nn.attention.Attention`.
         dtype: type to compute in; parameters are float32 and softmax, LayerNorm and logits at least that.
     """
 
@@ -74,9 +73,9 @@ class ViT(Classifier):
     layer_scale: float | None = None
     ln_eps: float = 1e-6
     gelu: str = "erf"
-    unroll: int = 1
-    remat: str = "none"
-    attention: str = "xla"
+    unroll: int | str = "auto"
+    remat: str = "auto"
+    attention: str | choice.OnDevices = "auto"
     dtype: DTypeLike = jnp.float32
 
     # What other families of the same shape do in another way: initial values (of the patch embedding's kernel, None for
@@ -109,7 +108,7 @@ class ViT(Classifier):
             raise UserError("a distilled model reads its class and distillation tokens: it needs pool='token'")
         self._check_numbers()
         check_pegs(self.pe, self.peg_blocks, self.depth)
-        check_implementation(self.attention, self.attn_dropout)
+        choice.check(self.attention, self.attn_dropout)
         self._encoder().check()
 
     def _check_sizes(self) -> None:

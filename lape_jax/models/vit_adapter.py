@@ -55,7 +55,6 @@ class ViTAdapter(ResizableViT):
         image_size: of the images that the position tables are learned for.
         drop_path: stochastic depth of the last block, rising linearly from 0 in the first, and that of all extractors.
         layer_scale: of the blocks; on by default.
-        attention: "blocks" by default, so that there is never an n x n map.
         patch_size, pool, distilled, num_classes: 16, "maps", False, and of no meaning.
 
     Initial values are those of DeiT in the blocks and the table (official training always starts from a pre-trained
@@ -73,7 +72,6 @@ class ViTAdapter(ResizableViT):
     drop_path: float = 0.1
     layer_scale: float | None = 1.0
     pool: str = "maps"
-    attention: str = "blocks"
 
     pools: ClassVar = ("maps",)
     extra_rows: ClassVar = 1

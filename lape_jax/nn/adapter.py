@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lape_jax.nn.convolution import ConvNormReLU, fan_out_normal
 from lape_jax.nn.deformable import DeformableAttention, Shape, centres
-from lape_jax.nn.encoder import REMAT_POLICIES
+from lape_jax.nn.encoder import with_remat
 from lape_jax.nn.layers import GELUS, drop_path, layer_norm, normal_02
 
 
@@ -165,19 +165,14 @@ class Interaction(nn.Module):
 
     options: Mapping[str, Any]
     extra: int = 0
-    remat: str = "none"
+    remat: str = "auto"
 
     def setup(self):
         shared = {name: self.options[name] for name in ("heads", "points", "ln_eps", "dtype")}
-        self.injector = self._wrapped(Injector, (3,))(**shared)
-        extractor = self._wrapped(Extractor, (3, 4))
+        self.injector = with_remat(Injector, self.remat, static_argnums=(3,))(**shared)
+        extractor = with_remat(Extractor, self.remat, static_argnums=(3, 4))
         self.extractor = extractor(**self.options)
         self.extra_extractors = [extractor(**self.options) for _ in range(self.extra)]
-
-    def _wrapped(self, kind: type[nn.Module], static: tuple[int, ...]) -> type[nn.Module]:
-        if self.remat == "none":
-            return kind
-        return nn.remat(kind, policy=REMAT_POLICIES[self.remat], static_argnums=static)
 
     def inject(self, x: Float[Array, "b n d"], c: Float[Array, "b m d"], grid: Shape) -> Float[Array, "b n d"]:
         """The tokens as the blocks get them."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -11,39 +12,18 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from lape_jax.errors import UserError, nearest
 from lape_jax.nn.by_blocks import by_blocks
+from lape_jax.nn.choice import Choice, OnDevices, Site, by_shards, choose
+from lape_jax.nn.cudnn import attend_cudnn
 from lape_jax.nn.layers import normal_02
 from lape_jax.nn.position import relative_position_index
 from lape_jax.nn.resize import resize_rows
 
-IMPLEMENTATIONS = ("xla", "blocks", "cudnn")
 BLOCK = 256  # most queries at a time of "blocks"
 Heads = Float[Array, "b n heads hd"]
 Keys = Float[Array, "b m heads hd"]  # of the sequence that is attended to; m is n in self-attention
 # Added to the logits: one for all sequences, or one for each of the w windows of an image, which follow one another.
 Bias = Float[Array, "heads n n"] | Float[Array, "w #heads n n"]
-
-
-def check_implementation(implementation: str, attn_dropout: float) -> None:
-    """Raises UserError for an unknown attention `implementation`, or one that cannot do what is asked of it."""
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(f"attention={nearest(implementation, IMPLEMENTATIONS)}")
-    if implementation != "xla" and attn_dropout:
-        raise UserError(f"attention={implementation!r} has no attention dropout: use attention='xla' or attn_dropout=0")
-
-
-def attend_cudnn(q: Heads, k: Keys, v: Keys, bias: Float[Array, "heads n n"] | None) -> Heads:
-    """softmax(q k^T / sqrt(head_dim) + bias) v by cuDNN's flash attention.
-
-    Raises:
-        UserError: cuDNN is not there, or takes no inputs of this type or shape.
-    """
-    bias = None if bias is None else bias[None].astype(q.dtype)
-    try:
-        return jax.nn.dot_product_attention(q, k, v, bias, implementation="cudnn")
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"attention='cudnn' is not possible here, use attention='xla': {error}") from error
 
 
 def attention_weights(q: Heads, k: Keys, bias: jax.Array | None) -> Float[Array, "b heads n m"]:
@@ -82,7 +62,8 @@ class Attention(nn.Module):
     """softmax(q k^T / sqrt(head_dim) + bias) v, then a projection; q, k and v come from one fused matmul.
 
     Logits and softmax are float32 or better. `jax.nn.dot_product_attention` serves cuDNN; its XLA path always takes the
-    softmax in float32, which would spoil float64 models, and has no dropout, so that path is written out here.
+    softmax in float32, which would spoil float64 models, and has no dropout, so that path is written out here. Fused
+    kernels are as near to it as bfloat16 is to float32.
 
     Attributes:
         heads: number of heads; must divide the width.
@@ -94,7 +75,8 @@ class Attention(nn.Module):
         attn_dropout: dropout on the attention weights.
         dropout: dropout after the projection.
         implementation: "xla"; "blocks", which is the same for up to `BLOCK` tokens, and for more never has the weights
-            of all queries at a time (see `attend_in_blocks`); or "cudnn".
+            of all queries at a time (see `attend_in_blocks`); "cudnn"; "pallas", a kernel for short sequences on TPUs
+            (`lape_jax.nn.tpu_attention`); or "auto", the one that suits, see `lape_jax.nn.choice.choose`.
         dtype: type to compute in.
     """
 
@@ -105,7 +87,7 @@ class Attention(nn.Module):
     qkv_bias: bool = True
     attn_dropout: float = 0.0
     dropout: float = 0.0
-    implementation: str = "xla"
+    implementation: str | OnDevices = "xla"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -117,7 +99,7 @@ class Attention(nn.Module):
         Args:
             x: sequences; with a mask, b is a multiple of w.
             train: whether dropout acts.
-            mask: added to the logits of all heads, `mask[i % w]` to those of sequence i (not by "cudnn").
+            mask: added to the logits of all heads, `mask[i % w]` to those of sequence i.
         """
         width = x.shape[-1]
         dense = {"dtype": self.dtype, "kernel_init": normal_02}
@@ -131,23 +113,50 @@ class Attention(nn.Module):
         self, qkv: Float[Array, "b n qkv"], train: bool, mask: Float[Array, "w n n"] | None
     ) -> Float[Array, "b n d"]:
         """What the heads make of queries, keys and values, side by side."""
-        batch, tokens, _ = qkv.shape
+        batch, tokens, width = qkv.shape
+        shape = (batch, tokens, self.heads, width // 3 // self.heads)
+        if self.choice(shape, shape, train, mask).name == "pallas":
+            from lape_jax.nn.tpu_attention import attend_short  # here, as most have no TPU
+
+            bias = self.whole_bias(tokens, mask)
+            if bias is not None:
+                bias = jnp.broadcast_to(bias, (bias.shape[0], self.heads, tokens, tokens))
+            return by_shards(partial(attend_short, self.heads), self.implementation, False, qkv, bias)
         # Split before it is reshaped: XLA for TPU copies less.
-        q, k, v = (part.reshape(batch, tokens, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
+        q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
         return self.attend(q, k, v, train, mask).reshape(batch, tokens, -1)
+
+    def choice(
+        self, queries: tuple[int, ...], keys: tuple[int, ...], train: bool, mask: Float[Array, "w n n"] | None
+    ) -> Choice:
+        """Which implementation attends, of queries and keys of these shapes (sequences, tokens, heads, channels)."""
+        windows = mask.shape[0] if mask is not None else int(self.grid is not None)
+        return choose(
+            self.implementation,
+            Site(*queries[:2], *keys[1:], jnp.dtype(self.dtype), train and self.attn_dropout > 0, windows),
+        )
 
     def attend(self, q: Heads, k: Keys, v: Keys, train: bool, mask: Float[Array, "w n n"] | None = None) -> Heads:
         """What each head makes of its queries, keys and values, by the `implementation`."""
-        tokens = q.shape[1]
-        if self.implementation == "blocks" and tokens > BLOCK:
+        tokens, name = q.shape[1], self.choice(q.shape, k.shape, train, mask).name
+        if name == "pallas":
+            qkv = jnp.concatenate([part.reshape(*part.shape[:2], -1) for part in (q, k, v)], axis=-1)
+            return self.mix(qkv, train, mask).reshape(q.shape)
+        if name == "blocks" and tokens > BLOCK:
             return attend_in_blocks(q, k, v, self.bias_of_rows(tokens, mask))
-        bias = None if self.grid is None else self.relative_bias(tokens)
-        if mask is not None:
-            bias = mask[:, None] if bias is None else bias + mask[:, None]
-        if self.implementation == "cudnn":
-            return attend_cudnn(q, k, v, bias)
+        bias = self.whole_bias(tokens, mask)
+        if name == "cudnn":
+            return by_shards(attend_cudnn, self.implementation, True, q, k, v, bias)
+        bias = bias if bias is None or mask is not None else bias[0]
         weights = nn.Dropout(self.attn_dropout, deterministic=not train)(attention_weights(q, k, bias))
         return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+    def whole_bias(self, tokens: int, mask: Float[Array, "w n n"] | None) -> Bias | None:
+        """What is added to the logits of each sequence, or of each of the w sequences of an image."""
+        bias = None if self.grid is None else self.relative_bias(tokens)[None]
+        if mask is None:
+            return bias
+        return mask[:, None] if bias is None else bias + mask[:, None]
 
     def relative_bias(self, tokens: int) -> Float[Array, "heads n n"]:
         height, width = self.grid

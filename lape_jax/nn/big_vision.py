@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lape_jax.nn.attention import Attention
-from lape_jax.nn.encoder import REMAT_POLICIES, Block, Carry, Encoder, LayerInputs
+from lape_jax.nn.encoder import Block, Carry, Encoder, LayerInputs, with_remat
 from lape_jax.nn.layers import GELUS, layer_norm
 
 AXES = ("act_batch", "act_len", "act_emb")  # what big_vision's sharding rules call the axes of tokens
@@ -66,9 +66,7 @@ class LoopTransformer(Transformer):
     ) -> tuple[Carry, dict[str, jax.Array | None]]:
         """Runs blocks first .. first+count-1 (all by default): see `Encoder.__call__`."""
         inputs, outs = self.inputs(layer_pe), []
-        block = self.block_class
-        if self.remat != "none":
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat])
+        block = with_remat(self.block_class, self.remat)
         for index in range(first, self.stop(first, count)):
             run = block(**self.block, stochastic_depth=any(self.rates), train=train, name=f"{self.stack_name}_{index}")
             carry, out = run(carry, jax.tree.map(lambda leaf, index=index: leaf[index], inputs))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from lape_jax.errors import UserError, nearest
 from lape_jax.nn.attention import Attention
+from lape_jax.nn.choice import AUTO, OnDevices
 from lape_jax.nn.join import JOINS, PENorm
 from lape_jax.nn.layers import LayerScale, Mlp, drop_path, layer_norm
 
@@ -24,14 +25,32 @@ KEPT_BY_ATTENTION = ("qkv", "attended", "residual", "fc1")  # named in the modul
 #                       float32 maps of (batch, heads, n, n), and otherwise only what has no matrix product in it.
 #   dots_without_batch  the products with parameters; both products in attention are computed again
 #   dots                all matrix products, with the attention logits
-#   none                whatever differentiation asks for
+#   none                whatever differentiation asks for; and so does "auto", unless a run chooses another
 REMAT_POLICIES = {
+    AUTO: None,
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(*KEPT_BY_ATTENTION),
 }
+
+
+def with_remat(kind: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
+    """`kind`, of which the backward pass keeps what `remat` says; `options` are those of `flax.linen.remat`."""
+    policy = REMAT_POLICIES[remat]
+    return kind if policy is None else nn.remat(kind, policy=policy, **options)
+
+
+def check_unroll(unroll: int | str, depth: int, shown: str) -> None:
+    """Raises UserError unless so many of `depth` blocks, which is `shown`, can be unrolled."""
+    if unroll != AUTO and not (isinstance(unroll, int) and 1 <= unroll <= depth):
+        raise UserError(f"unroll={unroll!r} is neither 'auto' nor between 1 and {shown}")
+
+
+def at_most(unroll: int | str, depth: int) -> int | str:
+    """`unroll`, or `depth` if that is less."""
+    return unroll if unroll == AUTO else min(unroll, depth)
 
 
 class Carry(NamedTuple):
@@ -70,7 +89,7 @@ class Block(nn.Module):
     stochastic_depth: bool
     layer_scale: float | None
     ln_eps: float
-    attention: str
+    attention: str | OnDevices
     dtype: DTypeLike
     train: bool
     qkv_bias: bool = True
@@ -143,8 +162,9 @@ class Encoder(nn.Module):
         depth: number of blocks.
         block: keyword arguments of `Block`, without `train` and `stochastic_depth`.
         drop_path: stochastic depth rate of the last block (the rates rise linearly from 0), or the rates of all blocks.
-        unroll: blocks per iteration of the scan, 1 to `depth`.
-        remat: which residuals the backward pass keeps, one of `REMAT_POLICIES`.
+        unroll: blocks per iteration of the scan, 1 to `depth`. "auto" is 1, unless a run finds that its devices like
+            it otherwise, see `lape_jax.parallel.fit`.
+        remat: which residuals the backward pass keeps, one of `REMAT_POLICIES`; "auto" is "none" in the same way.
         block_class: `Block`, or what a family makes of it.
 
     Neither `unroll` nor `remat` changes parameters or results.
@@ -153,8 +173,8 @@ class Encoder(nn.Module):
     depth: int
     block: Mapping[str, Any]
     drop_path: float | tuple[float, ...] = 0.0
-    unroll: int = 1
-    remat: str = "none"
+    unroll: int | str = "auto"
+    remat: str = "auto"
     block_class: type[Block] = Block
 
     stack_name: ClassVar[str] = "blocks"
@@ -170,8 +190,7 @@ class Encoder(nn.Module):
         """Raises UserError if a knob is out of range."""
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"remat={nearest(self.remat, REMAT_POLICIES)}")
-        if not 1 <= self.unroll <= self.depth:
-            raise UserError(f"unroll={self.unroll} is not between 1 and depth={self.depth}")
+        check_unroll(self.unroll, self.depth, f"depth={self.depth}")
 
     @nn.compact
     def __call__(
@@ -237,14 +256,13 @@ class Encoder(nn.Module):
 
     def stack(self, train: bool, **changed: Any) -> nn.Module:
         """The blocks as one module, over whose leading axes it runs."""
-        block, options = self.block_class, {**self.block, **changed}
-        if self.remat != "none":
-            # Inside a rolled loop nothing can be merged with the forward pass, and the guard against it costs time.
-            block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)
+        options, unroll = {**self.block, **changed}, 1 if self.unroll == AUTO else self.unroll
+        # Inside a rolled loop nothing can be merged with the forward pass, and the guard against it costs time.
+        block = with_remat(self.block_class, self.remat, prevent_cse=unroll > 1)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True, "dropout": True},
-            unroll=self.unroll,
+            unroll=unroll,
         )
         return scanned(**options, stochastic_depth=any(self.rates), train=train, name=self.stack_name)

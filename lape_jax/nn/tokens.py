@@ -5,6 +5,7 @@ past the attention from the values v. Source: yitu-opensource/T2T-ViT, `models/t
 """
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lape_jax.nn.attention import attend_cudnn, attend_in_blocks
+from lape_jax.nn.attention import attend_in_blocks
+from lape_jax.nn.choice import Choice, OnDevices, Site, by_shards, choose
+from lape_jax.nn.cudnn import attend_cudnn
 from lape_jax.nn.layers import Mlp, layer_norm, normal_02
 
 EPS = 1e-8  # added to the normaliser of linear attention
@@ -45,7 +48,7 @@ class TokenTransformer(nn.Module):
         dropout: rate after the projection and after the MLP.
         ln_eps: epsilon of the LayerNorms.
         gelu: which form of GELU, one of `lape_jax.nn.layers.GELUS`.
-        attention: "xla", "blocks" or "cudnn"; of no concern to linear attention.
+        attention: as in `lape_jax.nn.attention.Attention`, but for "pallas"; of no concern to linear attention.
         dtype: type to compute in.
     """
 
@@ -53,7 +56,7 @@ class TokenTransformer(nn.Module):
     dropout: float = 0.0
     ln_eps: float = 1e-5
     gelu: str = "erf"
-    attention: str = "xla"
+    attention: str | OnDevices = "xla"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -68,14 +71,22 @@ class TokenTransformer(nn.Module):
     def mix(self, x: Float[Array, "b n f"]) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
         """The mixed values, and the values."""
         q, k, v = jnp.split(self.project(x, "qkv", use_bias=False), 3, axis=-1)
-        if self.attention != "xla":
+        name = self.choice(q.shape).name
+        if name != "xla":
             q = q * math.sqrt(self.width / x.shape[-1])  # their scale is the root of the width of q
             heads = (part[:, :, None] for part in (q, k, v))
-            y = attend_cudnn(*heads, None) if self.attention == "cudnn" else attend_in_blocks(*heads)
+            fused = partial(by_shards, attend_cudnn, self.attention, True)
+            y = fused(*heads, None) if name == "cudnn" else attend_in_blocks(*heads)
             return y[:, :, 0], v
         full = jnp.promote_types(self.dtype, jnp.float32)
         logits = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=full) / math.sqrt(x.shape[-1])
         return jax.nn.softmax(logits, axis=-1).astype(v.dtype) @ v, v
+
+    def choice(self, shape: tuple[int, ...]) -> Choice:
+        """Which implementation attends, of queries and keys of this shape (sequences, tokens, channels)."""
+        batch, tokens, size = shape
+        found = choose(self.attention, Site(batch, tokens, tokens, 1, size, jnp.dtype(self.dtype), False))
+        return Choice("xla", "one head of a width of its own") if found.name == "pallas" else found
 
     def project(self, x: Float[Array, "b n f"], name: str, use_bias: bool) -> Float[Array, "b n k"]:
         dense = {"dtype": self.dtype, "kernel_init": normal_02}

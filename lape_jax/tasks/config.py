@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.config import reading, rules
 from lape_jax.config import validate as common
+from lape_jax.config.schema import HOW
 from lape_jax.config.schema import common as common_keys
 from lape_jax.errors import UserError, nearest
 from lape_jax.models import VARIANTS
@@ -34,8 +35,15 @@ def resolve(values: Mapping[str, Any] | ConfigDict) -> ConfigDict:
 
 
 def from_json(path: str | Path) -> ConfigDict:
-    """The config that a run wrote to the file `path`; keys that it lacks get their defaults."""
-    return reading.from_json(path, base())
+    """The config that a run wrote to the file `path`; keys that it lacks get their defaults.
+
+    A run from before its devices decided how its model runs goes on as it was.
+    """
+    config = reading.from_json(path, base())
+    for key in sorted(HOW.keys() - (reading.given(path) or {}).keys()):
+        adapted = key == "model.attention" and "vit_adapter" in config.model.name
+        config.model[key.partition(".")[2]] = "blocks" if adapted else HOW[key]
+    return config
 
 
 def override(config: ConfigDict, items: Iterable[tuple[str, str]]) -> None:

@@ -4,9 +4,10 @@ Both run the same update over the same order of examples (`lape_jax.data.order`)
 waited for data in `waited`.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ class Resident:
         batch_size: rows of a step's batch.
         max_steps: most steps of a dispatch.
         frozen: further arguments of `update`, arrays on the devices.
+        compiler_options: of `jax.jit`.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Resident:
         batch_size: int,
         max_steps: int,
         frozen: tuple = (),
+        compiler_options: dict | None = None,
     ):
         self.max_steps, self._frozen, self._mesh = max_steps, frozen, mesh
         self.waited = 0.0
@@ -66,7 +69,7 @@ class Resident:
 
             return jax.lax.fori_loop(0, count, step, state)
 
-        self._steps = jax.jit(steps, donate_argnums=0, out_shardings=shardings)
+        self._steps = jax.jit(steps, donate_argnums=0, out_shardings=shardings, compiler_options=compiler_options)
         self._indices = np.zeros((max_steps, *indices(0).shape), np.int32)
 
     def run(self, state: TrainState, step: int, count: int) -> TrainState:
@@ -90,8 +93,9 @@ class Resident:
 class Streamed:
     """Takes one batch after the other from a host iterator; the next one is fetched and sent while the device works.
 
-    A step is not begun before the one before it has ended: so no more than two batches are on the device, and what
-    counts as waiting is the time in which the device had nothing to do.
+    A step is sent before the one before it has ended, so that the device goes from one to the next, and not before the
+    one before that has: no more than two steps and three batches are on the device. What counts as waiting is the time
+    in which the device had nothing to do.
 
     What cannot be read ends a run at the step before, which can still be saved. One process says so by raising
     UserError. Of several, the one concerned goes on with blank batches, because the others count on it and may be
@@ -106,6 +110,7 @@ class Streamed:
         batch_size: examples of a step, over all hosts.
         shapes: of everything in a batch, of one example.
         frozen: further arguments of `update`, arrays on the devices.
+        compiler_options: of `jax.jit`.
     """
 
     max_steps = 1
@@ -120,30 +125,41 @@ class Streamed:
         batch_size: int,
         shapes: Mapping[str, jax.ShapeDtypeStruct],
         frozen: tuple = (),
+        compiler_options: dict | None = None,
     ):
-        self.waited, self._frozen = 0.0, frozen
+        self.waited, self._frozen, self._mesh = 0.0, frozen, mesh
         self._batches = batches
         self._rows = sharding.batch_sharding(mesh, batch_size)
         self._share = batch_size // sharding.host_share(mesh, batch_size)[1]
         self._shapes = shapes
         self._several = jax.process_count() > 1
         update = _unless_blank(update) if self._several else update
-        self._update = jax.jit(update, donate_argnums=0, out_shardings=shardings)
+        # Beside the state, whose memory the next step takes over, something to wait for that stays.
+        self._update = jax.jit(
+            lambda state, *args: ((new := update(state, *args)), new.step + 1),
+            donate_argnums=0,
+            out_shardings=(shardings, sharding.replicated(mesh)),
+            compiler_options=compiler_options,
+        )
         self._failure: UserError | None = None
-        self._fetcher = ThreadPoolExecutor(1)
+        self._fetcher, self._watcher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._last: Future[float] | None = None  # when the step that was sent last will have ended
         self._ahead = self._fetcher.submit(self._next)
 
     def run(self, state: TrainState, step: int, count: int) -> TrainState:
         """The state after `count` more steps from `step`, which must be where the batches stand."""
         for _ in range(count):
-            start = time.perf_counter()
+            start, before = time.perf_counter(), self._last
             batch = self._ahead.result()
-            self.waited += time.perf_counter() - start
+            idle = start if before is None else max(start, before.result()) if before.done() else math.inf
+            self.waited += max(0.0, time.perf_counter() - idle)
             if isinstance(batch, UserError):
                 raise batch  # before `state` is donated, so that it can still be saved
             self._ahead = self._fetcher.submit(self._next)  # before the step, which a CPU may make at once
-            state = self._update(state, batch, *self._frozen)
-            jax.block_until_ready(state.step)
+            state, done = self._update(state, batch, *self._frozen)
+            self._last = self._watcher.submit(_ended, sharding.in_turn(done, self._mesh))
+            if before is not None:
+                before.result()
         return state
 
     def check(self, state: TrainState, step: int) -> None:
@@ -166,7 +182,14 @@ class Streamed:
     def close(self) -> None:
         """Stops the threads behind the batches, after the batch that is being made."""
         self._fetcher.shutdown()
+        self._watcher.shutdown()
         self._batches.close()
+
+
+def _ended(done: jax.Array) -> float:
+    """When it is there."""
+    jax.block_until_ready(done)
+    return time.perf_counter()
 
 
 def _unless_blank(update: Callable) -> Callable:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from lape_jax import tasks
 from lape_jax.errors import UserError, listed
-from lape_jax.parallel import hosts, sharding
+from lape_jax.parallel import compiled, fit, hosts, sharding
 from lape_jax.train import chrono, feed, optim, report, setup, teacher, warm
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
@@ -56,21 +56,23 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     setting += " / config.optimizer.accumulate =" if accumulate > 1 else ""
     sharding.batch_sharding(mesh, config.batch_size // accumulate, setting=setting)
     setup.check_training(config, model)
+    fitted = fit.training(model, mesh, shapes["image"].shape, config.batch_size // accumulate)
     taught_by = teacher.load(config, model, source.classes, mesh)
 
     # ---- State: shapes first, then created (or restored) right where it belongs --------------------------------------
-    params = setup.param_shapes(config, model)
+    params = setup.param_shapes(config, fitted.model)
     tx = optim.make(config.optimizer, params, plan.learning_rate)
     init = states.initialiser(model, tx, ema=config.ema_decay > 0, task=task)
     abstract = states.abstract(init, mesh, config.sharding)
     frozen = (taught_by.variables,) if taught_by else ()
-    update = setup.update(config, model, plan.mixing, tx, mesh, taught_by.model if taught_by else None)
+    update = setup.update(config, fitted.model, plan.mixing, tx, mesh, taught_by.model if taught_by else None)
     update = sharding.pin_batch(update, mesh)
     differences = setup.compare_with_workdir(config, model, workdir)
     differences += workdirs.compare_data(workdir, source, val_source)
 
     with (
         workdirs.claim(workdir),
+        compiled.cache(config.compilation_cache, workdir, mesh) as kept,
         Checkpoints(workdir, config.keep_checkpoints) as checkpoints,
         StopRequest() as stop,
     ):
@@ -81,7 +83,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for: raise "
                 f"config.total_*, or use another --workdir"
             )
-        evaluator = task.evaluator(config, model, mesh, val_source)
+        evaluator = task.evaluator(config, fitted.model, mesh, val_source)
         opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total, shapes)
 
         # From here on everything fits, for all processes, so the workdir may be changed.
@@ -95,6 +97,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
             clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
             _introduce(writers.console, config, model, mesh, params, step, total, plan.steps_per_epoch)
+            for line in filter(None, (fitted.reason, kept)):
+                writers.console.line(line)
             for line in task.survey(config, model, source, val_source) if jax.process_index() == 0 else ():
                 writers.console.line(line)
 
@@ -104,13 +108,19 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             while step < total and not stop.due():
                 # The first call compiles, and makes one step only, so that the clock can start right after it.
                 count = plan.upto(step, 1 if step == first_step else batches.max_steps)
-                with _saving_first(checkpoints, state):
-                    state = batches.run(state, step, count)
+                first = step == first_step
+                with _saving_first(checkpoints, state), setup.compiling(config) if first else contextlib.nullcontext():
+                    if first:
+                        with fit.noted() as chosen:
+                            state = jax.block_until_ready(batches.run(state, step, count))
+                    else:
+                        state = batches.run(state, step, count)
                 step += count
                 due = plan.due(step)
 
-                if step == first_step + 1:
-                    jax.block_until_ready(state.step)
+                if first:
+                    if chosen:
+                        writers.console.line(f"attention: {fit.described(chosen)}")
                     writers.console.line(f"first step made after {clock.seconds:.1f} s (compilation)")
                     clock.start(step, batches.waited)
                 if due:
@@ -169,7 +179,7 @@ def _open_feed(
     shapes: dict[str, jax.ShapeDtypeStruct],
 ) -> feed.Resident | feed.Streamed:
     """Where the batches come from: the device, if the whole set lies there, else the host."""
-    task = tasks.of(config)
+    task, options = tasks.of(config), fit.compiler_options(config.deterministic, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     whole = task.resident(config, source)
     if whole is not None:
@@ -182,10 +192,20 @@ def _open_feed(
             batch_size=config.batch_size,
             max_steps=config.steps_per_dispatch,
             frozen=frozen,
+            compiler_options=options,
         )
     part = sharding.host_share(mesh, config.batch_size)
     batches = task.training_batches(config, source, step, total, part)
-    return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size, shapes=shapes, frozen=frozen)
+    return feed.Streamed(
+        update,
+        batches,
+        shardings,
+        mesh,
+        batch_size=config.batch_size,
+        shapes=shapes,
+        frozen=frozen,
+        compiler_options=options,
+    )
 
 
 @contextlib.contextmanager

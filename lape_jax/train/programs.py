@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from lape_jax import tasks
 from lape_jax.analysis.overhead import Candidate, Task
 from lape_jax.errors import UserError
-from lape_jax.parallel import sharding
+from lape_jax.parallel import fit, sharding
 from lape_jax.tasks.config import base
 from lape_jax.train import setup
 from lape_jax.train import state as states
@@ -36,7 +36,7 @@ def bare_config(name: str, model: Any) -> ConfigDict:
 def training(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, batch: int) -> Task:
     """The train step, by AdamW; each call of it takes what the last has made. A distilled model has no teacher."""
     mesh, tx = sharding.make_mesh(config.mesh, devices), optax.adamw(1e-3)
-    update = setup.update(config, one.model, 0, tx, mesh)
+    update = setup.update(config, fit.attention(one.model, mesh), 0, tx, mesh)
     init = states.initialiser(one.model, tx, ema=False, task=tasks.of(config))
     shapes = states.abstract(init, mesh, sharding.REPLICATED)
     images = tasks.of(config).random_batch(config, one.model, batch)
@@ -65,7 +65,7 @@ def inference(one: Candidate, devices: Sequence[Any], *, config: ConfigDict, bat
         variables, data = jax.device_put(one.variables, everywhere), jax.device_put(images, rows)
         return lambda: jax.block_until_ready(program(variables, data))
 
-    function = jax.jit(tasks.of(config).inference(config, one.model))
+    function = jax.jit(tasks.of(config).inference(config, fit.attention(one.model, mesh)))
     return Task(function, (like(one.variables, everywhere), like(images, rows)), call)
 
 

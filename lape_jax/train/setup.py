@@ -14,7 +14,8 @@ import optax
 from ml_collections import ConfigDict
 
 from lape_jax import models, tasks
-from lape_jax.config import reading
+from lape_jax.config import reading, rules
+from lape_jax.config.schema import HOW
 from lape_jax.data import order
 from lape_jax.errors import UserError
 from lape_jax.nn import position
@@ -44,7 +45,7 @@ def build_model(config: ConfigDict, num_classes: int) -> Any:
         "in_channels": config.data.channels,
         "dtype": jnp.dtype(config.dtype),
     }
-    given = config.model.to_dict()
+    given = {key: value for key, value in config.model.to_dict().items() if value != "auto"}  # which is the default
     for key, value in implied.items():
         if given.get(key, value) != value:
             shown = value.name if key == "dtype" else value
@@ -64,6 +65,26 @@ def _keys_named(config: ConfigDict) -> Iterator[None]:
         implied = [key for key in _ORIGINS if key not in config.model and re.search(rf"\b{key}=", str(error))]
         origins = "".join(f"; {key} comes from {_ORIGINS[key]}" for key in implied)
         raise UserError(f"config.model: {error}{origins}") from error
+
+
+@contextlib.contextmanager
+def compiling(config: ConfigDict) -> Iterator[None]:
+    """Says in a line what a compiler refuses of a step, where settings bear on it; memory is the command's to explain.
+
+    Raises:
+        UserError: the devices, or what compiles for them, cannot do what was asked for.
+    """
+    try:
+        yield
+    except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        # XLA without a way to do something in a fixed order calls that an internal error.
+        refused = r"UNIMPLEMENTED|INVALID_ARGUMENT" + ("|INTERNAL" if config.deterministic else "")
+        if isinstance(error, jax.errors.JaxRuntimeError) and not re.match(refused, str(error)):
+            raise
+        set_to = ", ".join(f"--config.{key}={rules.get(config, key)}" for key in (*HOW, "dtype", "deterministic"))
+        raise UserError(
+            f"these devices cannot make a step with {set_to}: {str(error).strip().partition(chr(10))[0][:300]}"
+        ) from error
 
 
 def param_shapes(config: ConfigDict, model: Any) -> dict:

@@ -30,7 +30,7 @@ FACTORS = (0.1, 0.93, 1.9)  # of all others
 
 
 def of_operations() -> np.ndarray:
-    """Every operation, argument and method on pieces of a photograph, a pale one, and a dark image with a bright pixel."""
+    """Every operation, argument and method on a photograph, a pale one, and a dark image with a bright pixel."""
     images = samples.images()[[0, 4, 7], 12:32, 24:46]
     kinds = [
         (operations.NAMES.index(name), argument, method)

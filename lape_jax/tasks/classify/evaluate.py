@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from lape_jax.errors import UserError
-from lape_jax.parallel import hosts, sharding
+from lape_jax.parallel import fit, hosts, sharding
 from lape_jax.parallel.arrays import blank, place
 from lape_jax.tasks.classify import loss
 
@@ -40,7 +40,7 @@ class Evaluator:
         self._batches = batches
         self._count = math.ceil(examples / self._batch_size)
         self._mesh, self._shapes = mesh, shapes
-        sums = sharding.pin_batch(loss.evaluation_sums(model, config), mesh)
+        sums = sharding.pin_batch(loss.evaluation_sums(fit.attention(model, mesh), config), mesh)
         self._sums = jax.jit(sums, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, variables: Any, prefix: str = "val/") -> dict[str, float]:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float32, Int32, Integer, UInt8
 from lape_jax.data import rescale
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
-from lape_jax.parallel import hosts, sharding
+from lape_jax.parallel import fit, hosts, sharding
 from lape_jax.parallel.arrays import OwnDevices
 from lape_jax.tasks.detect import bitmaps, canvas, inputs, pipeline, scores, transforms
 from lape_jax.tasks.detect.canvas import Size
@@ -77,7 +77,7 @@ class PhotoEvaluator:
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         self._batch_size = math.ceil(config.eval_batch_size / shards) * shards
         self._rows = sharding.batch_sharding(self._mesh, self._batch_size, setting="eval_batch_size")
-        detect = sharding.pin_batch(detections(model, config), self._mesh)
+        detect = sharding.pin_batch(detections(fit.attention(model, self._mesh), config), self._mesh)
         self._detect = jax.jit(detect, out_shardings=sharding.replicated(self._mesh))
         self.programs = 0
 

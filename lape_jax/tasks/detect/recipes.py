@@ -44,7 +44,6 @@ def mask_rcnn(arg: str, model: str) -> ConfigDict:
     arg.epochs = arg.epochs or float(epochs)
     config = recipe.start(arg, model)
     config.task = "detect"
-    config.model.remat = "attention"
     config.init.weights = arg.init
     if arg.source == "coco":
         config.data.train_split, config.data.val_split = "train2017", "val2017"
@@ -67,7 +66,6 @@ def debug(config: ConfigDict) -> None:
     """The same recipe with a tiny model on digits, for two steps."""
     recipe.debug(config, patch_size=None)
     config.model.update(TINY)
-    config.model.remat = "none"
     small(config, 1)
     config.detect.max_objects = 8
     config.batch_size, config.eval_batch_size, config.mix_percent = 4, 8, None

@@ -34,7 +34,7 @@ def segmenter(arg: str, model: str) -> ConfigDict:
         raise UserError(f"config argument code={nearest(arg.code, CODE_BASES)}")
     mmseg = arg.code == "mmseg"
     config = _ade20k(arg, model)
-    config.model.update(CODE_BASES[arg.code], remat="attention")
+    config.model.update(CODE_BASES[arg.code])
     config.segment.mean_over = "all" if mmseg else "valid"
 
     optimizer = config.optimizer
