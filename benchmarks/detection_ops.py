@@ -55,9 +55,9 @@ def timed(function, given, repeats):
 
 def compiled(function, given):
     """What the program for a TPU v5e needs, by its text."""
+    import hlo
     import jax
     import numpy as np
-    import hlo
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=(1, 1, 1))

@@ -13,6 +13,7 @@ XLA tunes nothing without the card (`--xla_gpu_autotune_level=0`), so the sizes 
 there are and what they move is the card's program, how fast they are is not known.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -24,8 +25,8 @@ from typing import NamedTuple
 import cases
 from cases import GIB, ROOT
 
-# Of one card with 141 GB: dense bfloat16 products, and memory. An H100 SXM runs the same program at 3.35 TB/s.
-FLOPS, BANDWIDTH = 989e12, 4.8e12
+# Of one card: dense bfloat16 products, and memory; and the memory of an H100 SXM, which runs the same programs.
+FLOPS, BANDWIDTH, H100 = 989e12, 4.8e12, 3.35e12
 BATCHES = {  # of one card, by what a config's name begins with
     **dict.fromkeys(("deit_", "t2t_", "ceit_", "swin_"), 512),
     **dict.fromkeys(("vit_lite_", "cvt_", "cct_"), 128),
@@ -35,6 +36,7 @@ BATCHES = {  # of one card, by what a config's name begins with
 }
 COMPARED = ("deit_ti", "deit_s", "deit_b", "vit_lite_cifar10", "segmenter_ti_mask_ade20k")
 JOINS = ("default", "lape", "folded")
+KEEPING = "model.remat=none"  # what "auto" finds on a card that says how much memory it has
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_gpu_autotune_level=0"}
 KEPT = 12  # kernels that a row names
 
@@ -62,7 +64,7 @@ def main():
         return "\n  ".join((f"{row['hbm_bytes'] / 1e9:.2f} GB, {row['temporaries'] / GIB:.2f} GiB", *lines))
 
     steps, compared = every_config(), comparisons()
-    known = cases.fill(args, dict.fromkeys(steps + sum(compared, [])), __file__, ENVIRONMENT, say)
+    known = cases.fill(args, dict.fromkeys([*steps, *itertools.chain(*compared)]), __file__, ENVIRONMENT, say)
     text = report([known.get(c) for c in steps], [[known.get(c) for c in group] for group in compared])
     Path(args.out).write_text(text)
     print(text, file=sys.stderr)
@@ -71,7 +73,7 @@ def main():
 def every_config() -> list[Case]:
     """The train steps of the published recipes; those that take longest to compile are last."""
     return [
-        Case(f"configs/{path.name}", batch, "train", "")
+        Case(f"configs/{path.name}", batch, "train", KEEPING)
         for family, batch in BATCHES.items()
         for path in sorted((ROOT / "configs").glob(f"{family}*.py"))
     ]
@@ -82,7 +84,9 @@ def comparisons() -> list[list[Case]]:
     groups = []
     for name in COMPARED:
         file, batch = f"configs/{name}.py", next(BATCHES[f] for f in BATCHES if name.startswith(f))
-        groups.append([Case(file, batch, "train", "model.join=default"), Case(file, batch, "train", "")])
+        groups.append(
+            [Case(file, batch, "train", f"{KEEPING},model.join=default"), Case(file, batch, "train", KEEPING)]
+        )
         groups.append([Case(file, batch, "inference", f"model.join={join}") for join in JOINS])
     return groups
 
@@ -131,7 +135,9 @@ def short(operation: str) -> str:
     >>> short("jit(update)/transpose(jvp(ViT))/blocks/while/body/checkpoint/attn/qkv/dot_general")
     'backward blocks/attn/qkv/dot_general'
     """
-    kept = [name for name in operation.split("/") if not re.fullmatch(r".*\(.*\)|while|body|closed_call|checkpoint", name)]
+    kept = [
+        name for name in operation.split("/") if not re.fullmatch(r".*\(.*\)|while|body|closed_call|checkpoint", name)
+    ]
     return "backward " * ("transpose(" in operation) + "/".join(kept[-4:])
 
 
@@ -140,16 +146,19 @@ def report(steps: list[dict | None], compared: list[list[dict | None]]) -> str:
     return f"""# Train steps compiled for one H200
 
 Written by `python benchmarks/gpu_compile.py`. XLA has compiled every program ahead of time for one NVIDIA H200, without
-tuning; **nothing ran on a GPU**, so all numbers are properties of programs and all times are estimates. A step of training
-with all augmentation, bfloat16 where the config says so; inference from uint8 images.
+tuning; **nothing ran on a GPU**: all numbers are properties of programs, and all times are estimates. Training has all
+augmentation, and bfloat16 where the config says so; inference begins with uint8 images.
 
 - temporaries, arguments: the compiler's plan of the card's memory; arguments are state and batch.
 - TFLOP: of all matrix products in loss and gradient (a multiply-add is two), remat's among them.
 - traffic: what kernels read from and write to memory, slices and updates in place by what they touch. Caches are not
   modelled: what a kernel finds in the 50 MB of L2 it need not read from memory.
+- A loop whose number of turns is only known when it runs counts once: augmentation has one for each layer of
+  RandAugment, of which a turn serves a quarter of the batch; a sixth is what needs it on average.
 - parts: in % of the traffic, by the names that modules and scopes give to operations. A kernel that does the work of
   several parts counts to that of its result; "scan" are copies between a layer and what is stacked over layers.
-- at least, ms: TFLOP / {FLOPS / 1e12:.0f} TFLOP/s, and traffic / {BANDWIDTH / 1e12:.1f} TB/s (an H100 SXM: x {4.8 / 3.35:.2f}).
+- at least, ms: TFLOP / {FLOPS / 1e12:.0f} TFLOP/s, and traffic / {BANDWIDTH / 1e12:.1f} TB/s (on an H100 SXM
+  {BANDWIDTH / H100:.2f} times as long).
 
 ## Every published config
 
@@ -210,7 +219,7 @@ def ratios(group: list[dict | None]) -> list[tuple[str, ...]]:
                 (
                     f"{Path(case.config).stem} ({case.batch})",
                     case.program,
-                    case.settings.removeprefix("model.join=") or "lape",
+                    next(iter(re.findall(r"model\.join=(\w+)", case.settings)), "lape"),
                     f"{row['temporaries'] / GIB:.3f}",
                     f"{row['flops'] / 1e12:.4f}",
                     f"{row['hbm_bytes'] / 1e9:.2f}",

@@ -153,7 +153,7 @@ def _parse(text: str) -> tuple[Computations, str]:
 
 
 def _plain(i: Instruction) -> Instruction:
-    """An instruction that was made asynchronous, as it was before; its shape is the second of (operands, result, ..)."""
+    """What an asynchronous instruction was before; of its shape (operands, result, ..) the second is left."""
     base = i.opcode.removesuffix("-start")
     if base == i.opcode or base in ("copy", "slice"):
         return i
@@ -241,7 +241,7 @@ def _traffic(i: Instruction, shapes: dict[str, str], computations: Computations)
 
 
 def _scratch(i: Instruction) -> int:
-    """Bytes of a result that are a library's workspace: of products, where it is a fixed size that is hardly touched."""
+    """Bytes of a result that are the workspace of a product, of which hardly anything is touched."""
     return sum(map(size, _elements(i.shape)[1:])) if '"__cublas$' in i.text else 0
 
 

@@ -64,9 +64,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     return Step(fitted, loss, update, init, abstract, batch, augmented, frozen)
 
 
-def inference(
-    file: str, batch: int, joining: str, devices: Sequence[Any]
-) -> tuple[Any, float, jax.stages.Compiled]:
+def inference(file: str, batch: int, joining: str, devices: Sequence[Any]) -> tuple[Any, float, jax.stages.Compiled]:
     """What a config's model, with this joining (or folded), is evaluated by; its FLOPs in products, and the program."""
     config = load(file, batch)
     settings = {**config.model.to_dict(), "dtype": jnp.dtype(config.dtype), "num_classes": _data(config)[0]}

@@ -70,8 +70,8 @@ def main():
 
 def measure(case: Case) -> dict:
     """Compiles one case, in this process."""
-    import jax
     import hlo
+    import jax
     import real_step
     from jax.experimental import topologies
 

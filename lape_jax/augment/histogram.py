@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, UInt8
+from jaxtyping import Array, Bool, Int32, UInt8
 
 
 def histogram(image: UInt8[Array, "h w c"]) -> Int32[Array, "c 256"]:
@@ -27,6 +27,14 @@ def _histogram_by_product(image):
     return counts.reshape(-1, 256).astype(jnp.int32)
 
 
+def histograms(images: UInt8[Array, "b h w c"], wanted: Bool[Array, " b"]) -> Int32[Array, "b c 256"]:
+    """Those of the images that are wanted, and zeros for the others, which are not counted; for a GPU."""
+    rows = 256 * jnp.arange(images.shape[0] * images.shape[-1]).reshape(-1, 1, 1, images.shape[-1])
+    bins = jnp.where(wanted[:, None, None, None], images + rows, rows.size * 256)
+    counts = jnp.zeros(rows.size * 256, jnp.int32).at[bins.reshape(-1)].add(1, mode="drop")
+    return counts.reshape(*images.shape[::3], 256)
+
+
 def lookup(table: UInt8[Array, "c 256"], image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
     """table[k, x] for each value x of channel k."""
     return jax.lax.platform_dependent(table, image, tpu=_lookup_by_product, default=_lookup_by_gather)
@@ -46,6 +54,12 @@ def _lookup_by_product(table, image):
     return found.T.reshape(image.shape)
 
 
+def lookup_batch(tables: UInt8[Array, "b c 256"], images: UInt8[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
+    """`lookup` of each image in its own table, all of them as one row; for a GPU."""
+    rows = 256 * jnp.arange(tables.shape[0] * tables.shape[1]).reshape(-1, 1, 1, tables.shape[1])
+    return tables.reshape(-1).at[images + rows].get(mode="promise_in_bounds")
+
+
 def _halves(image):
     """Ones (in bfloat16) where the high and the low 4 bits of channel c, pixel n are i: both (c, i, n)."""
     values = image.reshape(-1, image.shape[-1]).T.astype(jnp.int32)[:, None]
@@ -55,10 +69,10 @@ def _halves(image):
 
 def equalize(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
     """Spreads the values of each channel so that they occur about equally often (ImageOps.equalize)."""
-    return lookup(jax.vmap(_equalizing)(histogram(image)), image)
+    return lookup(jax.vmap(equalizing)(histogram(image)), image)
 
 
-def _equalizing(counts: Int32[Array, "256"]) -> UInt8[Array, "256"]:
+def equalizing(counts: Int32[Array, "256"]) -> UInt8[Array, "256"]:
     """table[v] = (step/2 + pixels below v) / step, in whole numbers; step = (pixels below the greatest value) / 255."""
     values = jnp.arange(256)
     top = jnp.max(jnp.where(counts > 0, values, 0))
@@ -71,10 +85,10 @@ def _equalizing(counts: Int32[Array, "256"]) -> UInt8[Array, "256"]:
 def autocontrast(image: UInt8[Array, "h w c"]) -> UInt8[Array, "h w c"]:
     """Stretches the values of each channel linearly to 0..255 (ImageOps.autocontrast); constant channels stay."""
     low, high = (extreme(image, axis=(0, 1)).astype(jnp.int32) for extreme in (jnp.min, jnp.max))
-    return lookup(jax.vmap(_stretching)(low, high), image)
+    return lookup(jax.vmap(stretching)(low, high), image)
 
 
-def _stretching(low: Int32[Array, ""], high: Int32[Array, ""]) -> UInt8[Array, "256"]:
+def stretching(low: Int32[Array, ""], high: Int32[Array, ""]) -> UInt8[Array, "256"]:
     """table[v] = floor(255 (v - low) / (high - low)), less 1 where Pillow's doubles fall short of a whole number."""
     values = jnp.arange(256)
     starts, short = (jnp.asarray(array) for array in _shortfalls())

@@ -50,20 +50,22 @@ def apply(image: UInt8[Array, "h w c"], drawn: Drawn, fill: tuple[int, ...]) -> 
     return jax.lax.scan(step, image, drawn)[0]
 
 
-def _apply_one(image, operation, argument, method, fill):
-    height, width, _ = image.shape
+def affine(operation: Int[Array, ""], argument: Float[Array, ""], height: int, width: int) -> Affine:
+    """The map of a geometric operation; any for others."""
+    maps = (
+        geometry.rotation(argument, height, width),
+        Affine(dxy=argument),
+        Affine(dyx=argument),
+        Affine(tx=argument * width),
+        Affine(ty=argument * height),
+    )
+    kind = jnp.maximum(operation - len(POINTWISE), 0)
+    return Affine(*(jnp.stack([jnp.float32(v) for v in values])[kind] for values in zip(*maps, strict=True)))
 
+
+def _apply_one(image, operation, argument, method, fill):
     def warp(image):
-        maps = (
-            geometry.rotation(argument, height, width),
-            Affine(dxy=argument),
-            Affine(dyx=argument),
-            Affine(tx=argument * width),
-            Affine(ty=argument * height),
-        )
-        kind = jnp.maximum(operation - len(POINTWISE), 0)
-        chosen = Affine(*(jnp.stack([jnp.float32(v) for v in values])[kind] for values in zip(*maps, strict=True)))
-        return sample(image, chosen, fill, method)
+        return sample(image, affine(operation, argument, *image.shape[:2]), fill, method)
 
     branches = (
         lambda image: image,
@@ -77,6 +79,6 @@ def _apply_one(image, operation, argument, method, fill):
         lambda image: photometric.contrast(image, argument),
         lambda image: photometric.brightness(image, argument),
         lambda image: filters.sharpness(image, argument),
-        warp,  # one branch for all: where every branch is computed, the gathers are paid for once
+        warp,  # one branch for all, so that its gathers are compiled once
     )
     return jax.lax.switch(jnp.minimum(operation, len(POINTWISE)), branches, image)

@@ -82,11 +82,16 @@ def brightness(image: UInt8[Array, "h w c"], factor: ScalarLike) -> UInt8[Array,
     return blend(0, image, factor)
 
 
-def contrast(image: UInt8[Array, "h w c"], factor: ScalarLike) -> UInt8[Array, "h w c"]:
-    """Blends from the mean luma, rounded half up, (factor 0) to the image (1) and beyond; up to 4 million pixels."""
+def mean_luma(image: UInt8[Array, "h w c"]) -> Int32[Array, "1 1 1"]:
+    """Rounded half up; of up to 4 million pixels."""
     pixels = image.shape[0] * image.shape[1]
     mean = (2 * luma(image).sum() + pixels) // (2 * pixels)
-    return blend(mean.reshape(1, 1, 1), image, factor)
+    return mean.reshape(1, 1, 1)
+
+
+def contrast(image: UInt8[Array, "h w c"], factor: ScalarLike) -> UInt8[Array, "h w c"]:
+    """Blends from the mean luma (factor 0) to the image (1) and beyond."""
+    return blend(mean_luma(image), image, factor)
 
 
 def color(image: UInt8[Array, "h w c"], factor: ScalarLike) -> UInt8[Array, "h w c"]:

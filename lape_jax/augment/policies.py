@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, UInt8
 
-from lape_jax.augment import autoaugment, operations, randaugment, three_augment
+from lape_jax.augment import autoaugment, operations, randaugment, three_augment, together
 from lape_jax.augment.warp import BICUBIC, BILINEAR
 from lape_jax.errors import UserError, nearest
 
@@ -30,14 +30,14 @@ def make(name: str, *, fill: tuple[int, ...], interpolation: str) -> Policy:
     if name == "none":
         return lambda images, keys: images
     if name == "cifar10_autoaugment":
-        return _drawn(autoaugment.draw, lambda i, d: operations.apply(i, d, (autoaugment.FILL,) * i.shape[-1]))
+        return _of_operations(autoaugment.draw, (autoaugment.FILL,) * len(fill))
     if name == "three_augment":
         return _drawn(three_augment.draw, three_augment.apply)
     if name.split("-")[0] != "rand":
         names = ("none", "cifar10_autoaugment", "three_augment", "rand-m9-mstd0.5-inc1 (or other numbers)")
         raise UserError(f"augmentation policy {nearest(name, names)}")
     settings, methods = randaugment.parse(name), METHODS[interpolation]
-    return _drawn(lambda key: randaugment.draw(key, settings, methods), lambda i, d: operations.apply(i, d, fill))
+    return _of_operations(lambda key: randaugment.draw(key, settings, methods), fill)
 
 
 def make_color_jitter(strength: float) -> Policy:
@@ -45,18 +45,26 @@ def make_color_jitter(strength: float) -> Policy:
     return _drawn(lambda key: three_augment.draw_jitter(key, strength), three_augment.jitter)
 
 
-def _drawn(draw: Callable, apply: Callable) -> Policy:
+def _of_operations(draw: Callable, fill: tuple[int, ...]) -> Policy:
+    def one(image, drawn):
+        return operations.apply(image, drawn, fill)
+
+    return _drawn(draw, one, lambda images, drawn: together.apply(images, drawn, fill))
+
+
+def _drawn(draw: Callable, apply: Callable, apply_to_all: Callable | None = None) -> Policy:
     """The policy that applies to each image what is drawn with its key.
 
-    A GPU does the batch at once, which computes every branch of a switch; a CPU and a TPU core, which have one stream
-    of instructions, take image after image and only the branch that was drawn.
+    A GPU does the batch at once (by `apply_to_all`, if given; or every branch of a switch is computed); a CPU and a TPU
+    core, which have one stream of instructions, take image after image and only the branch that was drawn.
     """
+    at_once = apply_to_all or jax.vmap(apply)
 
     def one_by_one(*batch):
         return jax.lax.map(lambda example: apply(*example), batch)
 
     def policy(images, keys):
         batch = images, jax.vmap(draw)(keys)
-        return jax.lax.platform_dependent(*batch, cpu=one_by_one, tpu=one_by_one, default=jax.vmap(apply))
+        return jax.lax.platform_dependent(*batch, cpu=one_by_one, tpu=one_by_one, default=at_once)
 
     return policy

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ScalarLike, UInt8
+from jaxtyping import Array, Int, ScalarLike, UInt8
 
 from lape_jax.errors import UserError
 
@@ -50,22 +50,47 @@ def sample(
         raise UserError(f"The fill colour {fill} has {len(fill)} channels, but the image has {image.shape[-1]}.")
     affine = Affine(*(jnp.asarray(value, jnp.float32) for value in affine))
     arguments = image, affine, jnp.asarray(fill, jnp.uint8), jnp.asarray(method)
-    return jax.lax.platform_dependent(*arguments, tpu=_by_tiles, default=_by_pixels)
+    return jax.lax.platform_dependent(*arguments, tpu=_by_tiles, default=_in_image)
 
 
-def _by_pixels(image, affine, fill, method):
+def sample_rows(
+    images: UInt8[Array, "b h w c"],
+    rows: Int[Array, " n"],
+    affine: Affine,
+    fill: tuple[int, ...],
+    method: Int[Array, " n"],
+) -> UInt8[Array, "n h w c"]:
+    """`sample` of the images with these numbers, each by its own map (fields of shape (n,)) and method; for a GPU."""
+    _, height, width, channels = images.shape
+    row_of_all, start = images.reshape(-1), rows[:, None, None] * (height * width)
+
+    def read(row, column):
+        place = (start + row * width + column)[..., None] * channels + jnp.arange(channels)
+        return row_of_all.at[place].get(mode="promise_in_bounds")
+
+    affine, method = jax.tree.map(lambda field: field[:, None, None], (affine, method))
+    return _by_pixels(read, height, width, affine, jnp.asarray(fill, jnp.uint8), method)
+
+
+def _in_image(image, affine, fill, method):
+    def read(row, column):
+        return image.at[row, column].get(mode="promise_in_bounds")
+
+    return _by_pixels(read, *image.shape[:2], affine, fill, method)
+
+
+def _by_pixels(read, height, width, affine, fill, method):
     """Reads the 16 taps of every pixel where they are, and interpolates them by Pillow's own formula."""
-    height, width, _ = image.shape
     xs, ys = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
     (left, dx), (top, dy) = _source(affine, xs, ys, method)
     columns, rows = (
         [jnp.clip(first + tap, 0, size - 1) for tap in TAPS] for first, size in ((left, width), (top, height))
     )
     inside = _inside(left, dx, width) & _inside(top, dy, height)
-    dx, dy, cubic = dx[..., None], dy[..., None], method == BICUBIC
+    dx, dy, cubic = dx[..., None], dy[..., None], (method == BICUBIC)[..., None]
     lines = []
     for row in rows:
-        values = [image.at[row, column].get(mode="promise_in_bounds").astype(jnp.float32) for column in columns]
+        values = [read(row, column).astype(jnp.float32) for column in columns]
         lines.append(_interpolate(values, dx, cubic))
     value = jnp.clip(_interpolate(lines, dy, cubic), 0, 255).astype(jnp.uint8)
     return jnp.where(inside[..., None], value, fill)
@@ -76,7 +101,7 @@ def _by_tiles(image, affine, fill, method):
 
     The result is cut into tiles. All that a tile needs lies in a patch of the image, which products with matrices of
     zeros and ones pick out; products with the interpolation weights (each a column of a matrix with 4 numbers that are
-    not zero) make the tile of it. Differs from `_by_pixels` by float32 rounding, in about one pixel of a thousand by 1.
+    not zero) make the tile of it. Differs from `_in_image` by float32 rounding, in about one pixel of a thousand by 1.
     """
     height, width, channels = image.shape
     down, across = -(-height // TILE), -(-width // TILE)

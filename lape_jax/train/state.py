@@ -132,7 +132,8 @@ def update_function(
     def update(state: TrainState, batch: dict, *frozen: Any) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, loss_key = jax.random.split(key)
-        batch = augment(batch, augment_key, state.step)
+        with jax.named_scope("augment"):
+            batch = augment(batch, augment_key, state.step)
         result = summed_gradient(state.params, state.collections, batch, loss_key, *frozen)
         (gradients, sums), collections = result
         examples = jnp.maximum(sums["examples"], 1)  # a batch may consist of unreadable images only

@@ -39,7 +39,7 @@ def test_equalize_clips_what_exceeds_255():
 
 def test_autocontrast_of_every_range_as_float64_has_it():
     low, high = np.triu_indices(256, 1)
-    found = np.asarray(jax.jit(jax.vmap(histogram._stretching))(low, high))
+    found = np.asarray(jax.jit(jax.vmap(histogram.stretching))(low, high))
     scale = 255.0 / (high - low)
     values = np.arange(256)
     expected = np.floor(values * scale[:, None] + (-low * scale)[:, None])

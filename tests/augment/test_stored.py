@@ -30,7 +30,7 @@ FACTORS = (0.1, 0.93, 1.9)  # of all others
 
 
 def of_operations() -> np.ndarray:
-    """Every operation, argument and method on pieces of a photograph, a pale one, and a dark image with a bright pixel."""
+    """Every operation, argument and method on a photograph, a pale one, and a dark image with a bright pixel."""
     images = samples.images()[[0, 4, 7], 12:32, 24:46]
     kinds = [
         (operations.NAMES.index(name), argument, method)
@@ -39,7 +39,9 @@ def of_operations() -> np.ndarray:
         for method in ((warp.NEAREST, warp.BILINEAR, warp.BICUBIC) if name in operations.GEOMETRIC else (0,))
     ]
     columns = zip(*kinds, strict=True)
-    drawn = operations.Drawn(*(np.asarray(c, t) for c, t in zip(columns, (np.int32, np.float32, np.int32), strict=True)))
+    drawn = operations.Drawn(
+        *(np.asarray(c, t) for c, t in zip(columns, (np.int32, np.float32, np.int32), strict=True))
+    )
     drawn = jax.tree.map(lambda column: np.repeat(column, len(images))[:, None], drawn)
     batch = np.tile(images, (len(kinds), 1, 1, 1))
     return np.asarray(jax.jit(lambda *rows: jax.lax.map(lambda row: operations.apply(*row, FILL), rows))(batch, drawn))

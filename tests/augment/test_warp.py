@@ -54,7 +54,7 @@ def test_cubic_overshoot_is_clipped():
 @pytest.mark.parametrize("size", [(53, 80), (16, 16), (5, 9)])
 def test_the_form_for_tpus_agrees(size):
     image, fill = images()[0][: size[0], : size[1]], np.asarray((9, 99, 199), np.uint8)
-    by_pixels, by_tiles = jit(warp._by_pixels), jit(warp._by_tiles)
+    by_pixels, by_tiles = jit(warp._in_image), jit(warp._by_tiles)
     for affine in (rotation(30.0, *size), rotation(-17.3, *size), Affine(dxy=0.3), Affine(dyx=-0.21), Affine(tx=-7.7)):
         affine = Affine(*map(np.float32, affine))
         for method in (NEAREST, BILINEAR, BICUBIC):

@@ -77,3 +77,66 @@ def test_a_program():
     assert found.cycles == 3 * 100 + 7
     assert found.collectives == {"all-reduce": 1}
     assert found.collective_bytes == x
+
+
+# Of a GPU: a product with its workspace, an asynchronous fusion, twelve turns that read a layer and put one into a
+# stack, one scatter into a whole, and what augmentation has written.
+GPU = """HloModule jit_update
+
+%half (p.0: bf16[64,256]) -> bf16[64,256] {
+  %p.0 = bf16[64,256]{1,0} parameter(0)
+  ROOT %half.1 = bf16[64,256]{1,0} add(%p.0, %p.0), metadata={op_name="jit(update)/blocks/while/body/mlp/add"}
+}
+
+%stacked (p.1: bf16[12,64,256], p.2: bf16[64,256], p.3: s32[]) -> bf16[12,64,256] {
+  %p.1 = bf16[12,64,256]{2,1,0} parameter(0)
+  %p.2 = bf16[64,256]{1,0} parameter(1)
+  %p.3 = s32[] parameter(2)
+  %row = bf16[1,64,256]{2,1,0} bitcast(%p.2)
+  ROOT %put = bf16[12,64,256]{2,1,0} dynamic-update-slice(%p.1, %row, %p.3)
+}
+
+%added (p.4: s32[768], p.5: s32[10,1], p.6: s32[10]) -> s32[768] {
+  %p.4 = s32[768]{0} parameter(0)
+  %p.5 = s32[10,1]{1,0} parameter(1)
+  %p.6 = s32[10]{0} parameter(2)
+  ROOT %scatter.1 = s32[768]{0} scatter(%p.4, %p.5, %p.6), to_apply=%sum
+}
+
+%body (arg: (s32[], bf16[64,256], bf16[12,64,256])) -> (s32[], bf16[64,256], bf16[12,64,256]) {
+  %arg = (s32[], bf16[64,256]{1,0}, bf16[12,64,256]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  %x = bf16[64,256]{1,0} get-tuple-element(%arg), index=1
+  %stack = bf16[12,64,256]{2,1,0} get-tuple-element(%arg), index=2
+  %start = ((bf16[64,256]{1,0}), bf16[64,256]{1,0}, u32[]) fusion-start(%x), kind=kLoop, calls=%half
+  %done = bf16[64,256]{1,0} fusion-done(%start)
+  %kept = bf16[12,64,256]{2,1,0} fusion(%stack, %done, %i), kind=kLoop, calls=%stacked, metadata={op_name="jit(update)/blocks/while/body/dynamic_update_slice"}
+  ROOT %tuple = (s32[], bf16[64,256]{1,0}, bf16[12,64,256]{2,1,0}) tuple(%i, %done, %kept)
+}
+
+ENTRY %main (a: bf16[64,128], b: bf16[128,256], c: s32[768], d: s32[10,1], e: s32[10]) -> s32[768] {
+  %a = bf16[64,128]{1,0} parameter(0)
+  %b = bf16[128,256]{1,0} parameter(1)
+  %c = s32[768]{0} parameter(2)
+  %d = s32[10,1]{1,0} parameter(3)
+  %e = s32[10]{0} parameter(4)
+  %product = (bf16[64,256]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(update)/blocks/attn/qkv/dot_general"}
+  %y = bf16[64,256]{1,0} get-tuple-element(%product), index=0
+  %while.1 = (s32[], bf16[64,256]{1,0}, bf16[12,64,256]{2,1,0}) while(%y), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  ROOT %counts = s32[768]{0} fusion(%c, %d, %e), kind=kInput, calls=%added, metadata={op_name="jit(update)/augment/scatter-add"}
+}
+"""
+
+
+def test_a_program_for_a_gpu():
+    found = hlo.analyse(GPU)
+    layer = 64 * 256 * 2
+    assert found.parts == {
+        "augmentation": 40 + 40 + 2 * 40,  # places, numbers, and what they are added to
+        "scan": 12 * (2 * layer + 4),  # the layer, and where in the stack it is put
+        "attention": 64 * 128 * 2 + 128 * 256 * 2 + layer,
+        "MLP": 12 * 2 * layer,  # by what is fused in it
+        "norms": 0,
+        "other": 0,
+    }
+    assert found.hbm_bytes == sum(found.parts.values())

@@ -1,0 +1,99 @@
+"""The operations of `lape_jax.augment.operations` on a whole batch at once, for a GPU: the same pixels, few passes.
+
+Where every image has an operation of its own, computing each for all images and choosing writes and reads what every
+one of them gives. Here a step reads the batch
+
+1. for statistics: the sums, extremes and histograms that some operations need;
+2. for changes of values: what an operation makes of a value is a table of 256 entries for each image and channel,
+   except where other channels (color) or neighbours (sharpness) matter, which are blends with another image;
+3. for changes of place: the 16 pixels around where each pixel comes from, of the images that have drawn one.
+
+What is read at computed places is one long row: XLA keeps lists of coordinates in memory, and not single numbers.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, UInt8
+
+from lape_jax.augment import filters, histogram, operations, photometric, warp
+from lape_jax.augment.operations import NAMES, POINTWISE, Drawn
+from lape_jax.errors import UserError
+
+PARTS = 4  # that changes of place are done in
+EQUALIZE, COLOR, SHARPNESS = map(NAMES.index, ("equalize", "color", "sharpness"))
+
+
+def apply(images: UInt8[Array, "b h w c"], drawn: Drawn, fill: tuple[int, ...]) -> UInt8[Array, "b h w c"]:
+    """What `operations.apply` makes of each image by its own row of `drawn`, bit for bit.
+
+    Raises:
+        UserError: there are 2^31 values or more, too many for their places to be 32-bit numbers.
+    """
+    if images.size >= 2**31:
+        count, height, width, _ = images.shape
+        raise UserError(
+            f"{count:,} images of {height} x {width} pixels are too many for one device to augment at once: use a "
+            "smaller batch_size, or more devices"
+        )
+    for layer in range(drawn.operation.shape[1]):
+        images = _step(images, *(column[:, layer] for column in drawn), fill)
+    return images
+
+
+def _step(images, operation, argument, method, fill):
+    """One operation for each image: on values for all of them, and then those on places for those that have drawn one.
+
+    The latter are the dearest by far, and with the usual policies a sixth of the batch: it is done in parts of a
+    quarter, as many as there are images for.
+    """
+    count, height, width, _ = images.shape
+    wanted = operation >= len(POINTWISE)
+    part = -(-count // PARTS)
+    order = jnp.pad(jnp.argsort(~wanted), (0, PARTS * part - count))  # those that want it first
+    maps = jax.vmap(lambda *one: operations.affine(*one, height, width))(operation, argument)
+
+    def move(state):
+        done, changed = state
+        rows = jax.lax.dynamic_slice(order, (done,), (part,))
+        maps_of_rows, methods = jax.tree.map(lambda field: field[rows], (maps, method))
+        moved = warp.sample_rows(images, rows, maps_of_rows, fill, methods)
+        places = jnp.where(done + jnp.arange(part) < wanted.sum(), rows, count)
+        return done + part, changed.at[places].set(moved, mode="drop", unique_indices=True)
+
+    state = jnp.zeros((), jnp.int32), _change_values(images, operation, argument)
+    return jax.lax.while_loop(lambda state: state[0] < wanted.sum(), move, state)[1]
+
+
+def _change_values(images, operation, argument):
+    """The images after an operation on values; any for those that have drawn another."""
+    low, high = images.min((1, 2)).astype(jnp.int32), images.max((1, 2)).astype(jnp.int32)
+    statistics = low, high, histogram.histograms(images, operation == EQUALIZE), jax.vmap(photometric.mean_luma)(images)
+    tables = jax.vmap(_table)(operation, argument, *statistics)
+    other = jnp.where(_each(operation == COLOR), jax.vmap(photometric.luma)(images), jax.vmap(filters.smooth)(images))
+    blended = jax.vmap(photometric.blend)(other, images, argument)
+    by_table = (operation != COLOR) & (operation != SHARPNESS)
+    return jnp.where(_each(by_table), histogram.lookup_batch(tables, images), blended)
+
+
+def _table(operation, argument, low, high, counts, mean):
+    """What the operation makes of each value of each channel, (c, 256); any for those that are not by value."""
+    values = jnp.arange(256, dtype=jnp.uint8)[:, None, None]
+    own = {
+        "identity": values,
+        "invert": photometric.invert(values),
+        "posterize": photometric.posterize(values, argument),
+        "solarize": photometric.solarize(values, argument),
+        "solarize_add": photometric.solarize_add(values, argument),
+        "contrast": photometric.blend(mean, values, argument),
+        "brightness": photometric.brightness(values, argument),
+    }
+    tables = {name: jnp.broadcast_to(table[:, 0, 0], (len(low), 256)) for name, table in own.items()}
+    tables["autocontrast"] = jax.vmap(histogram.stretching)(low, high)
+    tables["equalize"] = jax.vmap(histogram.equalizing)(counts)
+    places = jnp.asarray([list(tables).index(name) if name in tables else 0 for name in NAMES])
+    return jax.lax.select_n(places[operation], *tables.values())
+
+
+def _each(condition):
+    """For each image, against its pixels."""
+    return condition[:, None, None, None]
