@@ -30,15 +30,39 @@ def attention_weights(q: Heads, k: Keys, bias: jax.Array | None) -> Float[Array,
     """softmax(q k^T / sqrt(head_dim) + bias) in float32 or better, and then of the type of q."""
     full = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=full) / math.sqrt(q.shape[-1])
-    if bias is not None:
-        logits = (logits.reshape(-1, *bias.shape[:-3], *logits.shape[-3:]) + bias).reshape(logits.shape)
-    return jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+    return jax.nn.softmax(add_bias(logits, bias), axis=-1).astype(q.dtype)
+
+
+def add_bias(logits: Float[Array, "b heads n m"], bias: jax.Array | None) -> Float[Array, "b heads n m"]:
+    """logits + bias, which is one for all sequences, or one for each of w that follow one another."""
+    if bias is None:
+        return logits
+    return (logits.reshape(-1, *bias.shape[:-3], *logits.shape[-3:]) + bias).reshape(logits.shape)
+
+
+def attend_plainly(
+    q: Heads, k: Keys, v: Keys, bias: jax.Array | None, dropout: Callable[[jax.Array], jax.Array] = lambda w: w
+) -> Heads:
+    """softmax(q k^T / sqrt(head_dim) + bias) v, with `dropout` of the weights.
+
+    Types of fewer digits than float32 have `attention_weights` rounded once. Where there is nothing to round, their
+    sums divide the product with v instead, which has fewer numbers; then the backward pass has no sums over rows of
+    (n, m), either. CPUs, which compute in those types, want the heads first in the products of both passes: each of q,
+    k and v is turned once for all of them.
+    """
+    if q.dtype != jnp.promote_types(q.dtype, jnp.float32):
+        return jnp.einsum("bhqk,bkhd->bqhd", dropout(attention_weights(q, k, bias)), v)
+    q, k, v = (part.swapaxes(1, 2) for part in (q / math.sqrt(q.shape[-1]), k, v))
+    logits = add_bias(jnp.einsum("bhqd,bhkd->bhqk", q, k), bias)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    y = jnp.einsum("bhqk,bhkd->bhqd", dropout(weights), v) / weights.sum(axis=-1, keepdims=True)
+    return y.swapaxes(1, 2)
 
 
 def attend_in_blocks(
     q: Heads, k: Keys, v: Keys, bias: Callable[[Int[Array, " s"]], jax.Array] | None = None, block: int = BLOCK
 ) -> Heads:
-    """softmax(q k^T / sqrt(head_dim) + bias) v for some queries at a time, as `attention_weights` otherwise has it.
+    """softmax(q k^T / sqrt(head_dim) + bias) v for some queries at a time, as `attend_plainly` otherwise has it.
 
     What exists at a time are the weights of at most `block` queries, (b, heads, block, m), see
     `lape_jax.nn.by_blocks`; the gradients of k and v are added up in float32 or better.
@@ -51,8 +75,7 @@ def attend_in_blocks(
     full = jnp.promote_types(q.dtype, jnp.float32)
 
     def some(rows, part, keys, values):
-        weights = attention_weights(part, keys.astype(k.dtype), None if bias is None else bias(rows))
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, values.astype(v.dtype))
+        return attend_plainly(part, keys.astype(k.dtype), values.astype(v.dtype), bias and bias(rows))
 
     # The gradients of keys and values are added up in the type that they have out here.
     return by_blocks(some, [q], [k.astype(full), v.astype(full)], axis=1, into=1, block=block)
@@ -148,8 +171,7 @@ class Attention(nn.Module):
         if name == "cudnn":
             return by_shards(attend_cudnn, self.implementation, True, q, k, v, bias)
         bias = bias if bias is None or mask is not None else bias[0]
-        weights = nn.Dropout(self.attn_dropout, deterministic=not train)(attention_weights(q, k, bias))
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return attend_plainly(q, k, v, bias, nn.Dropout(self.attn_dropout, deterministic=not train))
 
     def whole_bias(self, tokens: int, mask: Float[Array, "w n n"] | None) -> Bias | None:
         """What is added to the logits of each sequence, or of each of the w sequences of an image."""

@@ -11,11 +11,13 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lape_jax.nn.gelu import gelu
+
 # PyTorch's trunc_normal_(std=.02) cuts at +-2, a hundred standard deviations away: a normal distribution.
 normal_02 = nn.initializers.normal(0.02)
 
 # x Phi(x) with the normal distribution's Phi, and the approximation x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2.
-GELUS = {"erf": functools.partial(nn.gelu, approximate=False), "tanh": functools.partial(nn.gelu, approximate=True)}
+GELUS = {"erf": gelu, "tanh": functools.partial(nn.gelu, approximate=True)}
 
 
 def torch_uniform(fan_in: int):
