@@ -18,6 +18,8 @@ from lape_jax.nn.choice import AUTO, Choice
 ROWS, HEADS = ("data", "fsdp"), "tensor"  # axes of the mesh that a batch, and attention heads, are split over
 SHARE = 0.5  # of a device's memory that may be kept for the backward pass: state, batch and temporaries need the rest
 
+TRACED = 64  # images for which it is counted what a backward pass keeps; nothing is computed
+
 
 class Fitted(NamedTuple):
     """A model as it runs, and why so, in words."""
@@ -96,20 +98,16 @@ def _memory(device: Any) -> int | None:
 def kept_bytes(model: Any, shape: tuple[int, ...]) -> float:
     """Bytes that differentiation of a forward pass in training asks to keep for each image, without remat.
 
-    It is what `jax.vjp` returns, less the variables. XLA makes some of it again rather than keep it, and fuses the rest
-    otherwise, so the figure errs to the safe side.
+    It is what `jax.vjp` returns for `TRACED` images, of which the weights in it are a small part. XLA makes some of it
+    again rather than keep it, and fuses the rest otherwise, so the figure errs to the safe side.
     """
-    images, variables = getattr(model, "least_batch", 1), model.variable_shapes()
 
     def forward(variables, images):
         return model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"])
 
-    batch = jax.ShapeDtypeStruct((images, *shape), jnp.float32)
-    pull_back = jax.eval_shape(lambda *args: jax.vjp(forward, *args)[1], variables, batch)
-    kept, known = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) for tree in (pull_back, variables)
-    )
-    return max(kept - known, 0) / images
+    batch = jax.ShapeDtypeStruct((TRACED, *shape), jnp.float32)
+    pull_back = jax.eval_shape(lambda *args: jax.vjp(forward, *args)[1], model.variable_shapes(), batch)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull_back)) / TRACED
 
 
 def compiler_options(deterministic: bool, mesh: Mesh) -> dict[str, bool] | None:

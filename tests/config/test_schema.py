@@ -5,6 +5,8 @@ from lape_jax.config.reading import parse_arg, to_json
 from lape_jax.errors import UserError
 from lape_jax.tasks.config import base, from_json, override, resolve, validate
 
+AUTO = dict.fromkeys(("attention", "unroll", "remat"), "auto")  # what the devices decide
+
 
 def make(**values):
     """A valid config, with `values` put in by dotted key (dots written as __)."""
@@ -27,7 +29,7 @@ def test_base_is_locked_but_for_the_model():
     with pytest.raises(AttributeError):
         config.optimizer.learning_rate = 3.0
     config.model.width = 96
-    assert config.model.to_dict() == {"name": "deit_ti", "width": 96}
+    assert config.model.to_dict() == {"name": "deit_ti", "width": 96, **AUTO}
 
 
 def test_parse_arg():
@@ -97,7 +99,7 @@ def test_override_takes_any_model_key_and_type():
     texts = {"image_size": "(28, 20)", "width": "96", "pe": "none", "layer_scale": "1e-4", "distilled": "true"}
     override(config, [(f"model.{key}", text) for key, text in texts.items()] + [("model.join", "None")])
     expected = {"image_size": (28, 20), "width": 96, "pe": "none", "layer_scale": 1e-4, "distilled": True}
-    assert config.model.to_dict() == {"name": "deit_ti", "join": None, **expected}
+    assert config.model.to_dict() == {"name": "deit_ti", "join": None, **AUTO, **expected}
 
 
 def test_override_replaces_a_duration_given_in_another_unit():

@@ -203,18 +203,20 @@ class Step:
 
 
 def test_two_steps_are_in_flight():
-    """The host sends step k+1, and reads the batch after it, before step k ends; it waits for k before it sends k+2."""
+    """The host sends step k + 1 before step k ends, and waits for k before it sends k + 2."""
     mesh, events = mesh_of(1), []
     sent = [threading.Event() for _ in range(STEPS + 1)]
-    batches = feed.Streamed(Recorder(), Batches(), start(mesh)[1], mesh, batch_size=BATCH, shapes=SHAPES)
+    state, shardings = start(mesh)
+    batches = feed.Streamed(Recorder(), Batches(), shardings, mesh, batch_size=BATCH, shapes=SHAPES)
 
     def update(state, batch):
-        events.append(f"step {state} is sent")
-        sent[state].set()
-        return state + 1, Step(state, sent[min(state + 1, STEPS - 1)], events)
+        step = int(state.step)
+        events.append(f"step {step} is sent")
+        sent[step].set()
+        return state.replace(step=state.step + 1), Step(step, sent[min(step + 1, STEPS - 1)], events)
 
     batches._update = update
-    assert batches.run(0, 0, STEPS) == STEPS
+    assert int(batches.run(state, 0, STEPS).step) == STEPS
     batches.close()
     for step in range(STEPS - 1):
         assert events.index(f"step {step + 1} is sent") < events.index(f"step {step} ends")
