@@ -25,7 +25,6 @@ SMALL = {
     "model.depth": 1,
     "batch_size": 16,
     "eval_batch_size": 32,
-    "total_epochs": None,
     "total_steps": 8,
     "warmup_steps": 2,
     "log_steps": 2,
