@@ -69,7 +69,16 @@ def test_a_run_goes_on_where_it_was_on_eight_devices_and_its_losses_stay(pack, w
 @pytest.mark.slow
 def test_it_is_evaluated_and_predicts(pack, whole, tmp_path, capsys):
     folder = pack.parent / "folder"
-    options = {"weights": "", "workdir": str(whole), "config": "", "step": "", "out": "", "overlays": "", "ema": ""}
+    options = {
+        "weights": "",
+        "workdir": str(whole),
+        "config": "",
+        "step": "",
+        "out": "",
+        "overlays": "",
+        "ema": "",
+        "overrides": {},
+    }
     with runs.on(8):
         found = evaluate.evaluate(config(pack), argparse.Namespace(**options))
         two = tmp_path / "two"
