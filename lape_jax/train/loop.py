@@ -47,7 +47,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     task = tasks.of(config)
     source, val_source = (task.open_split(config, split) for split in ("train", "val"))
     model = setup.build_model(config, len(source.classes))
-    shapes, host_shapes = task.shapes(config, model.input_shape), task.host_shapes(config, model.input_shape)
+    shapes = task.host_shapes(config, model.input_shape)
     mesh = sharding.make_mesh(config.mesh)
     plan = plans.make(config, len(source))
     total = plan.total
@@ -82,7 +82,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 f"config.total_*, or use another --workdir"
             )
         evaluator = task.evaluator(config, model, mesh, val_source)
-        opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total, host_shapes)
+        opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total, shapes)
 
         # From here on everything fits, for all processes, so the workdir may be changed.
         hosts.gather("")
@@ -91,7 +91,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             workdirs.write_data(workdir, source, val_source)
             for line in differences if jax.process_index() == 0 else ():
                 _log.warning("%s", line)
-            flops = chrono.training_flops(model, model.variable_shapes(), taught_by, shapes["image"].shape)
+            seen = task.shapes(config, model.input_shape)["image"].shape
+            flops = chrono.training_flops(model, model.variable_shapes(), taught_by, seen)
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
             clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
             _introduce(writers.console, config, model, mesh, params, step, total, plan.steps_per_epoch)
