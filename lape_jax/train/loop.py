@@ -47,7 +47,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     task = tasks.of(config)
     source, val_source = (task.open_split(config, split) for split in ("train", "val"))
     model = setup.build_model(config, len(source.classes))
-    shapes = task.host_shapes(config, model.input_shape)
+    shapes = task.shapes(config, model.input_shape)
     mesh = sharding.make_mesh(config.mesh)
     plan = plans.make(config, len(source))
     total = plan.total
@@ -91,8 +91,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             workdirs.write_data(workdir, source, val_source)
             for line in differences if jax.process_index() == 0 else ():
                 _log.warning("%s", line)
-            seen = task.shapes(config, model.input_shape)["image"].shape
-            flops = chrono.training_flops(model, model.variable_shapes(), taught_by, seen)
+            flops = chrono.training_flops(model, model.variable_shapes(), taught_by, shapes["image"].shape)
             peak = chrono.peak_flops(mesh.devices.flatten().tolist())
             clock = chrono.Chrono(total, config.batch_size, flops, peak, devices=mesh.size)
             _introduce(writers.console, config, model, mesh, params, step, total, plan.steps_per_epoch)
@@ -186,7 +185,15 @@ def _open_feed(
         )
     part = sharding.host_share(mesh, config.batch_size)
     batches = task.training_batches(config, source, step, total, part)
-    return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size, shapes=shapes, frozen=frozen)
+    return feed.Streamed(
+        update,
+        batches,
+        shardings,
+        mesh,
+        batch_size=config.batch_size,
+        shapes=task.host_shapes(config, shapes),
+        frozen=frozen,
+    )
 
 
 @contextlib.contextmanager
