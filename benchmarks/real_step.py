@@ -89,10 +89,10 @@ def _replicated(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
 
 def _batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     rows = sharding.batch_sharding(mesh, config.batch_size)
-    size, channels = config.data.image_size, config.data.channels
+    task, size, channels = tasks.of(config), config.data.image_size, config.data.channels
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *row.shape), row.dtype, sharding=rows)
-        for name, row in tasks.of(config).host_shapes(config, (size, size, channels)).items()
+        for name, row in task.host_shapes(config, task.shapes(config, (size, size, channels))).items()
     }
 
 

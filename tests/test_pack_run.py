@@ -25,7 +25,6 @@ SMALL = {
     "model.depth": 1,
     "batch_size": 16,
     "eval_batch_size": 32,
-    "total_epochs": None,
     "total_steps": 8,
     "warmup_steps": 2,
     "log_steps": 2,
@@ -70,7 +69,16 @@ def test_a_run_goes_on_where_it_was_on_eight_devices_and_its_losses_stay(pack, w
 @pytest.mark.slow
 def test_it_is_evaluated_and_predicts(pack, whole, tmp_path, capsys):
     folder = pack.parent / "folder"
-    options = {"weights": "", "workdir": str(whole), "config": "", "step": "", "out": "", "overlays": "", "ema": ""}
+    options = {
+        "weights": "",
+        "workdir": str(whole),
+        "config": "",
+        "step": "",
+        "out": "",
+        "overlays": "",
+        "ema": "",
+        "overrides": {},
+    }
     with runs.on(8):
         found = evaluate.evaluate(config(pack), argparse.Namespace(**options))
         two = tmp_path / "two"

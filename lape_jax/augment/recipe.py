@@ -32,8 +32,8 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
     traced) is false, mixup and CutMix rest, and labels are still smoothed.
 
     Args:
-      config: with `data`, `augment` and `loss`, see `lape_jax.tasks.classify.task`. With `data.resident` images are
-        cropped here; otherwise only padded and cropped, and a random-resized crop is the host's.
+      config: with `data`, `augment` and `loss`, see `lape_jax.tasks.classify.task`. Images on canvases, and with
+        `data.resident` all, are cropped here; others only padded and cropped, and a random-resized crop is the host's.
       num_classes: K.
       mesh: with axes data, fsdp, tensor.
 

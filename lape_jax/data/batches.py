@@ -27,8 +27,9 @@ _CHUNK = 8
 _READY = 2
 
 
-# A host's share of a global batch, by name: "image", uint8 (b, height, width, channels); what is to be learned of it,
-# "label" or more; and "mask", float32 (b,). Where the mask is 0 there is no example: all else is zero there.
+# A host's share of a global batch, by name: "image", uint8 (b, height, width, channels), or canvases and the "size" of
+# the images on them (`lape_jax.data.canvas`); what is to be learned of it, "label" or more; and "mask", float32 (b,).
+# Where the mask is 0 there is no example: all else is zero there.
 Batch = dict[str, np.ndarray]
 # Shape and type of what a batch has of one example, by name.
 Fields = Mapping[str, tuple[tuple[int, ...], Any]]

@@ -177,16 +177,17 @@ class Task:
             "mask": jax.ShapeDtypeStruct((), jnp.float32),
         }
 
-    def host_shapes(self, config: ConfigDict, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-        """`shapes` of the batches as the host makes them, if the device crops its images. Asked for what takes their
-        place, too."""
-        return self.shapes(config, image_shape)
+    def host_shapes(
+        self, config: ConfigDict, shapes: dict[str, jax.ShapeDtypeStruct]
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """`shapes`, but of batches as the host makes them, whose images the device may have to crop. Asked likewise."""
+        return shapes
 
     def random_batch(self, config: ConfigDict, model: Any, count: int) -> dict[str, np.ndarray]:
         """So many random examples, of no meaning. Asked by what measures a step."""
         rng = np.random.default_rng(0)
         most = {"image": 256, "label": model.num_classes}
-        shapes = self.host_shapes(config, model.input_shape)
+        shapes = self.host_shapes(config, self.shapes(config, model.input_shape))
         return {
             name: rng.integers(0, most[name], (count, *row.shape), row.dtype)
             if name in most

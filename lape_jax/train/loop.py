@@ -47,7 +47,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     task = tasks.of(config)
     source, val_source = (task.open_split(config, split) for split in ("train", "val"))
     model = setup.build_model(config, len(source.classes))
-    shapes, host_shapes = task.shapes(config, model.input_shape), task.host_shapes(config, model.input_shape)
+    shapes = task.shapes(config, model.input_shape)
     mesh = sharding.make_mesh(config.mesh)
     plan = plans.make(config, len(source))
     total = plan.total
@@ -84,7 +84,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 f"config.total_*, or use another --workdir"
             )
         evaluator = task.evaluator(config, fitted.model, mesh, val_source)
-        opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total, host_shapes)
+        opened = _open_feed(config, source, update, frozen, abstract, mesh, step, total, shapes)
 
         # From here on everything fits, for all processes, so the workdir may be changed.
         hosts.gather("")
@@ -202,7 +202,7 @@ def _open_feed(
         shardings,
         mesh,
         batch_size=config.batch_size,
-        shapes=shapes,
+        shapes=task.host_shapes(config, shapes),
         frozen=frozen,
         compiler_options=options,
     )

@@ -118,12 +118,11 @@ class Classify(Task):
     def survey(self, config: ConfigDict, model: Any, train: Source, val: Source) -> list[str]:
         return inputs.survey(config, train)
 
-    def host_shapes(self, config: ConfigDict, image_shape: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-        shapes = self.shapes(config, image_shape)
-        if on_canvas(config.data):
-            fields = canvas.fields(config.data.side).items()
-            shapes |= {name: jax.ShapeDtypeStruct(shape, kind) for name, (shape, kind) in fields}
-        return shapes
+    def host_shapes(
+        self, config: ConfigDict, shapes: dict[str, jax.ShapeDtypeStruct]
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        fields = canvas.fields(config.data.side).items() if on_canvas(config.data) else ()
+        return shapes | {name: jax.ShapeDtypeStruct(shape, kind) for name, (shape, kind) in fields}
 
     def training_batches(
         self, config: ConfigDict, source: Source, start: int, total: int, part: tuple[int, int] = (0, 1)
@@ -157,7 +156,8 @@ class Classify(Task):
 
     def evaluator(self, config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, source: Source) -> Evaluator:
         batches = inputs.evaluation_batches(config, source)
-        return Evaluator(model, config, mesh, batches, len(source), self.host_shapes(config, model.input_shape))
+        shapes = self.host_shapes(config, self.shapes(config, model.input_shape))
+        return Evaluator(model, config, mesh, batches, len(source), shapes)
 
     def inference(self, config: ConfigDict, model: Any) -> Callable[[Any, dict], Any]:
         return loss.evaluation_sums(model, config)
