@@ -14,8 +14,8 @@ segmentation
     iou.png         the IoUs as bars
     overlays.png    N images (default 8; 0 for none) from all over the set, their true maps and the predicted ones
 detection
-    ap.csv          a line for each class: AP of boxes and of masks in percent, and of these at an IoU of .50 and .75;
-                    objects of it
+    ap.csv          a line for each class: AP of boxes and of masks (if they are learned) in percent, and of these at an
+                    IoU of .50 and .75; objects of it
     box_ap.png      the AP of boxes as bars
     precision_recall.png    precision by recall, of each class and in the mean
     detections.json all that was found, in COCO's format of results, with the ids of the data's own file

@@ -12,7 +12,6 @@ from lape_jax.data.offline.check import SAMPLE, span
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 from lape_jax.tasks.detect import coco, layouts, sources, survey
-from lape_jax.tasks.detect.coco import Annotations
 from lape_jax.tasks.detect.photo import Photo
 
 NAMED = 20  # of a split's images and annotations that cannot be used
@@ -84,22 +83,16 @@ def _open_records(data: DataSet, split: str) -> Split:
     builder, file = opened(data.name, data.path, split)
     wrong: list[str] = []
     found = coco.read(file, masks=False, refuse=wrong.append)
-    return Split(of_annotations(builder, split, found, *found_all(found)), file, wrong)
+    return Split(of_annotations(builder, split, found, found.entries, found.ids, found.left), file, wrong)
 
 
 def _open_files(place: layouts.Place) -> Split:
     wrong: list[str] = []
     found = coco.read(place.file, masks=False, refuse=wrong.append)
-    entries, ids, left = found_all(found)
-    gone = set(sources.missing(place.images, [entry.file for entry in entries]))
+    gone = set(sources.missing(place.images, [entry.file for entry in found.entries]))
     wrong += [f"{os.path.join(place.images, name)} is not there{_elsewhere(place, name)}" for name in sorted(gone)]
-    there = [entry for entry in entries if entry.file not in gone]
-    return Split(sources.PhotoFiles(place.images, there, ids, left), place.file, wrong)
-
-
-def found_all(found: Annotations) -> tuple:
-    """(entries, ids, left) as they are in the file."""
-    return found.entries, found.ids, found.left
+    there = [entry for entry in found.entries if entry.file not in gone]
+    return Split(sources.PhotoFiles(place.images, there, found.ids, found.left), place.file, wrong)
 
 
 def _elsewhere(place: layouts.Place, name: str) -> str:
