@@ -283,13 +283,19 @@ class _Body:
         return [
             (i, position)
             for i in self._body
-            if i.opcode != "bitcast"
+            if not self._moves_nothing(i)
             for position, name in enumerate(i.operands)
             if self._origin(name) is parameter
         ]
 
     def _origin(self, name: str) -> Instruction:
         """What a value is, seen through what moves nothing."""
-        while self._by_name[name].opcode == "bitcast":
+        while self._moves_nothing(self._by_name[name]):
             name = self._by_name[name].operands[0]
         return self._by_name[name]
+
+    def _moves_nothing(self, i: Instruction) -> bool:
+        """Whether it only gives what is there another shape, or on a TPU another tiling of the same order in memory."""
+        if i.opcode != "fusion" or "output_to_operand_aliasing={{}: (0, {})}" not in i.text:
+            return i.opcode == "bitcast"
+        return all(inner.opcode in ("parameter", "copy") for inner in self._computations[_called(i, "calls")])

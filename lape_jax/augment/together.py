@@ -57,7 +57,8 @@ def _step(images, operation, argument, method, fill):
         rows = jax.lax.dynamic_slice(order, (done,), (part,))
         maps_of_rows, methods = jax.tree.map(lambda field: field[rows], (maps, method))
         moved = warp.sample_rows(images, rows, maps_of_rows, fill, methods)
-        places = jnp.where(done + jnp.arange(part) < wanted.sum(), rows, count)
+        turn = jnp.arange(part)
+        places = jnp.where(done + turn < wanted.sum(), rows, count + turn)  # of which those from `count` on are dropped
         return done + part, changed.at[places].set(moved, mode="drop", unique_indices=True)
 
     state = jnp.zeros((), jnp.int32), _change_values(images, operation, argument)

@@ -9,7 +9,7 @@ from tests import runs
 
 hlo = types.SimpleNamespace(**runpy.run_path(str(runs.ROOT / "benchmarks" / "hlo.py")))
 
-# Three turns of a loop; each reads a row of `stack` into a product, and puts a row into `sums`, in place.
+# Three turns of a loop; each reads a row of `stack`, tiled otherwise in place, and puts it into `sums`, in place.
 PROGRAM = """HloModule jit_step
 
 %inner (param_0: f32[3,8,128], param_1: s32[]) -> f32[8,128] {
@@ -20,11 +20,18 @@ PROGRAM = """HloModule jit_step
   ROOT %bitcast.1 = f32[8,128]{1,0:T(8,128)} bitcast(%row)
 }
 
+%again (param_0.3: f32[3,8,128]) -> f32[3,8,128] {
+  %param_0.3 = STACK parameter(0)
+  ROOT %copy.2 = f32[3,8,128]{2,1,0:T(4,128)} copy(%param_0.3)
+}
+
 %fused (param_0.1: f32[3,8,128], param_1.1: s32[], param_2: f32[3,8,128]) -> f32[3,8,128] {
   %param_0.1 = STACK parameter(0)
   %param_1.1 = s32[]{:T(128)S(6)} parameter(1)
   %param_2 = STACK parameter(2)
-  %taken = f32[8,128]{1,0:T(8,128)} fusion(%param_0.1, %param_1.1), kind=kLoop, calls=%inner
+  %tiled = f32[3,8,128]{2,1,0:T(4,128)} fusion(%param_0.1), kind=kLoop, \
+    output_to_operand_aliasing={{}: (0, {})}, calls=%again
+  %taken = f32[8,128]{1,0:T(8,128)} fusion(%tiled, %param_1.1), kind=kLoop, calls=%inner
   %bitcast.2 = f32[1,8,128]{2,1,0:T(8,128)} bitcast(%taken)
   ROOT %put = STACK dynamic-update-slice(%param_2, %bitcast.2, %param_1.1)
 }
@@ -110,7 +117,8 @@ GPU = """HloModule jit_update
   %stack = bf16[12,64,256]{2,1,0} get-tuple-element(%arg), index=2
   %start = ((bf16[64,256]{1,0}), bf16[64,256]{1,0}, u32[]) fusion-start(%x), kind=kLoop, calls=%half
   %done = bf16[64,256]{1,0} fusion-done(%start)
-  %kept = bf16[12,64,256]{2,1,0} fusion(%stack, %done, %i), kind=kLoop, calls=%stacked, metadata={op_name="jit(update)/blocks/while/body/dynamic_update_slice"}
+  %kept = bf16[12,64,256]{2,1,0} fusion(%stack, %done, %i), kind=kLoop, calls=%stacked, \
+    metadata={op_name="jit(update)/blocks/while/body/dynamic_update_slice"}
   ROOT %tuple = (s32[], bf16[64,256]{1,0}, bf16[12,64,256]{2,1,0}) tuple(%i, %done, %kept)
 }
 
@@ -120,10 +128,13 @@ ENTRY %main (a: bf16[64,128], b: bf16[128,256], c: s32[768], d: s32[10,1], e: s3
   %c = s32[768]{0} parameter(2)
   %d = s32[10,1]{1,0} parameter(3)
   %e = s32[10]{0} parameter(4)
-  %product = (bf16[64,256]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(update)/blocks/attn/qkv/dot_general"}
+  %product = (bf16[64,256]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", \
+    metadata={op_name="jit(update)/blocks/attn/qkv/dot_general"}
   %y = bf16[64,256]{1,0} get-tuple-element(%product), index=0
-  %while.1 = (s32[], bf16[64,256]{1,0}, bf16[12,64,256]{2,1,0}) while(%y), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"12"}}
-  ROOT %counts = s32[768]{0} fusion(%c, %d, %e), kind=kInput, calls=%added, metadata={op_name="jit(update)/augment/scatter-add"}
+  %while.1 = (s32[], bf16[64,256]{1,0}, bf16[12,64,256]{2,1,0}) while(%y), condition=%less, body=%body, \
+    backend_config={"known_trip_count":{"n":"12"}}
+  ROOT %counts = s32[768]{0} fusion(%c, %d, %e), kind=kInput, calls=%added, \
+    metadata={op_name="jit(update)/augment/scatter-add"}
 }
 """
 
