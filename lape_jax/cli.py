@@ -185,7 +185,7 @@ def _keep(config: ConfigDict, begun: Mapping | None, workdir: str, overrides: Ma
             _log.warning("config.%s stays %r, as the run in %s was begun (--config.%s=...)", key, had, workdir, key)
             configs.override(config, [(key, had)])
     for key in HOW if begun is not None else ():
-        if key not in begun and key not in overrides and rules.get(config, key) == "auto":
+        if key not in overrides and rules.get(config, key) == "auto":
             group, _, leaf = key.partition(".")
             config[group][leaf] = rules.get(configs.from_json(Path(workdir) / "config.json"), key)
 

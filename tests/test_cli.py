@@ -122,6 +122,25 @@ def test_a_run_keeps_its_orientation(run, file, tmp_path, caplog):
         assert load(("data.orientation", "view")) == "view"
 
 
+@pytest.mark.parametrize(("model", "attention"), [("deit_ti", "xla"), ("upernet_vit_adapter_ti", "blocks")])
+def test_a_run_from_before_auto_goes_on_as_it_was(model, attention, file, tmp_path):
+    """Resumed with its config file, which leaves it to the devices now, or read back from its workdir alone."""
+    values = cli.load_config(str(file), "").to_dict()
+    assert {values["model"][key] for key in ("attention", "unroll", "remat")} == {"auto"}
+
+    def how(model, file=str(file), *overrides):
+        (tmp_path / "config.json").write_text(json.dumps(values | {"model": model}))
+        found = cli.load_config(file, str(tmp_path), overrides).model
+        return found.attention, found.unroll, found.remat
+
+    old = {"name": model, "remat": "full"}
+    for origin in (str(file), ""):
+        assert how(old, origin) == (attention, 1, "full")
+    assert how(old, str(file), ("model.attention", "cudnn")) == ("cudnn", 1, "full")
+    assert how(values["model"]) == ("auto", "auto", "auto")
+    assert how(values["model"] | {"attention": "xla"}, "") == ("xla", "auto", "auto")
+
+
 def test_names_that_are_no_text_are_printed(monkeypatch):
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8")  # strict, as in most shells
     monkeypatch.setattr("sys.stdout", printed)

@@ -100,7 +100,7 @@ def assert_error(result, message):
         (["--config.model.drop_path=1"], "config.model: drop_path=1.0 is not a rate in [0, 1)"),
         (
             ["--config.model.attention=cudnn"],
-            "config.model: attention='cudnn' is not possible here, use attention='xla'",
+            "config.model: attention='cudnn' is not possible here, use attention='auto'",
         ),
         (["--config.model.join=folded"], "config.model.join='folded' is what a trained model becomes for inference"),
         (["--config.model.dtype=float61"], "config.model.dtype is 'float61', but by config.dtype it is float32: leave"),

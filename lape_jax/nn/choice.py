@@ -68,7 +68,7 @@ class Choice(NamedTuple):
 
 
 def for_devices(name: "str | OnDevices", mesh: jax.sharding.Mesh, rows: tuple[str, ...], heads: str) -> OnDevices:
-    """The implementation called `name` for programs on the devices of `mesh`, split over its axes `rows` and `heads`."""
+    """The implementation called `name` for programs on a `mesh`, split over its axes `rows` and `heads`."""
     device = mesh.devices.flat[0]
     platform = "gpu" if device.platform in ("gpu", "cuda", "rocm") else device.platform
     found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
@@ -104,11 +104,11 @@ def choose(attention: "str | OnDevices", site: Site) -> Choice:
         if site.dropout:
             return Choice("xla", "attention dropout")
         missing = "no devices given"
-        for fused in ("cudnn", "pallas") if devices else ():
-            if not (missing := obstacle(fused, site, devices)):
-                return Choice(fused, f"{jnp.dtype(site.dtype).name} on {devices.mesh.devices.flat[0].device_kind}")
-            if (fused == "cudnn") == (devices.platform == "gpu"):
-                break
+        if devices:
+            if devices.platform not in _FUSED:
+                missing = f"no fused attention for {_shown(devices)}"
+            elif not (missing := obstacle(fused := _FUSED[devices.platform], site, devices)):
+                return Choice(fused, f"{jnp.dtype(site.dtype).name} on {_shown(devices)}")
         long = max(site.queries, site.keys) >= LONG
         return Choice("blocks", f"{LONG} tokens or more; {missing}") if long else Choice("xla", missing)
     if devices and name in _OBSTACLES:
@@ -150,6 +150,9 @@ def _pallas(site: Site, devices: OnDevices) -> str:
 _OBSTACLES: dict[str, Callable[[Site, OnDevices], str]] = {"cudnn": _cudnn, "pallas": _pallas}
 
 
+_FUSED = {"gpu": "cudnn", "tpu": "pallas"}
+
+
 def _split(site: Site, devices: OnDevices) -> str:
     parts = devices.shards() * max(site.windows, 1)
     if site.sequences % parts:
@@ -165,7 +168,9 @@ def _shown(devices: OnDevices) -> str:
     return f"{first.device_kind}{capability}"
 
 
-def by_shards(function: Callable, attention: "str | OnDevices", split_heads: bool, *arrays: jax.Array) -> jax.Array:
+def by_shards(
+    function: Callable, attention: "str | OnDevices", split_heads: bool, *arrays: jax.Array | None
+) -> jax.Array:
     """function(*arrays, bias) on each device's own sequences, and its own heads; without a mesh of several, as it is.
 
     XLA cannot divide a kernel that it does not know, and would bring all sequences to every device.

@@ -35,8 +35,10 @@ def attention(model: Any, mesh: Mesh) -> Any:
 
 def portable(model: Any) -> Any:
     """`model` with an attention that is the same program on every platform, as it is if it has none that is not."""
-    name = str(getattr(model, "attention", "xla"))
-    return model if name in ("xla", "blocks") else model.clone(attention=AUTO)
+    if not hasattr(model, "attention"):
+        return model
+    name = str(model.attention)
+    return model.clone(attention=name if name in ("xla", "blocks") else AUTO)
 
 
 def training(model: Any, mesh: Mesh, shape: tuple[int, ...], images: int) -> Fitted:
@@ -64,22 +66,27 @@ def training(model: Any, mesh: Mesh, shape: tuple[int, ...], images: int) -> Fit
         if device.platform == "tpu":
             policy = "attention"
         elif gpu:
-            policy, why = _remat(model, device, shape, -(-images // (mesh.shape["data"] * mesh.shape["fsdp"])))
+            policy, why = _remat(model, mesh, shape, -(-images // (mesh.shape["data"] * mesh.shape["fsdp"])))
         model = model.clone(remat=policy)
         reasons.append(f"remat {policy} ({why})")
     return Fitted(attention(model, mesh), ", ".join(reasons))
 
 
-def _remat(model: Any, device: jax.Device, shape: tuple[int, ...], images: int) -> tuple[str, str]:
-    memory = _memory(device)
+def _remat(model: Any, mesh: Mesh, shape: tuple[int, ...], images: int) -> tuple[str, str]:
+    memory = _memory(mesh.devices.flat[0])
     if memory is None:
         return "attention", "the size of the device's memory is unknown"
-    kept = images * kept_bytes(attention(model, Mesh([[[device]]], (*ROWS, HEADS))), shape)
+    kept = images * kept_bytes(attention(model, _alone(mesh)), shape)
     why = f"the backward pass would keep about {kept / 2**30:.1f} of {memory / 2**30:.0f} GiB"
     return ("none" if kept <= SHARE * memory else "attention"), why
 
 
-def _memory(device: jax.Device) -> int | None:
+def _alone(mesh: Mesh) -> Mesh:
+    """Its first device."""
+    return Mesh(mesh.devices[:1, :1, :1], mesh.axis_names)
+
+
+def _memory(device: Any) -> int | None:
     """Bytes that programs may have on a device; None where it does not say."""
     with contextlib.suppress(jax.errors.JaxRuntimeError, NotImplementedError, AttributeError):
         return (device.memory_stats() or {}).get("bytes_limit")

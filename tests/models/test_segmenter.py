@@ -253,7 +253,7 @@ def test_its_encoder_as_a_classifier():
         ({"projection_std": 0}, "projection_std=0.0 is not a positive number"),
         ({"image_size": 500}, "image_size=500 is not divisible by patch_size=16"),
         ({"pool": "gap"}, "pool='gap' is not one of token"),
-        ({"attention": "cudnn"}, "use attention='xla' or decoder_dropout=0"),
+        ({"attention": "cudnn"}, "use attention='auto' or 'xla', or decoder_dropout=0"),
         ({"pe": "relative", "join": "lape"}, "delivers an absolute position table, and pe='relative'"),
     ],
     ids=str,

@@ -209,7 +209,7 @@ def test_the_class_row_is_never_used():
         ({"head_dropout": 1.0}, r"head_dropout=1.0 is not a rate in \[0, 1\)"),
         ({"distilled": True}, "distilled=True: a ViT-Adapter has neither class nor distillation token"),
         ({"pool": "gap"}, "pool='gap' is not one of maps"),
-        ({"attn_dropout": 0.1}, "attention='blocks' has no attention dropout"),
+        ({"attn_dropout": 0.1, "attention": "blocks"}, "attention='blocks' has no attention dropout"),
         ({"pe": "relative", "join": "lape"}, "delivers an absolute position table, and pe='relative'"),
     ],
     ids=str,

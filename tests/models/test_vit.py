@@ -361,5 +361,5 @@ def test_images_of_another_shape_are_user_errors():
 
 def test_cudnn_is_missed_where_it_is_used_and_not_before():
     model = vit(attention="cudnn", dtype="bfloat16")
-    with pytest.raises(UserError, match="attention='cudnn' is not possible here, use attention='xla': cuDNN"):
+    with pytest.raises(UserError, match="attention='cudnn' is not possible here, use attention='auto': cuDNN"):
         jax.eval_shape(model.init, jax.random.key(0), IMAGES)

@@ -101,7 +101,8 @@ def assert_same(ours, theirs, tolerance=1e-11):
 STOCHASTIC = {"train": True, "dropout": 0.3, "attn_dropout": 0.3, "drop_path": 0.5}
 KNOBS = [
     {"unroll": DEPTH},
-    *({"remat": policy} for policy in REMAT_POLICIES if policy != "none"),
+    {"unroll": "auto", "remat": "auto"},
+    *({"remat": policy} for policy in REMAT_POLICIES if policy not in ("auto", "none")),
 ]
 
 
@@ -214,9 +215,9 @@ def test_impossible_segments_are_user_errors(first, count, last):
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"unroll": 0}, "unroll=0 is not between 1 and depth=3"),
-        ({"unroll": 4}, "unroll=4 is not between 1 and depth=3"),
-        ({"remat": "ful"}, r"remat='ful' is not one of none, full, dots, .* \(did you mean 'full'\?\)"),
+        ({"unroll": 0}, "unroll=0 is neither 'auto' nor between 1 and depth=3"),
+        ({"unroll": 4}, "unroll=4 is neither 'auto' nor between 1 and depth=3"),
+        ({"remat": "ful"}, r"remat='ful' is not one of auto, none, full, dots, .* \(did you mean 'full'\?\)"),
     ],
 )
 def test_impossible_knobs_are_user_errors(knobs, message):

@@ -1,5 +1,6 @@
 """Both feeds hand the same batches to the same update, in the order that (seed, step) says, however the run is cut."""
 
+import threading
 import time
 from types import SimpleNamespace
 
@@ -187,6 +188,38 @@ def test_waiting_is_the_time_in_which_the_device_has_nothing_to_do(reading, comp
         assert batches.waited - before < 0.75 * (STEPS - 1) * reading
     np.testing.assert_array_equal(state.params, EXPECTED)
     batches.close()
+
+
+class Step:
+    """The end of a step, which is noted when somebody waits for it; it comes when the `needed` one has been sent."""
+
+    def __init__(self, number, needed, events):
+        self.number, self.needed, self.events = number, needed, events
+
+    def block_until_ready(self):
+        assert self.needed.wait(60)
+        self.events.append(f"step {self.number} ends")
+        return self
+
+
+def test_two_steps_are_in_flight():
+    """The host sends step k+1, and reads the batch after it, before step k ends; it waits for k before it sends k+2."""
+    mesh, events = mesh_of(1), []
+    sent = [threading.Event() for _ in range(STEPS + 1)]
+    batches = feed.Streamed(Recorder(), Batches(), start(mesh)[1], mesh, batch_size=BATCH, shapes=SHAPES)
+
+    def update(state, batch):
+        events.append(f"step {state} is sent")
+        sent[state].set()
+        return state + 1, Step(state, sent[min(state + 1, STEPS - 1)], events)
+
+    batches._update = update
+    assert batches.run(0, 0, STEPS) == STEPS
+    batches.close()
+    for step in range(STEPS - 1):
+        assert events.index(f"step {step + 1} is sent") < events.index(f"step {step} ends")
+    for step in range(STEPS - 2):
+        assert events.index(f"step {step} ends") < events.index(f"step {step + 2} is sent")
 
 
 class Failing(Batches):

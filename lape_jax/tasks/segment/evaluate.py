@@ -26,7 +26,8 @@ from jaxtyping import Float32, Int32, Int64, UInt8
 from lape_jax.data.example import Source
 from lape_jax.data.rescale import fit, resize
 from lape_jax.errors import UserError
-from lape_jax.parallel import fit, hosts, sharding
+from lape_jax.parallel import fit as fits
+from lape_jax.parallel import hosts, sharding
 from lape_jax.parallel.arrays import OwnDevices
 from lape_jax.tasks.segment import limits, loss, sliding
 from lape_jax.tasks.segment.pipeline import scenes
@@ -67,7 +68,7 @@ class SceneEvaluator:
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         self._batch_size = math.ceil(config.eval_batch_size / shards) * shards
         self._rows = sharding.batch_sharding(self._mesh, self._batch_size, setting="eval_batch_size")
-        logits = sharding.pin_batch(loss.patch_logits(fit.attention(model, self._mesh), config), self._mesh)
+        logits = sharding.pin_batch(loss.patch_logits(fits.attention(model, self._mesh), config), self._mesh)
         self._logits = jax.jit(logits, out_shardings=sharding.replicated(self._mesh))
         side = min(SIDE, config.data.image_size)
         self._tiling = Tiling(self._mesh, (math.ceil(side / shards) * shards, side), model.num_classes)
