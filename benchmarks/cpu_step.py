@@ -6,8 +6,8 @@
 PyTorch's model is timm's `deit_tiny_patch16_224`, or where timm is not installed or cannot be imported that of
 tests/reference, which is written for clarity. A train step is forward, cross entropy, backward and AdamW on one batch
 of 224 x 224 pixels that is normalised already, in float32; nothing is augmented or dropped. Both start from the same
-weights, and the first losses are compared before anything is timed. All take turns in one process: the table has medians
-and quartiles over the turns, and as speed the median of the turns' ratios. --set changes keys of the config.
+weights, and the first losses are compared before anything is timed. All take turns in one process: the table has
+medians and quartiles over the turns, and as speed the median of the turns' ratios. --set changes keys of the config.
 --operations times the parts of a block, too, each in the sizes it has there, forward and with its gradients.
 """
 

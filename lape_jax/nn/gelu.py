@@ -45,7 +45,7 @@ def _gelu(x: jax.Array) -> jax.Array:
 
 
 @_gelu.defjvp
-def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _gelu_jvp(primals, tangents):
     # Differentiated term by term, erfc or the lines below would have several arrays kept for the backward pass.
     (x,), (dx,) = primals, tangents
     below, bell = _distribution(x)
