@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lape_jax.data import resample, rescale
-from lape_jax.data.offline import resize, rewrite, tfds_files
+from lape_jax.data.offline import resize, parts, rewrite, tfds_files
 from lape_jax.errors import UserError
 from lape_jax.tasks.detect import bitmaps, coco, layouts, pipeline, sources, survey
 from lape_jax.tasks.detect.photo import Photo
@@ -83,7 +83,7 @@ def copy(
     """
     if not os.path.isdir(path):
         raise UserError(f"--path={path} is not a directory" if path else "--path=DIR is missing")
-    rewrite.check_outside(out, path)
+    parts.check_outside(out, path)
     title = os.path.basename(os.path.abspath(path))
     places = layouts.find(path)
     if not places:
