@@ -95,7 +95,7 @@ def write(
                 making = _Making(transform, learned, target)
                 notes = _write_shards(splits, work, name, making, shard_size, threads, log, say)
                 for file, text in (files or {}).items():
-                    tfds_files.write_text(work / "set" / file, text)
+                    parts.write_text(work / "set" / file, text)
                 shards = {split: [tfds_files.Shard(n["records"], n["bytes"]) for n in notes[split]] for split in splits}
                 about += f"; {len(log.reasons)} that cannot be read are left out." if log.reasons else "."
                 parts.write_text(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lape_jax.data import resample, rescale
-from lape_jax.data.offline import resize, parts, rewrite, tfds_files
+from lape_jax.data.offline import parts, resize, rewrite, tfds_files
 from lape_jax.errors import UserError
 from lape_jax.tasks.detect import bitmaps, coco, layouts, pipeline, sources, survey
 from lape_jax.tasks.detect.photo import Photo
@@ -201,7 +201,7 @@ def _check_classes(splits: dict[str, sources.PhotoFiles], places: dict[str, layo
 
 def _verify(splits: dict[str, sources.PhotoFiles], orientation: str, threads: int, say: Callable[[str], None]) -> None:
     """Decodes all images, says which cannot be used, and what else is to be known; UserError if there are such."""
-    progress = rewrite.Progress(sum(map(len, splits.values())), say)
+    progress = parts.Progress(sum(map(len, splits.values())), say)
     bad = 0
 
     def watch(reason: str) -> None:
