@@ -170,7 +170,6 @@ def _open_feed(
 ) -> feed.Resident | feed.Streamed:
     """Where the batches come from: the device, if the whole set lies there, else the host."""
     task = tasks.of(config)
-    shapes = task.host_shapes(config, shapes)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     whole = task.resident(config, source)
     if whole is not None:
@@ -184,7 +183,7 @@ def _open_feed(
             max_steps=config.steps_per_dispatch,
             frozen=frozen,
         )
-    part = sharding.host_share(mesh, config.batch_size)
+    shapes, part = task.host_shapes(config, shapes), sharding.host_share(mesh, config.batch_size)
     batches = task.training_batches(config, source, step, total, part)
     return feed.Streamed(update, batches, shardings, mesh, batch_size=config.batch_size, shapes=shapes, frozen=frozen)
 
