@@ -194,7 +194,7 @@ def _open_feed(
             frozen=frozen,
             compiler_options=options,
         )
-    part = sharding.host_share(mesh, config.batch_size)
+    shapes, part = task.host_shapes(config, shapes), sharding.host_share(mesh, config.batch_size)
     batches = task.training_batches(config, source, step, total, part)
     return feed.Streamed(
         update,
@@ -202,7 +202,7 @@ def _open_feed(
         shardings,
         mesh,
         batch_size=config.batch_size,
-        shapes=task.host_shapes(config, shapes),
+        shapes=shapes,
         frozen=frozen,
         compiler_options=options,
     )

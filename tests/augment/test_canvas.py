@@ -62,7 +62,8 @@ def test_random_crops_are_pillows_of_the_same_boxes():
     assert_close(seen, expected)
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolation", ["bicubic", "random"])
 def test_whole_canvases_are_cropped_as_images_of_that_size(interpolation):
     images = load_sample_images().images[0][None, :SIDE, :SIDE].repeat(16, 0)
     laid = np.stack([canvases.whole(image, SIDE) for image in images])
