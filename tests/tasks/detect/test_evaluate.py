@@ -73,12 +73,15 @@ def test_what_is_drawn_is_where_it_was_found(whole):
     found = show.together([Detection(1, 1, 0.9, (8, 8, 20, 20), bitmaps.encode(mask))])
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
     plain = np.zeros((40, 64, 3), np.uint8)
-    drawn = show.detected(plain, found, Photos.classes, colours, 0.3)
+    drawn = show.detected(plain, found, Photos.classes, colours, config(shown=0.3).detect)
     assert drawn.shape == (40 * 8, 64 * 8, 3)
     assert drawn[14 * 8, 14 * 8].tolist() == [0, 115, 0]
     assert drawn[8 * 8, 14 * 8].tolist() == [0, 255, 0]  # the box
     assert not drawn[30 * 8 :].any()
-    assert not show.detected(plain, found, Photos.classes, colours, 0.95).any()
+    assert not show.detected(plain, found, Photos.classes, colours, config(shown=0.95).detect).any()
+    boxes = show.detected(plain, found, Photos.classes, colours, config(shown=0.3, masks=False).detect)
+    assert boxes[8 * 8, 14 * 8].tolist() == [0, 255, 0]
+    assert not boxes[14 * 8, 14 * 8].any()
     assert show.truth(photo.image(), photo, Photos.classes, colours).any()
 
 
