@@ -186,7 +186,7 @@ class Streamed:
         self._batches.close()
 
 
-def _ended(done: jax.Array) -> float:
+def _ended(done: Any) -> float:
     """When it is there."""
     jax.block_until_ready(done)
     return time.perf_counter()

@@ -12,7 +12,7 @@ from lape_jax.nn import choice, cudnn
 from lape_jax.nn.attention import Attention, attention_weights
 from lape_jax.nn.tpu_attention import attend_short
 from lape_jax.parallel import fit, sharding
-from tests.nn.test_attention import random_params
+from tests.nn.test_attention import WIDTH, random_params
 
 HEADS, SIZE = 2, 8
 # Sequences of two devices, tokens, windows of an image with a bias of their own (0: no bias).
@@ -80,12 +80,12 @@ def test_the_layer_hands_the_kernel_what_it_needs(monkeypatch):
     monkeypatch.setattr("lape_jax.nn.tpu_attention.attend_short", partial(attend_short, interpret=True))
     params = random_params((3, 4))
     draw = np.random.default_rng(5).standard_normal
-    x, mask = jnp.asarray(draw((4, 13, 16)), jnp.float32), jnp.asarray(draw((2, 13, 13)), jnp.float32)
+    x, mask = jnp.asarray(draw((4, 13, WIDTH)), jnp.float32), jnp.asarray(draw((2, 13, 13)), jnp.float32)
 
     def loss(attention, params, x):
         return jnp.sum(jnp.sin(attention.apply({"params": params}, x, False, mask)))
 
     plain, fused = Attention(2, grid=(3, 4)), Attention(2, grid=(3, 4), implementation=on)
-    assert fused.choice((4, 13, 2, 8), (4, 13, 2, 8), False, mask).name == "pallas"
+    assert fused.choice((4, 13, 2, 3), (4, 13, 2, 3), False, mask).name == "pallas"
     found, expected = (jax.jit(jax.grad(partial(loss, layer), (0, 1)))(params, x) for layer in (fused, plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
