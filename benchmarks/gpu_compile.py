@@ -120,7 +120,7 @@ def measure(case: Case) -> dict:
     return {
         "jax": jax.__version__,
         "seconds": time.perf_counter() - begin,
-        **{knob: getattr(model, knob) for knob in ("attention", "remat", "unroll")},
+        **{knob: str(getattr(model, knob)) for knob in ("attention", "remat", "unroll")},
         "arguments": used.argument_size_in_bytes,
         "temporaries": used.temp_size_in_bytes,
         "flops": flops,
