@@ -88,4 +88,4 @@ def test_the_layer_hands_the_kernel_what_it_needs(monkeypatch):
     plain, fused = Attention(2, grid=(3, 4)), Attention(2, grid=(3, 4), implementation=on)
     assert fused.choice((4, 13, 2, 3), (4, 13, 2, 3), False, mask).name == "pallas"
     found, expected = (jax.jit(jax.grad(partial(loss, layer), (0, 1)))(params, x) for layer in (fused, plain))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4), found, expected)
