@@ -143,8 +143,8 @@ def products_and_kept(remat):
     [
         ("none", 18, True),  # qkv, q k^T, weights v, proj, fc1, fc2; twice as many in the backward pass
         ("dots", 18, True),
-        ("attention", 19, False),  # and q k^T again
-        ("dots_without_batch", 20, False),  # and weights v, for the gradient of proj
+        ("attention", 20, False),  # and q k^T again, and in float32 or better weights v, which the sums divide
+        ("dots_without_batch", 20, False),  # and both, for the gradient of proj, too
         ("full", 23, False),  # and qkv, proj and fc1
     ],
 )
