@@ -28,7 +28,7 @@ from lape_jax.tasks.segment.scene import Scene
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.writers import Writers
-from tests import detect_run, runs
+from tests import runs
 from tests.tasks.detect import seer
 
 SECOND = os.environ.get("JAX_PROCESS_ID") == "1"
@@ -261,14 +261,8 @@ def interrupted(workdir):
         train_small(workdir, ENDLESS)
 
 
-def learns_to_detect(workdir):
-    with runs.on(8):
-        runs.train_and_evaluate(runs.load(detect_run.DEBUG, **detect_run.RUN), workdir)
-
-
 EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene, detects)
 SCENES = {"evaluations": EVALUATIONS, "plays": (starts, goes_on, *EVALUATIONS, unreadable, interrupted)}
-SCENES["detector"] = (learns_to_detect,)
 
 if __name__ == "__main__":
     sys.exit(cli.exit_code(lambda: main(sys.argv[1], Path(sys.argv[2]))))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lape_jax import cli, convert, evaluate, port, predict, visualize
+from lape_jax import cli, evaluate, predict, visualize
 from lape_jax.models import rules
 from lape_jax.parallel import sharding
 from lape_jax.tasks.config import from_json
@@ -22,11 +22,21 @@ from lape_jax.tasks.detect.evaluate import PhotoEvaluator
 from lape_jax.tasks.detect.scores import FIGURES
 from lape_jax.train import finished, setup
 from tests import runs
-from tests.detect_run import DEBUG, RUN
-from tests.port.tiny import identical
 
 pytestmark = pytest.mark.slow
 
+DEBUG = f"{runs.ROOT}/configs/mask_rcnn_vit_adapter_ti_coco.py:debug"
+RUN = {
+    "total_steps": 4,
+    "batch_size": 8,
+    "log_percent": 50,
+    "eval_percent": 100,
+    "checkpoint_percent": 50,
+    "optimizer.lr": 1e-3,
+    "model.drop_path": 0.2,
+    "model.score_threshold": 0.001,
+    "ema_decay": 0.9,
+}
 METRICS = [f"val/{ema}{kind}_{name}" for ema in ("", "ema_") for kind in ("box", "mask") for name in FIGURES]
 
 
@@ -150,42 +160,3 @@ def test_an_evaluation_compiles_three_programs_at_most(workdir):
         found = list(evaluator.find(jax.device_get(state.variables), pixels))
     assert len(found) == 5
     assert evaluator.programs == 2
-
-
-def test_weights_go_to_official_names_and_into_another_run(workdir, tmp_path, capsys):
-    """A run -> the official names -> ours -> the official names; and the run that starts from them."""
-    official, ours, again = tmp_path / "official.npz", tmp_path / "ours.npz", tmp_path / "again.npz"
-    convert.main([str(workdir), str(official)])
-    config = from_json(workdir / "config.json")
-    settings = [f"--model.{key}={value}" for key, value in config.model.items() if key not in ("name", "num_classes")]
-    model = "--model=mask_rcnn_vit_adapter_ti"
-    convert.main([str(official), str(ours), model, "--to=lape", *settings])
-    convert.main([str(ours), str(again), model, *settings])
-    assert "MaskRCNN (join lape, pe learnable, 96 x 96 pixels, 10 classes)" in capsys.readouterr().out
-    with np.load(official) as one, np.load(again) as other:
-        assert "roi_head.mask_head.upsample.weight" in one
-        assert {name: one[name].tobytes() for name in one} == {name: other[name].tobytes() for name in other}
-    best, variables = finished.best(workdir, config, 10, sharding.data_mesh(), "the run")
-    identical(port.load(official, best), jax.device_get(variables))
-    with runs.on(1):
-        options_ = options(None, weights=str(official), config=DEBUG)
-        options_.workdir = ""
-        evaluate.main(runs.load(DEBUG, **RUN), options_)
-    found = json.loads(capsys.readouterr().out)
-    last = runs.metrics(workdir)[-1]
-    assert found["val/box_ap"] in (last["val/box_ap"], last["val/ema_box_ap"])
-
-
-def test_boxes_alone(tmp_path):
-    """With detect.masks=False the mask head stays as it was, and nothing is said of masks."""
-    config = runs.load(DEBUG, **RUN | {"total_steps": 2, "detect.masks": False, "ema_decay": 0.0})
-    config.optimizer.weight_decay = 0.0
-    _, lines = runs.train(tmp_path / "boxes", config)
-    assert {line["train/loss_mask"] for line in lines if "train/loss_mask" in line} == {0.0}
-    assert "val/box_ap" in lines[-1]
-    assert not [name for name in lines[-1] if "mask_ap" in name]
-    with runs.on(1):
-        evaluate.main(from_json(tmp_path / "boxes/config.json"), options(tmp_path / "boxes", out=str(tmp_path / "out")))
-    assert (tmp_path / "out/ap.csv").read_text().splitlines()[0] == "number,class,box_ap,box_ap50,box_ap75,objects"
-    results = json.loads((tmp_path / "out/detections.json").read_text())
-    assert not any("segmentation" in one for one in results)

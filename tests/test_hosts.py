@@ -20,7 +20,7 @@ from lape_jax.parallel import hosts, sharding
 from lape_jax.tasks.detect.evaluate import PhotoEvaluator
 from lape_jax.train import finished, setup
 from lape_jax.train import workdir as workdirs
-from tests import detect_run, host_process, quick, runs
+from tests import host_process, quick, runs
 from tests.host_process import MESHES, RUN
 from tests.tasks.detect import seer
 
@@ -149,17 +149,6 @@ def test_two_processes(on_one_device, tmp_path):
     (step,) = happened[0]["interrupted"][1]
     assert happened[1]["interrupted"][1] == [step]
     assert 5 <= step < 10**6
-
-
-@pytest.mark.slow
-def test_two_processes_learn_to_detect_as_one(tmp_path):
-    happened = play("detector", tmp_path)
-    assert happened[0]["learns_to_detect"] == happened[1]["learns_to_detect"] == [None, [2, 4]]
-    lines = runs.metrics(tmp_path / "learns_to_detect")
-    _, expected = runs.train(tmp_path / "one", runs.load(detect_run.DEBUG, **detect_run.RUN))
-    assert [line["step"] for line in lines] == [line["step"] for line in expected]
-    assert runs.losses(lines) == pytest.approx(runs.losses(expected), rel=1e-5)
-    assert lines[-1]["val/examples"] == expected[-1]["val/examples"] == 59
 
 
 BROKEN = ["UserError: process 1: the disk is gone", "UserError: the disk is gone"]

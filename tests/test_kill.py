@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from tests import detect_run, quick, runs
+from tests import quick, runs
 
 soak = types.SimpleNamespace(**runpy.run_path(str(runs.ROOT / "benchmarks" / "soak.py")))
 
@@ -98,24 +98,6 @@ def test_a_run_that_is_killed_and_stopped_ends_bit_identical(tmp_path, environme
         assert "warning" not in life.said()
         assert soak.last_step(workdir) == 200
         assert soak.differences(whole, workdir) == []
-
-
-@pytest.mark.slow
-def test_a_detector_that_is_killed_ends_bit_identical(tmp_path, environment):
-    options = [f"--config={detect_run.DEBUG}", "--config.report=false", "--config.model.drop_path=0.2"]
-    options += ["--config.total_steps=30", "--config.log_steps=1", "--config.eval_steps=30"]
-    options += ["--config.checkpoint_steps=5", "--config.optimizer.lr=0.001"]
-    workdir, whole = tmp_path / "interrupted", tmp_path / "whole"
-    with soak.Life(workdir, options, environment) as life:
-        life.wait_for_step(7)
-        assert life.end(signal.SIGKILL) == -signal.SIGKILL
-        saved = newest_checkpoint(workdir)
-    for workdir_ in (workdir, whole):
-        with soak.Life(workdir_, options, environment) as life:
-            assert life.end() == 0, life.said()
-            assert life.resumed_at() == (saved if workdir_ == workdir else 0)
-    assert 0 < saved < 30
-    assert soak.differences(whole, workdir) == []
 
 
 def newest_checkpoint(workdir):
