@@ -12,6 +12,7 @@ from lape_jax.nn import choice, cudnn
 from lape_jax.nn.attention import Attention, attention_weights
 from lape_jax.nn.tpu_attention import attend_short
 from lape_jax.parallel import fit, sharding
+from tests import quick
 from tests.nn.test_attention import WIDTH, random_params
 
 HEADS, SIZE = 2, 8
@@ -50,7 +51,7 @@ def run(function, arrays, gradient):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), both(arrays, gradient))
 
 
-@pytest.mark.parametrize(("batch", "tokens", "windows"), CASES)
+@pytest.mark.parametrize(("batch", "tokens", "windows"), quick.first(1, CASES))
 @pytest.mark.parametrize("fused", [padded, short])
 def test_fused_is_exact_over_two_devices(fused, batch, tokens, windows):
     on = choice.for_devices("auto", sharding.data_mesh(jax.devices()[:2]), fit.ROWS, fit.HEADS)
@@ -59,6 +60,7 @@ def test_fused_is_exact_over_two_devices(fused, batch, tokens, windows):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [padded, short])
 def test_in_bfloat16_it_differs_as_bfloat16_does(fused):
     """From float32 arithmetic on the same inputs, fused and plain attention are off by one part in 100, alike."""
