@@ -67,6 +67,15 @@ def test_files(whole):
     assert found["ap.csv"].decode().splitlines()[0].startswith("number,class,box_ap,box_ap50,box_ap75,mask_ap")
 
 
+def test_boxes_alone():
+    evaluator, figures = run(masks=False)
+    assert len(figures) == 13
+    assert not [name for name in figures if "mask" in name]
+    found = show.by_class(config(masks=False), evaluator, photos(), 0)
+    assert found["ap.csv"].decode().splitlines()[0] == "number,class,box_ap,box_ap50,box_ap75,objects"
+    assert b"segmentation" not in found["detections.json"]
+
+
 def test_what_is_drawn_is_where_it_was_found(whole):
     photo = photos()[0]
     mask = np.pad(np.ones((12, 12), np.uint8), ((8, 20), (8, 44)))
