@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -150,9 +151,12 @@ class Attention(nn.Module):
         return self.attend(q, k, v, train, mask).reshape(batch, tokens, -1)
 
     def choice(
-        self, queries: tuple[int, ...], keys: tuple[int, ...], train: bool, mask: Float[Array, "w n n"] | None
+        self, queries: tuple[Any, ...], keys: tuple[Any, ...], train: bool, mask: Float[Array, "w n n"] | None
     ) -> Choice:
-        """Which implementation attends, of queries and keys of these shapes (sequences, tokens, heads, channels)."""
+        """Which implementation attends, of queries and keys of these shapes (sequences, tokens, heads, channels).
+
+        In a program that is exported the number of sequences may be a symbol.
+        """
         windows = mask.shape[0] if mask is not None else int(self.grid is not None)
         return choose(
             self.implementation,
