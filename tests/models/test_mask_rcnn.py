@@ -272,22 +272,6 @@ def test_bfloat16_is_near_float32():
 
 
 @pytest.mark.slow
-def test_export_with_a_batch_of_any_size():
-    model, given = tiny(), jax.tree.map(jnp.asarray, variables())
-
-    def detect(x):
-        return model.apply(given, x)[0]
-
-    run = quick.jit(detect)
-    (size,) = jax.export.symbolic_shape("b")
-    shape = jax.ShapeDtypeStruct((size, 64, 64, 3), jnp.float32)
-    program = jax.export.export(jax.jit(detect), platforms=("cpu", "cuda", "tpu"))(shape)
-    again = jax.export.deserialize(program.serialize())
-    for images in (IMAGES, IMAGES[:1]):
-        assert_detected_alike(again.call(images), run(images), 1, 1e-3)
-
-
-@pytest.mark.slow
 def test_eight_devices_equal_one():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.enable_x64(True):
