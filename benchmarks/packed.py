@@ -27,7 +27,7 @@ from PIL import Image
 
 from lape_jax.data import canvas, packed, pipeline
 from lape_jax.data.example import Example
-from lape_jax.data.offline import pack
+from lape_jax.data.offline import pack, parts
 
 CROP = {"size": 224, "channels": 3, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
 GOAL, CORES = 17_000, (2, 16)  # images/s of a fast accelerator on DeiT-Ti, and cores of a host
@@ -60,8 +60,8 @@ def main():
     source = Files(read(args.data, args.images) if args.data else synthesise(args.images))
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory) / "pack"
-        options = {"side": args.side, "orientation": "stored", "origin": "benchmark"}
-        pack.write({"train": source}, place, options, threads=1, max_corrupt=0)
+        form = pack.Pack(place, args.side, "stored")
+        pack.write(form, {"train": source}, {"origin": "benchmark"}, parts.How(1))
         found = packed.open_packed(str(place), "train")
         batch = min(args.batch, len(source))
         ways = {"JPEG": jpeg_way(source, batch), "packed": packed_way(found, batch), "floor": floor_way(found, batch)}

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _VALUES = {"config": "FILE", "workdir": "DIR"}
 Result = TypeVar("Result")
 Main = Callable[[ConfigDict, argparse.Namespace], None]
+Options = Callable[[argparse.ArgumentParser], None]
 
 
 def run(
@@ -38,8 +39,7 @@ def run(
     *,
     description: str = "",
     required: Sequence[str] = (),
-    options: Mapping[str, str] | None = None,
-    files: str = "",
+    options: Options | None = None,
     assumed: Mapping[str, str] | None = None,
 ) -> int:
     """Calls `main(config, args)` with what the command line says, and returns the exit code.
@@ -48,22 +48,21 @@ def run(
             sys.exit(cli.run(main, description=__doc__, required=("config", "workdir")))
 
     `config` is complete and valid: that of --config or, without it, of DIR/config.json, with the overrides put in.
-    `args` holds the text of every option by its name, "" where it was not given, and in `overrides` {key: text} of the
-    config's keys that were.
+    `args` holds the value of every option by its name, and in `overrides` {key: text} of the config's keys that were
+    given.
 
     Args:
         main: the command.
         argv: the arguments, by default those of the process.
         description: what --help says about the command.
         required: the options that must be given.
-        options: further options, name -> help text, beside --config and --workdir.
-        files: help text of arguments that are no options, one or more, in `args.files`; "" if there are none.
+        options: adds what the command takes beside --config and --workdir to an `argparse.ArgumentParser`.
         assumed: keys of the config and the texts that the command sets them to, unless the command line says otherwise.
             A run from before there was such a key goes on with what it had.
     """
 
     def command() -> None:
-        args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {}, files)
+        args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options)
         args.overrides = dict(overrides)
         main(load_config(args.config, args.workdir, overrides, assumed or {}), args)
 
@@ -127,7 +126,7 @@ def print_any_name() -> None:
 
 
 def parse(
-    argv: Sequence[str], description: str, required: Sequence[str], options: Mapping[str, str], files: str = ""
+    argv: Sequence[str], description: str, required: Sequence[str] = (), options: Options | None = None
 ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """Splits the command line into the options by name and the (key, text) overrides of the config, in order."""
     overrides, rest = _split_overrides(argv)
@@ -136,25 +135,31 @@ def parse(
         prog=f"python -m {module.name}" if module else None,
         description=description,
         epilog="Any key of the config can be set: --config.optimizer.lr=3e-4 --config.total_epochs=100",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file, and its argument")
-    parser.add_argument("--workdir", default="", metavar="DIR", help="directory of the run: checkpoints, metrics, ...")
-    for name, text in options.items():
-        parser.add_argument(f"--{name}", default="", metavar=name.upper(), help=text)
-    if files:
-        parser.add_argument("files", nargs="+", metavar="FILE", type=os.path.expanduser, help=files)
+    path = {"default": "", "type": os.path.expanduser}  # the shell does it at the start of a word only
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="config file, and its argument", **path)
+    parser.add_argument("--workdir", metavar="DIR", help="directory of the run: checkpoints, metrics, ...", **path)
+    if options is not None:
+        options(parser)
     args, unknown = parser.parse_known_intermixed_args(rest)
-    for name in ("config", "workdir", "weights"):  # the shell expands ~ at the start of a word only
-        if hasattr(args, name):
-            setattr(args, name, os.path.expanduser(getattr(args, name)))
     if unknown:
-        name = unknown[0].partition("=")[0]
-        raise UserError(f"option {nearest(name, [f'--{n}' for n in ('config', 'workdir', *options)])}")
+        raise UserError(f"option {nearest(unknown[0].partition('=')[0], parser.options)}")
     for name in required:
         if not getattr(args, name):
             raise UserError(f"--{name}={_VALUES.get(name, '...')} is missing")
     return args, overrides
+
+
+def split_settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of all `--model.KEY=VALUE` by key, and the other arguments."""
+    settings, rest = {}, []
+    for arg in argv:
+        match = re.fullmatch(r"--model\.([^=]+)=(.*)", arg, re.DOTALL)
+        if match:
+            settings[match[1]] = reading.literal(match[2], f"--model.{match[1]}")
+        else:
+            rest.append(arg)
+    return settings, rest
 
 
 def load_config(
@@ -265,10 +270,19 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[s
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit, and takes no option that is only begun."""
+    """Raises UserError where argparse would print its usage and exit, and takes no option that is only begun.
+
+    Attributes:
+        options: names of all that were added.
+    """
 
     def __init__(self, **settings: Any):
-        super().__init__(**settings, allow_abbrev=False)
+        self.options: list[str] = []
+        super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        self.options += [name for name in names if name.startswith("--") and name != "--help"]
+        return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> None:
-        raise UserError(message)
+        raise UserError(re.sub(r"^argument (\S+): is ", r"\1 is ", message))  # as `lape_jax.config.options` says it

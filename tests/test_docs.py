@@ -172,7 +172,7 @@ def options(module):
     with mock.patch.object(cli, "run", return_value=0) as run, pytest.raises(SystemExit):
         exec(code, dict(vars(module)))
     given = {name: value for name, value in run.call_args.kwargs.items() if name != "assumed"}  # of the config's keys
-    return {"description": "", "required": (), "options": {}} | given
+    return {"description": "", "required": (), "options": None} | given
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The evaluate command on a run that segments: scores of each class, and overlays."""
 
-import argparse
 import csv
 import json
 
@@ -23,18 +22,8 @@ def workdir(tmp_path_factory):
 
 
 def run(workdir, capsys, **options):
-    options = {
-        "workdir": str(workdir),
-        "weights": "",
-        "step": "",
-        "config": "",
-        "out": "",
-        "overlays": "",
-        "overrides": {},
-        **options,
-    }
     with runs.on(1):
-        evaluate.main(from_json(workdir / "config.json"), argparse.Namespace(**options))
+        evaluate.main(from_json(workdir / "config.json"), runs.options(evaluate, workdir=workdir, **options))
     return json.loads(capsys.readouterr().out)
 
 
@@ -72,7 +61,7 @@ def test_without_overlays(workdir, tmp_path, capsys):
     ("options", "message"),
     [
         ({"overlays": "3"}, "--overlays needs --out=DIR"),
-        ({"overlays": "-1", "out": "{tmp}"}, "--overlays=-1: it must be a whole number"),
+        ({"overlays": "-1", "out": "{tmp}"}, "--overlays is '-1': it must be a whole number, at least 0"),
         ({"out": "{workdir}/config.json"}, "config.json cannot be made"),
     ],
 )

@@ -1,11 +1,10 @@
 """A small data set decoded whole, to be put on the device once, so that no step waits for the host."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from lape_jax.data import order
+from lape_jax.data import ahead, order
 from lape_jax.data.batches import Batch
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
 from lape_jax.data.example import Source
@@ -53,13 +52,9 @@ def load(
         return errors
 
     log = CorruptLog(max_corrupt)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for errors in pool.map(read, [range(count)[start : start + 64] for start in range(0, count, 64)]):
-            for error in errors:
-                log.add(error)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for errors in ahead.each(read, (range(count)[start : start + 64] for start in range(0, count, 64)), threads):
+        for error in errors:
+            log.add(error)
     return data
 
 

@@ -6,15 +6,15 @@ entry for all layers; see params.py) or those of big_vision; reading recognises 
 
 import contextlib
 import os
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import flax.linen as nn
 import numpy as np
 import safetensors.numpy
 
+from lape_jax import atomic
 from lape_jax.errors import UserError, nearest
 from lape_jax.models.segmenter import Segmenter
 from lape_jax.port import big_vision, checkpoint, torch
@@ -141,31 +141,11 @@ def save(
     arrays = WRITERS[format](variables, model)
     # safetensors writes memory as it is
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with replacing(path) as file:
+    with atomic.replacing(path) as file:
         if path.suffix == ".npz":
             np.savez(file, **arrays)
         else:
             file.write(safetensors.numpy.save(arrays, dict(metadata) if metadata else None))
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write, which takes the place of `path` when it is complete, or never.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -195,5 +175,4 @@ def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
     except OSError as error:
         raise UserError(f"--out={directory} cannot be made: {error.strerror}") from error
     for name, content in contents.items():
-        with replacing(directory / name) as file:
-            file.write(content)
+        atomic.write(directory / name, content)

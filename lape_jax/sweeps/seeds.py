@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax import tasks
+from lape_jax import atomic, tasks
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.train import feed, optim, setup
@@ -279,9 +279,7 @@ def _claim(config: ConfigDict, seeds: Sequence[int], directory: Path) -> None:
     path = directory / TOGETHER / _CELL
     if not begun(directory):
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f"{_CELL}.partial")
-        partial.write_text(text)
-        partial.replace(path)
+        atomic.write(path, text)
     elif path.read_text() != text:
         raise UserError(
             f"{str(path.parent)!r} holds what has begun with other seeds or another config: go on with those of "

@@ -16,6 +16,7 @@ from lape_jax.augment.photometric import normalise
 from lape_jax.config.rules import Rule
 from lape_jax.data import labels
 from lape_jax.data.example import Source
+from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 
@@ -35,10 +36,10 @@ class Candidate(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """A command `python -m lape_jax.prepare NAME`: its options, and what it does with them."""
+    """A command `python -m lape_jax.prepare NAME`, which writes a copy: what it does, and options of its own."""
 
-    options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, Callable[[str], None]], None]  # (options, say)
+    run: Callable[[argparse.Namespace, How], None]
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 
 
 class Spread:

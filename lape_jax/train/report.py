@@ -10,13 +10,12 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from lape_jax import tasks
+from lape_jax import atomic, tasks
 from lape_jax.analysis import plots
 from lape_jax.analysis import study as studies
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
-from lape_jax.port import files
 from lape_jax.tasks.task import SHEET, Task
 from lape_jax.train import plan as plans
 from lape_jax.train import state as states
@@ -81,8 +80,7 @@ def write(
         raise UserError(f"{str(workdir / 'figures')!r} cannot be made: {error.strerror}") from None
     contents = {f"figures/{name}.png": plots.render(figure, "png") for name, figure in figures.items()}
     for name, content in (contents | {"report.md": text.encode()}).items():
-        with files.replacing(workdir / name) as file:
-            file.write(content)
+        atomic.write(workdir / name, content)
 
 
 def curves(lines: Sequence[Line], task: Task) -> dict[str, dict[str, tuple[list, list]]]:

@@ -14,9 +14,8 @@ from lape_jax.parallel import sharding
 from lape_jax.port import about
 from lape_jax.port.contents import directory_weights
 from lape_jax.port.transfer import HEAD, Transfer, transfer, warm_start, without_head
-from lape_jax.tasks import config as configs
-from lape_jax.train import finished
 from lape_jax.train import state as states
+from lape_jax.train import trained
 
 _log = logging.getLogger(__name__)
 
@@ -72,10 +71,9 @@ def _moved(
         known = about.read(path)
         theirs = known and known.classes
     else:
-        what = "the run"
-        theirs = finished.classes(path, what)
-        source, variables = finished.best(path, configs.from_json(path / "config.json"), len(theirs), mesh, what)
-        result, moved = transfer(jax.device_get(variables), source, fresh, model, config.init.pe_norm)
+        run = trained.of_run(path, mesh=mesh)
+        theirs = run.classes
+        result, moved = transfer(jax.device_get(run.variables), run.model, fresh, model, config.init.pe_norm)
     return of_same_classes(result, moved, fresh, theirs, tuple(classes), config.data.match)
 
 

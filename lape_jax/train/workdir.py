@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from lape_jax import atomic
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.parallel import hosts
@@ -107,9 +108,7 @@ def compare_data(workdir: Path, train: Source, val: Source) -> list[str]:
 def write_data(workdir: Path, train: Source, val: Source) -> None:
     """Notes the data for `compare_data`, all or nothing."""
     if jax.process_index() == 0:
-        partial = workdir / f"{DATA}.partial"
-        partial.write_text(json.dumps(_identity(train, val)) + "\n")
-        partial.replace(workdir / DATA)
+        atomic.write(workdir / DATA, json.dumps(_identity(train, val)) + "\n")
 
 
 def _identity(train: Source, val: Source) -> dict:

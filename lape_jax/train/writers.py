@@ -4,7 +4,6 @@ import io
 import json
 import math
 import numbers
-import os
 import shutil
 import sys
 import time
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lape_jax import atomic
 from lape_jax.config.reading import to_json
 from lape_jax.errors import UserError
 
@@ -96,7 +96,7 @@ class Writers:
         """
         if self._primary:
             config = ConfigDict({name: value for name, value in config.items() if name != "distributed"})
-            _replace(self._workdir / "config.json", to_json(config))
+            atomic.write(self._workdir / "config.json", to_json(config))
 
     def close(self) -> None:
         """Ends the progress line and closes the files."""
@@ -188,7 +188,7 @@ def _drop_after(metrics: Path, step: int) -> None:
     lines = metrics.read_text(errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if _is_upto(line, step)]
     if len(kept) < len(lines):
-        _replace(metrics, "".join(kept))
+        atomic.write(metrics, "".join(kept))
 
 
 def _is_upto(line: str, step: int) -> bool:
@@ -196,13 +196,3 @@ def _is_upto(line: str, step: int) -> bool:
         return line.endswith("\n") and json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes `text` to `path` in one go: whoever reads it, whenever we die, finds the old text or the new."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -17,7 +17,7 @@ from lape_jax.models import rules
 from lape_jax.parallel import sharding
 from lape_jax.sweeps import seeds
 from lape_jax.tasks.config import from_json
-from lape_jax.train import feed, finished, setup
+from lape_jax.train import feed, setup, trained
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.signals import StopRequest
 from lape_jax.train.writers import Console
@@ -60,7 +60,7 @@ def saved_state(workdir):
     config = from_json(workdir / "config.json")
     model = setup.build_model(config, num_classes=10)
     mesh = sharding.make_mesh(config.mesh)
-    state, _ = finished.state(workdir, config, model, mesh, "last", config.sharding)
+    state = trained.restore(workdir, config, model, mesh, trained.LAST, config.sharding).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}
 
 

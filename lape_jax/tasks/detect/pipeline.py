@@ -167,7 +167,7 @@ def whole_photos(source: Source[Photo], indices: Sequence[int], config: ConfigDi
     def read(index: int) -> Whole:
         return whole(index, examine(source[index], data.orientation).pixels, scale)
 
-    return Ahead(read, indices, data.threads)
+    return Ahead(read, map(int, indices), data.threads)
 
 
 def test_scale(config: ConfigDict) -> tuple[int, int]:

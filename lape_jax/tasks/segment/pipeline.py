@@ -90,4 +90,4 @@ def scenes(
         scene = source[index]
         return *masks.decode_scene(scene, channels, len(source.classes), orientation), scene.name
 
-    return Ahead(read, indices, threads)
+    return Ahead(read, map(int, indices), threads)

@@ -12,9 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.config import rules
-from lape_jax.data import exif
 from lape_jax.data.batches import Batches
 from lape_jax.data.example import Source
+from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import check, inputs, limits, loss, pipeline, predict, show, sources, survey
@@ -26,18 +26,14 @@ from lape_jax.tasks.task import Candidate, Preparation, Task
 def _scenes_options(parser: argparse.ArgumentParser) -> None:
     layouts = " | ".join(sources.LAYOUTS)
     parser.add_argument("--layout", required=True, metavar="LAYOUT", help=f"how DIR is laid out: {layouts}")
-    parser.add_argument(
-        "--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced"
-    )
-    parser.add_argument("--orientation", default="view", choices=exif.CHOICES, help="by EXIF (default %(default)s)")
 
 
-def _prepare_scenes(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+def _prepare_scenes(args: argparse.Namespace, how: How) -> None:
     from lape_jax.tasks.segment import prepare  # here, because it imports TFDS: half a second
 
     prepare.copy(
-        args.path, args.layout, args.splits, args.out, args.new_name, short=args.short or 0, quality=args.quality,
-        orientation=args.orientation, threads=args.threads, say=say,
+        args.path, args.layout, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
+        orientation=args.orientation, how=how,
     )  # fmt: skip
 
 
@@ -67,7 +63,7 @@ class Segment(Task):
     )
     choices: ClassVar = {"segment.mean_over": loss.MEANS}
     ignores = ("data.resident", "data.repeats")
-    preparations: ClassVar = {"scenes": Preparation(_scenes_options, _prepare_scenes)}
+    preparations: ClassVar = {"scenes": Preparation(_prepare_scenes, _scenes_options)}
     details = True
 
     def add_keys(self, config: ConfigDict) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 from lape_jax.tasks import TASKS
@@ -53,7 +54,9 @@ def official(mine):
 
 def copy(path, out, wanted="", name="", short=0):
     lines = []
-    prepare.copy(str(path), wanted, str(out), name, short=short, quality=90, threads=2, say=lines.append)
+    prepare.copy(
+        str(path), wanted, str(out), name, short=short, quality=90, orientation="view", how=How(2, say=lines.append)
+    )
     return lines
 
 

@@ -9,7 +9,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from lape_jax.data import pictures, rescale
-from lape_jax.data.offline import tfds_files
+from lape_jax.data.offline import look, tfds_files
+from lape_jax.data.offline.parts import How
 from lape_jax.data.records import prepared
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import masks
@@ -58,7 +59,9 @@ def tree(tmp_path, encode):
 
 
 def copy(path, out, layout="folder", wanted="", name="rooms", *, short=0, say=lambda line: None):
-    scenes.copy(str(path), layout, wanted, str(out), name, short=short, quality=90, threads=2, say=say)
+    scenes.copy(
+        str(path), layout, wanted, str(out), name, short=short, quality=90, orientation="view", how=How(2, say=say)
+    )
     return Path(out) / name / "1.0.0"
 
 
@@ -254,7 +257,7 @@ def test_all_pairs_that_cannot_be_used_are_named_before_the_work(tree, tmp_path,
     ):
         assert line.startswith(start)
         assert reason in line
-    monkeypatch.setattr(scenes, "NAMED", 2)
+    monkeypatch.setattr(look, "MOST", 2)
     with pytest.raises(UserError, match=r"^2 pairs cannot be used, as said above; the rest was not looked at$"):
         copy(path, tmp_path / "out", say=lines.append)
     assert len(lines) == 5
