@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lape_jax.data import ahead, order
+from lape_jax.data import ahead
 from lape_jax.data.batches import Batch
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
 from lape_jax.data.example import Source
+from lape_jax.data.order import Share
 from lape_jax.data.pipeline import read_eval
 
 
@@ -64,7 +65,7 @@ def batches(data: Batch, batch_size: int, process_index: int = 0, process_count:
     Raises:
       UserError: the processes cannot share a batch equally.
     """
-    share = order.host_slice(batch_size, process_index, process_count)
+    share = Share(process_index, process_count).positions(batch_size)
     for start in range(0, len(data["label"]), batch_size):
         part = slice(start + share.start, start + share.stop)
         arrays = {name: array[part] for name, array in data.items()}

@@ -18,6 +18,7 @@ from lape_jax.data import labels
 from lape_jax.data.example import Source
 from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
+from lape_jax.data.order import ALL, Share
 from lape_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -197,9 +198,9 @@ class Task:
         }
 
     def training_batches(
-        self, config: ConfigDict, source: Any, start: int, total: int, part: tuple[int, int] = (0, 1)
+        self, config: ConfigDict, source: Any, start: int, total: int, share: Share = ALL
     ) -> Iterator[dict[str, np.ndarray]]:
-        """This host's part (i of n) of the batches of the steps start..total-1, with a `close` method.
+        """This process's share of the batches of the steps start..total-1, with a `close` method.
 
         Asked by the loop unless there is a `resident` set. A batch is a function of (seed, step) alone.
         """

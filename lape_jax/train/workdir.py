@@ -67,7 +67,7 @@ def _check_shared(workdir: Path) -> None:
     token = workdir / hosts.gather(f".shared_{os.getpid()}_{time.time_ns()}")[0]
     if jax.process_index() == 0:
         token.touch()
-    hosts.gather("")
+    hosts.barrier("shared workdir")
     end = time.monotonic() + SECONDS
     while not token.exists() and time.monotonic() < end:
         time.sleep(0.1)

@@ -12,6 +12,7 @@ from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Example
 from lape_jax.data.offline import pack, parts
 from lape_jax.errors import UserError
+from tests.reading import reading
 
 SIDE = 16
 
@@ -61,7 +62,7 @@ def content(directory):
 
 def batches(source, **changes):
     options = {"seed": 3, "batch_size": 4, "start_step": 0, "total_steps": 9, "threads": 3, "max_corrupt": 0}
-    return canvas.train_batches(source, **options | changes)
+    return canvas.train_batches(source, reading(**options | changes)[0])
 
 
 def test_images_fit_and_are_read_as_they_were_written(made):

@@ -282,7 +282,11 @@ def test_one_that_goes_wrong_leaves_the_others_alone(together, tmp_path):
 
 def test_if_all_go_wrong_it_ends(interrupted, tmp_path):
     again = runs.copy(interrupted, tmp_path)
-    with mock.patch.object(seeds._Runs, "bad", return_value=["one", "other"]):
+
+    def check(self, state, step):
+        self.wrong = ["one", "other"]
+
+    with mock.patch.object(seeds._Runs, "check", check):
         assert train(again) == {3: {"error": "one"}, 7: {"error": "other"}}
     assert [line["step"] for line in runs.metrics(seeds.seed_dir(again, 3))] == [1, 2]
     assert Checkpoints(seeds.seed_dir(again, 3), read_only=True).steps() == []

@@ -12,10 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.config import rules
-from lape_jax.data.batches import Batches
+from lape_jax.data.batches import Batches, Reading
 from lape_jax.data.example import Source
 from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
+from lape_jax.data.order import ALL, Share
 from lape_jax.errors import UserError
 from lape_jax.tasks.detect import canvas, check, inputs, loss, pipeline, predict, scores, show, sources, survey
 from lape_jax.tasks.detect.evaluate import PhotoEvaluator, detections
@@ -137,9 +138,9 @@ class Detect(Task):
         return found
 
     def training_batches(
-        self, config: ConfigDict, source: Source[Photo], start: int, total: int, part: tuple[int, int] = (0, 1)
+        self, config: ConfigDict, source: Source[Photo], start: int, total: int, share: Share = ALL
     ) -> Batches:
-        return pipeline.train_batches(source, config, start, total, part)
+        return pipeline.train_batches(source, config, Reading.of(config, start, total, share))
 
     def samples(self, config: ConfigDict, source: Source[Photo]) -> Iterator[np.ndarray]:
         return show.middles(config, source)

@@ -12,10 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.config import rules
-from lape_jax.data.batches import Batches
+from lape_jax.data.batches import Batches, Reading
 from lape_jax.data.example import Source
 from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
+from lape_jax.data.order import ALL, Share
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import check, inputs, limits, loss, pipeline, predict, show, sources, survey
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
@@ -120,23 +121,9 @@ class Segment(Task):
         return super().shapes(config, image_shape) | {"label": jax.ShapeDtypeStruct(image_shape[:2], jnp.int32)}
 
     def training_batches(
-        self, config: ConfigDict, source: Source[Scene], start: int, total: int, part: tuple[int, int] = (0, 1)
+        self, config: ConfigDict, source: Source[Scene], start: int, total: int, share: Share = ALL
     ) -> Batches:
-        data = config.data
-        return pipeline.train_scene_batches(
-            source,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=start,
-            total_steps=total,
-            channels=data.channels,
-            threads=data.threads,
-            max_corrupt=data.max_corrupt,
-            orientation=data.orientation,
-            process_index=part[0],
-            process_count=part[1],
-            **inputs.crop(config),
-        )
+        return pipeline.train_scene_batches(source, Reading.of(config, start, total, share), inputs.crop(config))
 
     def samples(self, config: ConfigDict, source: Source[Scene]) -> Iterator[np.ndarray]:
         return show.windows(config, source)
