@@ -34,7 +34,12 @@ def test_what_is_written(workdir, tmp_path, capsys, monkeypatch):
     out = tmp_path / "a" / "b"
     found = run(workdir, capsys, out=str(out), overlays="3")
     assert found == run(workdir, capsys)
-    assert list(found) == ["workdir", "step", *(f"val/{ema}{name}" for ema in ("", "ema_") for name in METRICS)]
+    assert list(found) == [
+        "workdir",
+        "step",
+        "chosen",
+        *(f"val/{ema}{name}" for ema in ("", "ema_") for name in METRICS),
+    ]
     assert (found["step"], found["val/examples"]) == (scene_run.STEP, 29)
     assert {path.name for path in out.iterdir()} == {"iou.csv", "iou.png", "overlays.png"}
     head, *rows = csv.reader((out / "iou.csv").read_text().splitlines())
