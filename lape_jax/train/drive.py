@@ -1,6 +1,6 @@
 """The one training loop: steps, and what is due between them, until the end or a signal."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -9,6 +9,7 @@ from lape_jax.train.signals import StopRequest
 from lape_jax.train.state import TrainState
 
 
+@runtime_checkable
 class Run(Protocol):
     """What is driven: one run (`lape_jax.train.one`), or several that share their steps (`lape_jax.sweeps.seeds`).
 
