@@ -84,7 +84,7 @@ class Resident:
             indices[i] = self._order(step + i)
         indices = self._place(indices)
         self.waited += time.perf_counter() - start
-        state = self._steps(state, self._data, indices, self._place(np.int32(count)), *self._frozen)
+        state = self._steps(state, self._data, indices, self._place(np.asarray(count, np.int32)), *self._frozen)
         return sharding.in_turn(state, self._mesh)
 
     def check(self, state: TrainState, step: int) -> None:
