@@ -78,6 +78,7 @@ def test_the_evaluate_command_finds_the_same_numbers(workdir, capsys, step):
     number = {"last": 44}.get(step) or int(step)
     (expected,) = (line for line in runs.metrics(workdir) if line["step"] == number and "val/loss" in line)
     assert found.pop("workdir") == str(workdir)
+    assert found.pop("chosen") == {"last": "the newest"}.get(step, "as asked")
     assert found == pytest.approx(expected, rel=1e-6)  # on eight devices, and not on one
 
 
