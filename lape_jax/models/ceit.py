@@ -90,6 +90,12 @@ class CeiT(ViT):
         class_tokens = jnp.swapaxes(layers["class_tokens"], 0, 1)
         return self.lca((class_tokens + self.pos_layer_embed).astype(self.dtype), train)
 
+    def _final(
+        self, x: Float[Array, "b l d"], pe: Float[Array, "n d"] | None, table: Float[Array, "*_l n d"] | None
+    ) -> Float[Array, "b l d"]:
+        place = (rows if rows is None else rows[..., :1, :] for rows in (pe, table))  # that of the class token
+        return super()._final(x, *place)
+
     def _pool(self, x: Float[Array, "b l d"]) -> Float[Array, "b d"]:
         return x[:, -1]
 

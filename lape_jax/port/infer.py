@@ -14,12 +14,13 @@ from lape_jax.models.segmenter import DECODERS, Segmenter
 from lape_jax.models.t2t import T2TViT
 from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn import position
-from lape_jax.nn.join import JOINS
+from lape_jax.nn.join import JOINS, PUBLISHED, Joining
 
 # And which axis is that of classes.
 HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2, "decode_head/conv_seg/kernel": -1}
 HEADS |= {"roi_head/mask_head/conv_logits/kernel": -1}
-TABLE, PE_NORM, BIAS_TABLE = "pos_embed", "pe_norm/", "relative_position_bias_table"
+TABLE, BIAS_TABLE = "pos_embed", "relative_position_bias_table"
+PE_NORM, LAST_PE_NORM = "pe_norm/", "pe_norm_last/"
 STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
 DECODER = "decoder/"  # of a Segmenter
 PATCH_KERNELS = ("patch_embed/proj/kernel", "embedding/kernel")
@@ -60,7 +61,7 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     settings |= _decoder(found, model)
     if hasattr(model, "distilled"):
         settings["distilled"] = "dist_token" in found
-    if not JOINS[settings["join"]].normalises_pe:
+    if not JOINS[settings["join"]].has_norms:
         settings["pe_norm"] = "layernorm"
     candidates = []
     for absolute in _tables(found, model):
@@ -76,13 +77,12 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
     if not isinstance(model, Classifier):
         yield model
         return
-    table = "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])
-    changes: list[dict[str, Any]] = [
-        {},
-        {"join": "lape", "pe": f"{position.LEARNABLE}+{position.RELATIVE}"},
-        {"join": "lape", "pe": table},
-        {"join": "unshared", "pe": position.LEARNABLE, "pe_norm": "layernorm"},
-    ]
+    tables = [f"{position.LEARNABLE}+{position.RELATIVE}", "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])]
+    changes: list[dict[str, Any]] = [{}]
+    for name in {_leaves(join): name for name, join in JOINS.items() if join.trainable and any(_leaves(join))}.values():
+        join = JOINS[name]
+        kind = {"join": name} if join.has_norms else {"join": name, "pe_norm": "layernorm"}
+        changes += [{**kind, "pe": pe} for pe in ([position.LEARNABLE] if join.table_per_layer else tables)]
     if hasattr(model, "distilled"):
         changes += [{**change, "distilled": True} for change in changes]
     if isinstance(model, Segmenter):
@@ -149,11 +149,16 @@ def _windows(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str
 
 
 def _joining(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str:
-    if any(PE_NORM in path for path in found):
-        return model.joining if JOINS[model.joining].normalises_pe else "lape"
-    if len(found.get(TABLE, ())) == 3:
-        return "unshared"
-    return "shared" if model.joining == "shared" else "default"
+    """The model's method, or else LaPE or another one, that has such weights."""
+    norms = (any(part in path for path in found) for part in (PE_NORM, LAST_PE_NORM))
+    leaves = (*norms, len(found.get(TABLE, ())) == 3)
+    names = [model.joining, PUBLISHED, *JOINS]
+    return next((name for name in names if JOINS[name].trainable and _leaves(JOINS[name]) == leaves), model.joining)
+
+
+def _leaves(join: Joining) -> tuple[bool, bool, bool]:
+    """What weights show of a joining method: its PE norms in blocks and behind them, and a table for each layer."""
+    return join.normalises_pe, join.last_norm, join.table_per_layer
 
 
 def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str | None]:
@@ -163,7 +168,7 @@ def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str 
         return list(dict.fromkeys([own or position.LEARNABLE, position.LEARNABLE]))
     if own not in (None, position.LEARNABLE):
         return [own, None]
-    if any(PE_NORM in path for path in found):
+    if any(part in path for part in (PE_NORM, LAST_PE_NORM) for path in found):
         raise UserError(
             f"the weights have PE norms and no position table: it is a sinusoid, and pe must be that one, not "
             f"{model.pe!r}"

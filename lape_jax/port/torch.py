@@ -9,6 +9,7 @@ import flax.linen as nn
 import numpy as np
 
 from lape_jax.errors import UserError
+from lape_jax.models.base import Classifier
 from lape_jax.models.ceit import CeiT
 from lape_jax.models.compact import ViTLite
 from lape_jax.models.mask_rcnn import MaskRCNN
@@ -19,7 +20,6 @@ from lape_jax.models.t2t import T2TViT
 from lape_jax.models.upernet import UperNet
 from lape_jax.models.vit import ViT
 from lape_jax.models.vit_adapter import ViTAdapter
-from lape_jax.nn.join import FOLDED
 from lape_jax.port import ceit, compact, mask_rcnn, regnet, segmenter, swin, t2t, upernet, vit, vit_adapter
 from lape_jax.port.checkpoint import choose, pattern
 from lape_jax.port.conventions import described
@@ -165,8 +165,8 @@ def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, 
 
 
 def _family(model: nn.Module) -> ModuleType:
-    if getattr(model, "joining", None) == FOLDED:
-        raise UserError("join='folded' has no counterpart in PyTorch: convert the model before it is folded")
+    if isinstance(model, Classifier) and not model.method.trainable:
+        raise UserError(f"join={model.joining!r} has no counterpart in PyTorch: convert the model before it is folded")
     for kind in type(model).__mro__:
         if kind in FAMILIES:
             return FAMILIES[kind]

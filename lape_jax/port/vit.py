@@ -44,6 +44,8 @@ NAMES = {
     "blocks/ls2/gamma": ("blocks.{i}.gamma_2", SAME),
     "norm/scale": ("norm.weight", SAME),
     "norm/bias": ("norm.bias", SAME),
+    "pe_norm_last/scale": ("pe_norm_last.weight", SAME),  # of joining methods that have one behind the blocks
+    "pe_norm_last/bias": ("pe_norm_last.bias", SAME),
     "head/kernel": ("head.weight", LINEAR),
     "head/bias": ("head.bias", SAME),
     "head_dist/kernel": ("head_dist.weight", LINEAR),
