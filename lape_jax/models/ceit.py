@@ -79,7 +79,8 @@ class CeiT(ViT):
             "pos_layer_embed", nn.initializers.zeros, (self.depth, self.width), jnp.float32
         )
         block = {name: value for name, value in self.encoder.block.items() if name not in self.block_options}
-        self.lca = LayerAttention({**block, "join": "default", "relative_grid": None, "pe_norm": "layernorm"})
+        changed = {"join": "default", "relative_grid": None, "rope": None, "pe_norm": "layernorm"}
+        self.lca = LayerAttention({**block, **changed})
 
     def _patch_embed(self) -> nn.Module:
         rows, columns = pair(self.patch_size)

@@ -93,7 +93,9 @@ class Swin(Classifier):
     attention: str | choice.OnDevices = "auto"
     dtype: DTypeLike = jnp.float32
 
-    pes: ClassVar[tuple[str, ...]] = tuple(pe for pe in position.KINDS if not position.has_peg(pe))
+    pes: ClassVar[tuple[str, ...]] = tuple(
+        pe for pe in position.KINDS if not position.has_peg(pe) and not position.parse_rope(pe)
+    )
     extra_rows: ClassVar[int] = 0  # tokens before the patches
 
     @property

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
-from lape_jax.nn import choice, position
+from lape_jax.nn import choice, position, rope
 from lape_jax.nn.encoder import Block, Carry, Encoder
 from lape_jax.nn.join import PE_NORMS
 from lape_jax.nn.layers import GELUS, PatchEmbed, layer_norm, normal_02
@@ -116,6 +116,7 @@ class ViT(Classifier):
         self._check_patches()
         if self.width % self.heads:
             raise UserError(f"width={self.width} is not divisible by heads={self.heads}")
+        rope.check_heads(self.pe, self.width, self.heads)
         if self.width * self.mlp_ratio < 1:
             raise UserError(f"mlp_ratio={self.mlp_ratio} leaves an MLP without hidden units at width={self.width}")
 
@@ -169,6 +170,7 @@ class ViT(Classifier):
             "join": self.joining,
             "pe_norm": self.pe_norm,
             "relative_grid": self.grid if relative else None,
+            "rope": rope.of(self.pe, self.grid),
             "dropout": self.dropout,
             "attn_dropout": self.attn_dropout,
             "layer_scale": self.layer_scale,
