@@ -1,6 +1,6 @@
 """What a process reads to train on, from options that are named one by one."""
 
-from lape_jax.data.batches import Reading
+from lape_jax.data.batches import PREFETCH, Reading
 from lape_jax.data.order import Order, Share
 
 
@@ -12,6 +12,7 @@ def reading(
     total_steps,
     threads=2,
     max_corrupt=0,
+    prefetch=PREFETCH,
     repeats=1,
     repeat_ranks=4,
     process_index=0,
@@ -21,4 +22,4 @@ def reading(
     """The reading, and the options that are none of it."""
     order = Order(seed, batch_size, repeats, repeat_ranks)
     share = Share(process_index, process_count)
-    return Reading(order, range(start_step, total_steps), share, threads, max_corrupt), others
+    return Reading(order, range(start_step, total_steps), share, threads, max_corrupt, prefetch), others

@@ -122,7 +122,7 @@ def test_crops_change_with_the_step(numbered):
 @pytest.mark.parametrize("threads", [1, 9])
 def test_threads_do_not_matter(numbered, threads):
     source = numbered(30)
-    assert_same(train(source, batch_size=20, threads=threads), train(source, batch_size=20))
+    assert_same(train(source, batch_size=20, threads=threads, prefetch=threads), train(source, batch_size=20))
 
 
 @pytest.mark.parametrize("start", [1, 4, 6])
