@@ -1,15 +1,17 @@
 """Converts weights between PyTorch, big_vision and lape_jax.
 
-    python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision] [--model.join=lape ...]
+    python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision|...] [--model.join=lape ...]
 
 SRC is a file (known by its content; of a checkpoint with several sets of weights that fit FILE:KEY, such as
-checkpoint.pth.tar:state_dict_ema) or the workdir of a run, of which the best checkpoint is taken; DST a file (.npz,
-.safetensors). Whose names SRC has is recognised. Number of classes, joining method, learned tables, distillation token,
-windows, patches, channels and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does
-not give them; all else is the model's. (A .safetensors file that `convert` or `export` wrote says it all itself, and
-names its model.) They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a
-PyTorch file, a sinusoid from a learned table, which under our own names is not among the weights at all. Every weight
-must have its place: nothing is dropped, made up or reshaped.
+checkpoint.pth.tar:state_dict_ema), hf:OWNER/NAME on Hugging Face's hub, or the workdir of a run, of which the best
+checkpoint is taken; DST a file (.npz, .safetensors), or with --to=hf a directory for Hugging Face's `from_pretrained`.
+Whose names SRC has is recognised. Number of classes, joining method, learned tables, class and distillation token,
+registers, layer scales, windows, patches, channels and image size are read off the weights, as far as they tell, where
+--model.KEY=VALUE does not give them; all else is the model's. (A .safetensors file that `convert` or `export` wrote
+says it all itself, and so does Hugging Face's config.json beside the weights: --model is not needed.) They do not tell
+`pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a PyTorch file, a sinusoid from a
+learned table, which under our own names is not among the weights at all. Every weight must have its place: nothing is
+dropped (but what pre-training leaves beside a backbone without head, which is said), made up or reshaped.
 """
 
 import argparse
@@ -36,7 +38,15 @@ from lape_jax.port.params import flatten
 from lape_jax.tasks import config as configs
 from lape_jax.train import finished
 
-FORMATS = {"torch": "PyTorch", "lape": "lape_jax", "big_vision": "big_vision", "mmseg": "MMSegmentation"}
+FORMATS = {
+    "torch": "PyTorch",
+    "lape": "lape_jax",
+    "big_vision": "big_vision",
+    "big_vision_stacked": "big_vision",
+    "mmseg": "MMSegmentation",
+    "torchvision": "torchvision",
+    "hf": "Hugging Face",
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,8 +64,9 @@ def main(argv: Sequence[str]) -> None:
         weights, place = files.read(args.src)
         names = f"{FORMATS[files.format_of(weights)]}'s names"
         model, variables = from_weights(weights, place, name, settings)
-        texts = known and about.write(name, model, known.mean, known.std, known.classes)
-    port.save(args.dst, variables, model, format=args.to, metadata=texts if args.dst.endswith(".safetensors") else None)
+        whole = known is not None and known.mean and known.classes
+        texts = about.write(name, model, known.mean, known.std, known.classes) if whole else None
+    port.save(args.dst, variables, model, format=args.to, metadata=texts)
     table(variables)
     print(f"{args.src} ({names}) -> {args.dst} ({FORMATS[args.to]}'s names): {describe(model)}")
 
@@ -113,15 +124,15 @@ def from_weights(
     asked = create(name, settings)
     fixed = {key: getattr(asked, key) for key in settings}
 
-    def attempt(part: Part) -> tuple[nn.Module, dict[str, Any]]:
+    def attempt(part: Part) -> tuple[nn.Module, tuple[dict[str, Any], tuple[str, ...]]]:
         given = {**part.arrays, **part.outside}
         candidates = infer(lambda probe: files.stored_shapes(given, probe), asked)
-        return files.fit_first([one.clone(**fixed) for one in candidates], lambda model: files.fit(given, model))
+        return files.fit_first([one.clone(**fixed) for one in candidates], lambda model: files.fit_part(part, model))
 
     with files.speaking_of(place):
-        part, found = choose(weights, files.known(asked), attempt)
-    files.say(place, part.notes)
-    return found
+        part, (model, (variables, left)) = choose(weights, files.known(asked), attempt)
+    files.say(place, (*part.notes, *left))
+    return model, variables
 
 
 def table(variables: dict[str, Any]) -> None:
@@ -137,9 +148,8 @@ def describe(model: nn.Module) -> str:
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(model.param_shapes()))
     height, width, _ = model.input_shape
     kind = f"join {model.joining}, pe {model.pe}, " if hasattr(model, "joining") else ""
-    return (
-        f"{type(model).__name__} ({kind}{height} x {width} pixels, {model.num_classes} classes), {count:,} parameters"
-    )
+    classes = f"{model.num_classes} classes" if model.num_classes else "no head"
+    return f"{type(model).__name__} ({kind}{height} x {width} pixels, {classes}), {count:,} parameters"
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -148,8 +158,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = cli.Parser(
         prog="python -m lape_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("src", metavar="SRC", type=os.path.expanduser, help="file of weights, or workdir of a run")
-    parser.add_argument("dst", metavar="DST", type=os.path.expanduser, help="file to write")
+    parser.add_argument("src", metavar="SRC", type=os.path.expanduser, help="weights, or workdir of a run")
+    parser.add_argument("dst", metavar="DST", type=os.path.expanduser, help="file, or directory, to write")
     parser.add_argument("--model", default="", metavar="NAME", help="which model SRC holds, e.g. deit_ti")
     parser.add_argument("--to", default="torch", metavar="FORMAT", help=f"{' | '.join(FORMATS)} (default %(default)s)")
     return parser.parse_args(rest), settings

@@ -21,16 +21,10 @@ from lape_jax.errors import UserError
 from lape_jax.port import pth
 from lape_jax.port.archive import RefusedError, open_zip, reading
 from lape_jax.port.checkpoint import select
+from lape_jax.port.hub import IN_DIRECTORY, local
 from lape_jax.port.params import first_few
 
 KINDS = "an .npz file, safetensors, and what torch.save writes"
-# What Hugging Face's libraries call the weights in a directory, the first that is there.
-IN_DIRECTORY = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.\w+")
 # What is found in the place of weights, and how it begins.
 OTHERS = {
@@ -48,7 +42,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
     """What a file holds, by name, and how to speak of the file.
 
     `FILE:KEY` is what is under KEY in it, see `lape_jax.port.checkpoint.select`. A directory is that file in it which
-    is the first of `IN_DIRECTORY`.
+    is the first of `IN_DIRECTORY`. `hf:OWNER/NAME` is such a directory on the hub, see `lape_jax.port.hub.local`.
 
     Raises:
         UserError: the file is missing, damaged or of another kind; or has nothing under KEY, or no arrays by name.
@@ -75,8 +69,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
 
 
 def split(path: str | os.PathLike) -> tuple[Path, str]:
-    """The file, and the KEY in it or "", that `FILE:KEY` or `FILE` names."""
-    text = os.fspath(path)
+    """The file, and the KEY in it or "", that `FILE:KEY` or `FILE` names; of what is on the hub, the copy here."""
+    text = local(path)
     if not os.path.exists(text):
         for colon in re.finditer(":", text):
             if os.path.exists(text[: colon.start()]):

@@ -73,11 +73,9 @@ def load(config: ConfigDict, args: argparse.Namespace, step: str, strategies: An
         state, found = finished.state(path, config, model, mesh, step, strategies)
         return Trained(model, state.variables, state.ema, classes, f"the run in {path}", found)
     known = abouts.read(args.weights)
-    if known is None:
-        classes = tuple(tasks.of(config).open_split(config, "train").classes)
-    else:
+    if known is not None:
         believe(config, known, args.overrides, args.weights)
-        classes = known.classes
+    classes = (known and known.classes) or tuple(tasks.of(config).open_split(config, "train").classes)
     model = setup.build_model(config, len(classes))
     variables = jax.device_put(port.load(args.weights, model), sharding.replicated(mesh))
     return Trained(model, variables, None, classes, args.weights)
@@ -104,11 +102,12 @@ def believe(config: ConfigDict, known: abouts.About, told: Mapping[str, str], fi
             f"{file} holds weights of {known.model}, and the config is one of {config.model.name}: use a config of "
             f"{known.model}"
         )
-    was = setup.build_model(config, len(known.classes))
+    was = setup.build_model(config, len(known.classes) or known.settings["num_classes"])
     settings = {key: value for key, value in known.settings.items() if hasattr(was, key)}
     changed = {f"model.{key}": value for key, value in settings.items() if getattr(was, key) != value}
     # What follows from the data is not set twice.
-    implied = {"data.channels": known.channels, "data.mean": known.mean, "data.std": known.std}
+    implied = {"data.channels": known.channels}
+    implied |= {"data.mean": known.mean, "data.std": known.std} if known.mean else {}
     size = settings.get("image_size")
     if isinstance(size, int):
         implied["data.image_size"] = size
