@@ -1,9 +1,12 @@
 """What a file of weights holds: arrays by name, in NumPy's `.npz`, safetensors, what torch.save writes, or shards.
 
+So do the checkpoints of big_vision's trainer, which are directories.
+
 The kind of a file is recognised by its content, whatever it is called (`.bin`, `.ckpt`, nothing at all). Only an index
 of shards is known by its name, `*.json`, and a damaged file is said to be what its suffix says.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -79,7 +82,9 @@ def split(path: str | os.PathLike) -> tuple[Path, str]:
 
 
 def directory_weights(directory: Path) -> Path | None:
-    """The file of weights in a directory that is not a run's, None if there is none."""
+    """The file of weights in a directory that is not a run's, or a checkpoint of big_vision's; None if it is neither."""
+    if _zarr_arrays(directory):
+        return directory
     return next((directory / name for name in IN_DIRECTORY if (directory / name).is_file()), None)
 
 
@@ -91,6 +96,8 @@ def say(place: str, notes: tuple[str, ...]) -> None:
 
 def _reader(path: Path) -> Callable[[Path, set[str]], Any]:
     """How to read the file."""
+    if path.is_dir() and _zarr_arrays(path):
+        return _read_zarr
     if path.is_dir():
         raise UserError(
             f"{path} cannot be read: it is a directory without any of {', '.join(IN_DIRECTORY)} (of a run, give the "
@@ -138,6 +145,24 @@ def _read_safetensors(path: Path, skipped: set[str]) -> dict[str, np.ndarray]:
     del skipped  # there is nothing but arrays
     with reading(path, "safetensors"):
         return safetensors.numpy.load_file(path)
+
+
+def _zarr_arrays(directory: Path) -> list[str]:
+    """Names in a checkpoint of big_vision's trainer: directories with ~ for /, the parameters' alone if it tells them."""
+    with contextlib.suppress(OSError):
+        names = [place.name for place in directory.iterdir() if "~" in place.name and (place / ".zarray").is_file()]
+        return [name for name in names if name.startswith("params~")] or names
+    return []
+
+
+def _read_zarr(path: Path, skipped: set[str]) -> dict[str, np.ndarray]:
+    import tensorstore  # which Flax brings along
+
+    del skipped  # there is nothing but arrays
+    with reading(path, "big_vision checkpoint"):
+        places = {name: {"driver": "file", "path": str(path / name)} for name in _zarr_arrays(path)}
+        opened = {name: tensorstore.open({"driver": "zarr", "kvstore": place}) for name, place in places.items()}
+        return {name.replace("~", "/"): np.asarray(array.result().read().result()) for name, array in opened.items()}
 
 
 def _read_shards(path: Path, skipped: set[str]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
 
         # From here on everything fits, for all processes, so the workdir may be changed.
         hosts.gather("")
-        with contextlib.closing(opened) as batches, Writers(workdir, step) as writers:
+        with contextlib.closing(opened) as batches, Writers(workdir, step, project=config.wandb) as writers:
             writers.write_config(config)
             workdirs.write_data(workdir, source, val_source)
             for line in differences if jax.process_index() == 0 else ():
@@ -156,7 +156,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             if not results:  # the run had been complete before
                 results = _evaluate(evaluator, state)
             if config.report:
-                report.write(workdir, config, model, state, source, mesh, checkpoints.best_step())
+                figures = report.write(workdir, config, model, state, source, mesh, checkpoints.best_step())
+                writers.write_images(step, figures)
             head = f"done: {total} steps"
             if clock.img_per_sec:
                 head += f", the last {total - first_step}" if first_step else ""

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
-from lape_jax import models, port
+from lape_jax import convert, models, port
 from lape_jax.errors import UserError
 from tests import peers, quick
 from tests.models import families, stepwise
@@ -195,6 +196,29 @@ def test_files_are_recognised(tmp_path, suffix):
                 identical(variables, port.from_big_vision(dict(file), model))
     port.save(path, variables, model, format="lape")
     identical(variables, port.load(path, model))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_checkpoints_of_the_trainer(tmp_path, scan):
+    """Directories of zarr arrays, as jax.experimental.array_serialization writes them, beside an optimiser's."""
+    model, place = deit(pool="gap"), tmp_path / "checkpoint.bv-000000300"
+    variables = random_variables(model)
+    flat = port.to_big_vision(variables, model, scan)
+    for name, array in {**{f"params/{name}": array for name, array in flat.items()}, "opt/0/count": np.ones(1)}.items():
+        kvstore = {"driver": "file", "path": str(place / name.replace("/", "~"))}
+        tensorstore.open(
+            {"driver": "zarr", "kvstore": kvstore}, create=True, dtype=array.dtype, shape=array.shape
+        ).result()[...] = array
+    identical(variables, port.load(place, model))
+    sizes = [
+        f"--model.{key}={value}" for key, value in {**SIZES, "mlp_ratio": 1.5, "gelu": "tanh", "pool": "gap"}.items()
+    ]
+    convert.main([str(place), str(tmp_path / "back.npz"), "--model=deit_ti", "--to=lape", *sizes])
+    identical(variables, port.load(tmp_path / "back.npz", model))
+    (place / "params~cls" / ".zarray").parent.mkdir()
+    (place / "params~cls" / ".zarray").write_text("{")
+    with pytest.raises(UserError, match="is damaged, or not a big_vision checkpoint file"):
+        port.load(place, model)
 
 
 def test_optimiser_state_and_text_models_are_left(tmp_path):
