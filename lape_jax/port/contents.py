@@ -82,7 +82,7 @@ def split(path: str | os.PathLike) -> tuple[Path, str]:
 
 
 def directory_weights(directory: Path) -> Path | None:
-    """The file of weights in a directory that is not a run's, or a checkpoint of big_vision's; None if it is neither."""
+    """The file of weights in a directory that is not a run's, or a checkpoint of big_vision's itself; else None."""
     if _zarr_arrays(directory):
         return directory
     return next((directory / name for name in IN_DIRECTORY if (directory / name).is_file()), None)
@@ -148,7 +148,7 @@ def _read_safetensors(path: Path, skipped: set[str]) -> dict[str, np.ndarray]:
 
 
 def _zarr_arrays(directory: Path) -> list[str]:
-    """Names in a checkpoint of big_vision's trainer: directories with ~ for /, the parameters' alone if it tells them."""
+    """Directories of arrays in a checkpoint of big_vision's trainer, ~ for /; only the parameters, if they say so."""
     with contextlib.suppress(OSError):
         names = [place.name for place in directory.iterdir() if "~" in place.name and (place / ".zarray").is_file()]
         return [name for name in names if name.startswith("params~")] or names
