@@ -102,7 +102,7 @@ def believe(config: ConfigDict, known: abouts.About, told: Mapping[str, str], fi
             f"{file} holds weights of {known.model}, and the config is one of {config.model.name}: use a config of "
             f"{known.model}"
         )
-    was = setup.build_model(config, len(known.classes) or known.settings["num_classes"])
+    was = setup.build_model(config, len(known.classes) or known.settings.get("num_classes", 1))
     settings = {key: value for key, value in known.settings.items() if hasattr(was, key)}
     changed = {f"model.{key}": value for key, value in settings.items() if getattr(was, key) != value}
     # What follows from the data is not set twice.

@@ -41,7 +41,7 @@ def test_what_is_beside_a_backbone_is_left_and_said(tmp_path, caplog, capsys, be
 def test_without_a_head_the_logits_are_what_it_would_see():
     model, headed = tiny(num_classes=0), tiny()
     variables = random_variables(headed)
-    images = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 16, 3)), jnp.float32)
     bare = {"params": {name: leaf for name, leaf in variables["params"].items() if name != "head"}}
     logits, _ = model.apply(bare, images)
     np.testing.assert_array_equal(logits, headed.apply(variables, images)[1]["pre_logits"])
@@ -50,7 +50,7 @@ def test_without_a_head_the_logits_are_what_it_would_see():
 def test_a_distillation_token_without_head():
     model, headed = tiny(distilled=True, dist_head=False), tiny(distilled=True)
     variables = random_variables(headed)
-    images = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 16, 3)), jnp.float32)
     bare = {"params": {name: leaf for name, leaf in variables["params"].items() if name != "head_dist"}}
     (expected, _), _ = headed.apply(variables, images, train=True)
     for train in (False, True):
