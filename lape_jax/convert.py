@@ -1,6 +1,6 @@
 """Converts weights between PyTorch, big_vision and lape_jax.
 
-    python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision|...] [--model.join=lape ...]
+    python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision|timm|hf|...] [--model.join=lape ...]
 
 SRC is a file (known by its content; of a checkpoint with several sets of weights that fit FILE:KEY, such as
 checkpoint.pth.tar:state_dict_ema), hf:OWNER/NAME on Hugging Face's hub, or the workdir of a run, of which the best
@@ -9,9 +9,10 @@ Whose names SRC has is recognised. Number of classes, joining method, learned ta
 registers, layer scales, windows, patches, channels and image size are read off the weights, as far as they tell, where
 --model.KEY=VALUE does not give them; all else is the model's. (A .safetensors file that `convert` or `export` wrote
 says it all itself, and so does Hugging Face's config.json beside the weights: --model is not needed.) They do not tell
-`pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a PyTorch file, a sinusoid from a
-learned table, which under our own names is not among the weights at all. Every weight must have its place: nothing is
-dropped (but what pre-training leaves beside a backbone without head, which is said), made up or reshaped.
+`pe_norm`, PEGs, RoPE that learns nothing, "shared" from "default" or "lape_sharing" from "lape"; nor, in a PyTorch
+file, a sinusoid from a learned table, which under our own names is not among the weights at all. Every weight must have
+its place: nothing is dropped (but what pre-training leaves beside a backbone without head, which is said), made up or
+reshaped.
 """
 
 import argparse
@@ -44,6 +45,7 @@ FORMATS = {
     "big_vision": "big_vision",
     "big_vision_stacked": "big_vision",
     "mmseg": "MMSegmentation",
+    "timm": "timm",
     "torchvision": "torchvision",
     "hf": "Hugging Face",
 }

@@ -22,7 +22,7 @@ from lape_jax.port import backbone, big_vision, checkpoint, huggingface, torch
 from lape_jax.port.big_vision import from_big_vision, is_big_vision, to_big_vision
 from lape_jax.port.contents import read, say
 from lape_jax.port.params import from_flat, shapes, to_flat
-from lape_jax.port.torch import to_mmseg, to_torch, to_torchvision
+from lape_jax.port.torch import to_mmseg, to_timm, to_torch, to_torchvision
 
 WRITTEN = (".npz", ".safetensors")
 READERS = {"torch": torch.read, "lape": from_flat, "big_vision": from_big_vision}
@@ -32,6 +32,7 @@ WRITERS = {
     "big_vision": to_big_vision,
     "big_vision_stacked": functools.partial(to_big_vision, scan=True),
     "mmseg": to_mmseg,
+    "timm": to_timm,
     "torchvision": to_torchvision,
 }
 HUGGING_FACE = "hf"  # a format of directories
@@ -152,9 +153,9 @@ def save(
 
     Args:
         format: "torch" for a state dict (see `to_torch`), "lape" for our own paths, joined with "/", "big_vision" for
-            its names (see `to_big_vision`), with blocks apart, or "big_vision_stacked", "mmseg" for MMSegmentation's
-            and "torchvision" for torchvision's (see `lape_jax.port.torch`). "hf" writes a directory, which
-            `from_pretrained` of Hugging Face's transformers reads (see `lape_jax.port.huggingface.contents`).
+            its names (see `to_big_vision`), with blocks apart, or "big_vision_stacked", "mmseg" for MMSegmentation's,
+            "timm" for timm's and "torchvision" for torchvision's (see `lape_jax.port.torch`). "hf" writes a directory,
+            which `from_pretrained` of Hugging Face's transformers reads (see `lape_jax.port.huggingface.contents`).
         metadata: texts by name, for `.safetensors` files and directories.
 
     Raises:
