@@ -2,7 +2,8 @@
 
     COMMAND --config=FILE.py[:arg,arg=value] --workdir=DIR [--config.key=value ...] [--option=value ...]
 
-FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/config/schema.py). Exit codes: 0 done,
+FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/config/schema.py), or the name of one that
+is shipped, as `deit_ti`, if there is no such file. Exit codes: 0 done,
 1 a bug (with its traceback), 2 a mistake in what was given (one line on stderr), 130 interrupted.
 """
 
@@ -27,6 +28,9 @@ from lape_jax.errors import UserError, nearest
 from lape_jax.tasks import config as configs
 
 _log = logging.getLogger(__name__)
+_PACKAGE = Path(__file__).parent
+# The repository's configs, which an installed package has inside.
+SHIPPED = next((place for place in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if place.is_dir()), _PACKAGE)
 _VALUES = {"config": "FILE", "workdir": "DIR"}
 Result = TypeVar("Result")
 Main = Callable[[ConfigDict, argparse.Namespace], None]
@@ -137,7 +141,7 @@ def parse(
         epilog="Any key of the config can be set: --config.optimizer.lr=3e-4 --config.total_epochs=100",
     )
     path = {"default": "", "type": os.path.expanduser}  # the shell does it at the start of a word only
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="config file, and its argument", **path)
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="config file or name of one, and its argument", **path)
     parser.add_argument("--workdir", metavar="DIR", help="directory of the run: checkpoints, metrics, ...", **path)
     if options is not None:
         options(parser)
@@ -196,7 +200,7 @@ def _keep(config: ConfigDict, begun: Mapping | None, workdir: str, overrides: Ma
 
 
 def read_config_file(file: str) -> ConfigDict:
-    """What `get_config(ARG)` of the Python file `PATH` returns, for `file` = "PATH" or "PATH:ARG".
+    """What `get_config(ARG)` of the Python file `PATH` returns, for `file` = "PATH" or "PATH:ARG"; see `find_config`.
 
     Raises UserError if there is no such file, or naming the line of it that raised.
     """
@@ -210,10 +214,12 @@ def call_config_file(file: str, function: str, kind: type[Result]) -> Result:
     that raised.
     """
     path, _, arg = file.partition(":")
+    path = find_config(path)
     try:
         source = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         siblings = sorted(str(sibling) for sibling in Path(path).parent.glob("*.py"))
+        siblings += sorted(shipped.stem for shipped in SHIPPED.glob("*.py")) if "/" not in path else []
         near = f": {nearest(path, siblings)}" if siblings else ""
         raise UserError(
             f"config file {path!r} cannot be read ({getattr(error, 'strerror', None) or error}){near}"
@@ -234,6 +240,12 @@ def call_config_file(file: str, function: str, kind: type[Result]) -> Result:
     if not isinstance(result, kind):
         raise UserError(f"{function} of {path!r} returned {type(result).__name__}: it must return a {kind.__name__}")
     return result
+
+
+def find_config(path: str) -> str:
+    """`path`, or the config of that name which is shipped, if there is no such file: "deit_ti", "deit_ti.py"."""
+    shipped = SHIPPED / f"{path.removesuffix('.py')}.py"
+    return str(shipped) if os.path.basename(path) == path and not os.path.exists(path) and shipped.is_file() else path
 
 
 def _explain(error: Exception, path: str) -> str:

@@ -1,16 +1,19 @@
 """Converts weights between PyTorch, big_vision and lape_jax.
 
-    python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision|timm] [--model.join=lape ...]
-    python -m lape_jax.convert DIR DST [--step=N|last|best] [--to=torch|lape|big_vision|timm]
+    python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision|timm|hf|...] [--model.join=lape ...]
+    python -m lape_jax.convert DIR DST [--step=N|last|best] [--to=torch|lape|big_vision|timm|hf|...]
 
 SRC is a file (known by its content; of a checkpoint with several sets of weights that fit FILE:KEY, such as
-checkpoint.pth.tar:state_dict_ema), DIR the workdir of a run, of which the best checkpoint is taken, or the newest if
-none was evaluated; DST a file (.npz, .safetensors). Whose names SRC has is recognised. Number of classes, joining
-method, learned tables, distillation token, windows, patches, channels and image size are read off the weights, as far
-as they tell, where --model.KEY=VALUE does not give them; all else is the model's. (A .safetensors file that `convert`
-or `export` wrote says it all itself, and names its model.) They do not tell `pe_norm`, PEGs, RoPE that learns nothing,
-"shared" from "default" or "lape_sharing" from "lape"; nor, in a PyTorch file, a sinusoid from a learned table, which
-under our own names is not among the weights at all. Every weight must have its place: nothing is dropped, made up or
+checkpoint.pth.tar:state_dict_ema), or hf:OWNER/NAME on Hugging Face's hub; DIR the workdir of a run, of which the best
+checkpoint is taken, or the newest if none was evaluated; DST a file (.npz, .safetensors), or with --to=hf a directory
+for Hugging Face's `from_pretrained`. Whose names SRC has is recognised. Number of classes, joining method, learned
+tables, class and distillation token, registers, layer scales, windows, patches, channels and image size are read off
+the weights, as far as they tell, where --model.KEY=VALUE does not give them; all else is the model's. (A .safetensors
+file that `convert` or `export` wrote says it all itself, and so does Hugging Face's config.json beside the weights:
+--model is not needed.) They do not tell `pe_norm`, PEGs, RoPE that learns nothing, "shared" from "default" or
+"lape_sharing" from "lape"; nor, in a PyTorch file, a sinusoid from a learned table, which under our own names is not
+among the weights at all. Every weight must have its place: nothing is dropped (but what pre-training leaves beside a
+backbone without head, which is said), made up or
 reshaped.
 """
 
@@ -35,8 +38,11 @@ FORMATS = {
     "torch": "PyTorch",
     "lape": "lape_jax",
     "big_vision": "big_vision",
+    "big_vision_stacked": "big_vision",
     "mmseg": "MMSegmentation",
     "timm": "timm",
+    "torchvision": "torchvision",
+    "hf": "Hugging Face",
 }
 
 
@@ -55,8 +61,7 @@ def main(argv: Sequence[str]) -> None:
         found = named.of_name(args.src, args.model, settings)
         names = f"{FORMATS[found.format]}'s names"
     variables = jax.device_get(found.variables)
-    texts = found.texts() if args.dst.endswith(".safetensors") else None
-    port.save(args.dst, variables, found.model, format=args.to, metadata=texts)
+    port.save(args.dst, variables, found.model, format=args.to, metadata=found.texts())
     table(variables)
     print(f"{args.src} ({names}) -> {args.dst} ({FORMATS[args.to]}'s names): {describe(found.model)}")
 
@@ -74,17 +79,16 @@ def describe(model: nn.Module) -> str:
     count = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(model.param_shapes()))
     height, width, _ = model.input_shape
     kind = f"join {model.joining}, pe {model.pe}, " if hasattr(model, "joining") else ""
-    return (
-        f"{type(model).__name__} ({kind}{height} x {width} pixels, {model.num_classes} classes), {count:,} parameters"
-    )
+    classes = f"{model.num_classes} classes" if model.num_classes else "no head"
+    return f"{type(model).__name__} ({kind}{height} x {width} pixels, {classes}), {count:,} parameters"
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options, and the settings of the model."""
     settings, rest = cli.split_settings(argv)
     parser = cli.Parser(prog="python -m lape_jax.convert", description=__doc__)
-    parser.add_argument("src", metavar="SRC", type=os.path.expanduser, help="file of weights, or workdir of a run")
-    parser.add_argument("dst", metavar="DST", type=os.path.expanduser, help="file to write")
+    parser.add_argument("src", metavar="SRC", type=os.path.expanduser, help="weights, or workdir of a run")
+    parser.add_argument("dst", metavar="DST", type=os.path.expanduser, help="file, or directory, to write")
     parser.add_argument("--model", default="", metavar="NAME", help="which model SRC holds, e.g. deit_ti")
     parser.add_argument("--to", default="torch", metavar="FORMAT", help=f"{' | '.join(FORMATS)} (default %(default)s)")
     trained.add_step(parser)

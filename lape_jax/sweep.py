@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     sweep = cli.call_config_file(args.config, "sweep", Sweep)
     seeds = args.seeds or list(sweep.seeds)
     out = Path(args.out)
-    directory = Path(args.config.partition(":")[0]).parent
+    directory = Path(cli.find_config(args.config.partition(":")[0])).parent
     configs = [cli.load_config(str(directory / cell.config), "", [*cell.overrides, *overrides]) for cell in sweep.cells]
     labels = [_data(configs), f"`python -m lape_jax.sweep {shlex.join(argv)}`"]
     with workdirs.claim(out), StopRequest() as stop, contextlib.closing(Console()) as console:

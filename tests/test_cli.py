@@ -88,6 +88,17 @@ def test_config_argument_overrides_and_options(run, file, tmp_path):
     assert (config.total_steps, config.total_epochs) == (10, None)
 
 
+def test_shipped_configs_have_names(run, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, config, _, err = run("--config=deit_ti:join=default")
+    assert (code, err, config.model.name, config.model.join) == (0, "", "deit_ti", "default")
+    assert run("--config=digits.py")[1].total_epochs == 60  # the file that is there
+    assert run("--config=digits")[1].model.name != "deit_ti"
+    assert "config file 'deit_it' cannot be read" in run("--config=deit_it")[-1]
+    assert "(did you mean 'deit_ti'?)" in run("--config=deit_it")[-1]
+    assert "cannot be read" in run("--config=elsewhere/deit_ti")[-1]
+
+
 def test_config_of_a_workdir(run, file, tmp_path):
     _, config, _, _ = run(f"--config={file}:seed=7")
     (tmp_path / "config.json").write_text(to_json(config))

@@ -116,6 +116,7 @@ def common() -> ConfigDict:
     distributed.process_count = 0
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices on each axis, -1 = the rest
     config.sharding = ((".*", "replicate"),)  # (regex of the parameter's path, strategy): first match wins
+    config.wandb = ""  # project on Weights & Biases that the metrics go to, too (extra `wandb`)
     config.report = True  # at the end of training: report.md and figures/ in the workdir
     config.keep_checkpoints = 3  # the newest so many, and the best
     return config

@@ -30,7 +30,7 @@ class ViT(Classifier):
     sees, and "pre_logits_dist" if distilled). Under jit, what is not used costs nothing.
 
     Attributes:
-        num_classes: outputs of the head.
+        num_classes: outputs of the head; 0 for no head, the logits being what it would see.
         image_size, patch_size: pixels, one number or (height, width); the patch must divide the image.
         in_channels: channels of the images.
         width, depth, heads, mlp_ratio: size of the encoder.
@@ -44,6 +44,9 @@ class ViT(Classifier):
             patches of a learned linear function of x_n: Hassani et al. 2021).
         distilled: adds a distillation token with a head of its own. In training the logits are the pair (class,
             distillation); in evaluation their mean.
+        dist_head: False for a distillation token without that head; the logits are those of the class token then.
+        registers: so many more tokens before all others, which the output does not ask (Darcet et al. 2024,
+            arXiv:2309.16588). They have no PE, whatever the joining.
         dropout, attn_dropout, drop_path: rates; `drop_path` is that of the last block, rising linearly from 0.
         layer_scale: initial value of the layer scales, or None for none.
         ln_eps: epsilon of all LayerNorms, the PE's included.
@@ -67,6 +70,8 @@ class ViT(Classifier):
     pe_norm: str = "layernorm"
     pool: str = "token"
     distilled: bool = False
+    dist_head: bool = True
+    registers: int = 0
     dropout: float = 0.0
     attn_dropout: float = 0.0
     drop_path: float = 0.0
@@ -96,8 +101,13 @@ class ViT(Classifier):
 
     @property
     def extra_rows(self) -> int:
-        """Rows of a position table before the patches: those of class and distillation token."""
-        return (self.pool == "token") + self.distilled
+        """Tokens before the patches: registers, class and distillation token."""
+        return self.registers + (self.pool == "token") + self.distilled
+
+    @property
+    def bare_rows(self) -> int:
+        """Of them those without PE: registers, which folded models give the bias of their first LayerNorm."""
+        return self.registers if self.method.norm1_bias else 0
 
     def check(self) -> None:
         """Raises UserError if the settings name something unknown, do not divide, or contradict each other."""
@@ -106,13 +116,19 @@ class ViT(Classifier):
         self._check_joining()
         if self.distilled and self.pool != "token":
             raise UserError("a distilled model reads its class and distillation tokens: it needs pool='token'")
+        if self.registers and type(self) is not ViT:
+            raise UserError(f"registers={self.registers}: only a ViT has them, no {type(self).__name__}")
         self._check_numbers()
         check_pegs(self.pe, self.peg_blocks, self.depth)
         choice.check(self.attention, self.attn_dropout)
         self._encoder().check()
 
     def _check_sizes(self) -> None:
-        self._check_positive("num_classes", "image_size", "in_channels", "width", "depth", "heads")
+        if self.num_classes or type(self) is not ViT:
+            self._check_positive("num_classes")
+        self._check_positive("image_size", "in_channels", "width", "depth", "heads")
+        if self.registers < 0:
+            raise UserError(f"registers={self.registers} is negative")
         self._check_patches()
         if self.width % self.heads:
             raise UserError(f"width={self.width} is not divisible by heads={self.heads}")
@@ -128,6 +144,9 @@ class ViT(Classifier):
             self.cls_token = self.param("cls_token", self.inits["token"], token, jnp.float32)
         if self.distilled:
             self.dist_token = self.param("dist_token", self.inits["token"], token, jnp.float32)
+        if self.registers:
+            shape = (1, self.registers, self.width)
+            self.reg_token = self.param("reg_token", nn.initializers.normal(1e-6), shape, jnp.float32)
         self.position_table = self._table()
         self.pos_dropout = nn.Dropout(self.dropout)
         self.encoder = self._encoder()
@@ -138,8 +157,9 @@ class ViT(Classifier):
         if self.pool == "seq":
             self.attention_pool = nn.Dense(1, dtype=self.norm.dtype, kernel_init=normal_02)
         head = {"features": self.num_classes, "dtype": self.dtype, "kernel_init": normal_02}
-        self.head = nn.Dense(**head)
-        if self.distilled:
+        if self.num_classes:
+            self.head = nn.Dense(**head)
+        if self.num_classes and self.distilled and self.dist_head:
             self.head_dist = nn.Dense(**head)
 
     def _patch_embed(self) -> nn.Module:
@@ -147,8 +167,8 @@ class ViT(Classifier):
 
     def _table(self) -> Float[Array, "*l n d"] | None:
         absolute, _ = position.parse_pe(self.pe)
-        rows = self.extra_rows + self.grid[0] * self.grid[1]
-        shape = (rows, self.width)
+        extra = self.extra_rows - self.bare_rows
+        shape = (extra + self.grid[0] * self.grid[1], self.width)
         if absolute is None:
             return None
         if absolute == position.LEARNABLE:
@@ -156,8 +176,10 @@ class ViT(Classifier):
                 shape = (self.depth, *shape)
             table = self.param("pos_embed", self.inits["table"], shape, jnp.float32)
         else:
-            table = position.frozen(absolute, self.grid, self.width, self.extra_rows)
-        return jnp.asarray(table, jnp.promote_types(self.dtype, jnp.float32))
+            table = position.frozen(absolute, self.grid, self.width, extra)
+        table = jnp.asarray(table, jnp.promote_types(self.dtype, jnp.float32))
+        bare = [(0, 0)] * (table.ndim - 2) + [(self.bare_rows, 0), (0, 0)]
+        return jnp.pad(table, bare) if self.bare_rows else table
 
     def _pegs(self) -> list[PEG]:
         return [PEG(self.grid, self.dtype) for _ in range(self.peg_blocks if position.has_peg(self.pe) else 0)]
@@ -193,9 +215,10 @@ class ViT(Classifier):
         """
         self.check_images(images.shape)
         tokens = self.patch_embed(images.astype(self.dtype), train)
-        rows = [self.cls_token] if self.pool == "token" else []
+        rows = [self.reg_token] if self.registers else []
+        rows += [self.cls_token] if self.pool == "token" else []
         rows += [self.dist_token] if self.distilled else []
-        rows = [jnp.broadcast_to(row.astype(self.dtype), (images.shape[0], 1, self.width)) for row in rows]
+        rows = [jnp.broadcast_to(row.astype(self.dtype), (images.shape[0], *row.shape[1:])) for row in rows]
         tokens = jnp.concatenate([*rows, tokens], axis=1)
         table = self.table_for(images.shape)
         if self.unused_rows and table is not None:
@@ -236,10 +259,11 @@ class ViT(Classifier):
         out["encoded"] = x = self._final(x, carry.pe, self.table_for(images.shape))
         out["pre_logits"] = self._pool(x)
         full = jnp.promote_types(self.dtype, jnp.float32)
-        logits = self.head(out["pre_logits"]).astype(full)
+        logits = (self.head(out["pre_logits"]) if self.num_classes else out["pre_logits"]).astype(full)
         if self.distilled:
-            out["pre_logits_dist"] = x[:, 1]
-            dist_logits = self.head_dist(x[:, 1]).astype(full)
+            out["pre_logits_dist"] = x[:, self.registers + 1]
+        if self.num_classes and self.distilled and self.dist_head:
+            dist_logits = self.head_dist(out["pre_logits_dist"]).astype(full)
             logits = (logits, dist_logits) if train else (logits + dist_logits) / 2
         return logits, out
 
@@ -249,7 +273,9 @@ class ViT(Classifier):
 
     def _pool(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         if self.pool == "token":
-            return x[:, 0]
+            return x[:, self.registers]
+        if self.registers:
+            x = x[:, self.registers :]
         if self.pool == "gap":
             return jnp.mean(x, axis=1)
         return jnp.sum(nn.softmax(self.attention_pool(x), axis=1) * x, axis=1)

@@ -66,7 +66,7 @@ def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] |
     kept[table_path] = np.asarray(jax.device_get(jnp.stack(constants)))
     absolute, _ = position.parse_pe(model.pe)
     changed = {"join": join.folds_into, "pe": model.pe.replace(absolute, position.LEARNABLE), "pe_norm": "layernorm"}
-    if model.bare_rows:  # they have no PE, but they have the bias
+    if model.bare_rows and hasattr(model, "cls_pe"):  # its token has no PE, but it has the bias
         changed["cls_pe"] = True
     if asked:
         changed["image_size"] = size

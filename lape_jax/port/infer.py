@@ -27,6 +27,7 @@ DECODER = "decoder/"  # of a Segmenter
 PATCH_KERNELS = ("patch_embed/proj/kernel", "embedding/kernel")
 # The first convolution: of a CeiT, a CCT or a RegNet, or else that over patches.
 STEMS = ("patch_embed/conv/kernel", "patch_embed/conv0/kernel", "stem/conv/kernel", *PATCH_KERNELS)
+CLASS_TOKEN, REGISTERS = "cls_token", "reg_token"
 ADAPTER = "interactions_0/"  # of a ViT-Adapter
 LAYER_SCALE = "blocks/ls1/gamma"
 GLOBAL_BIASES, WINDOW_BIASES = f"blocks/attn/{BIAS_TABLE}", f"layers_0/blocks/attn/{BIAS_TABLE}"
@@ -35,10 +36,10 @@ GLOBAL_BIASES, WINDOW_BIASES = f"blocks/attn/{BIAS_TABLE}", f"layers_0/blocks/at
 def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], model: nn.Module) -> list[nn.Module]:
     """Models like `model` that weights may be for, the most probable first; they may fail their `check`.
 
-    They differ from it in what can be read off the weights: number of classes, distillation token, joining method,
-    relative position bias, learned frequencies of RoPE, size of patches, channels of images, image size, Swin's windows
-    (which imply an image size, if no table does). What cannot is taken to be the model's: heads, whether a table is
-    shared or default, square images.
+    They differ from it in what can be read off the weights: number of classes, class and distillation token, registers,
+    layer scales, joining method, relative position bias, learned frequencies of RoPE, size of patches, channels of
+    images, image size, Swin's windows (which imply an image size, if no table does). What cannot is taken to be the
+    model's: heads, whether a table is shared or default, square images.
 
     Args:
         shapes_for: (model) -> shapes of those of its variables, by path, that the weights have, perhaps in other
@@ -62,6 +63,7 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     settings |= _decoder(found, model)
     if hasattr(model, "distilled"):
         settings["distilled"] = "dist_token" in found
+    settings |= _tokens(found, model)
     if not JOINS[settings["join"]].has_norms:
         settings["pe_norm"] = "layernorm"
     candidates = []
@@ -72,6 +74,23 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
         candidate = model.clone(**settings, pe="+".join([*filter(None, [absolute]), *rest]) or position.NONE)
         candidates.append(_sized(candidate, found))
     return candidates
+
+
+def _tokens(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str, Any]:
+    """Which tokens a ViT has beside the patches, its heads, and whether its branches are scaled."""
+    if type(model) is not ViT:
+        return {}
+    table = found.get(TABLE, (0, 0))
+    without_class = CLASS_TOKEN not in found and math.isqrt(table[-2]) ** 2 == table[-2] > 0
+    settings: dict[str, Any] = {"registers": found[REGISTERS][1] if REGISTERS in found else 0}
+    if CLASS_TOKEN in found or (without_class and model.pool == "token"):
+        settings["pool"] = "token" if CLASS_TOKEN in found else "gap"
+    if not any(path in found for path in HEADS):
+        settings["num_classes"] = 0
+    else:
+        settings["dist_head"] = "head_dist/kernel" in found or "dist_token" not in found
+    scaled = model.layer_scale or 1.0
+    return {**settings, "layer_scale": scaled if LAYER_SCALE in found else None}
 
 
 def _probes(model: nn.Module) -> Iterator[nn.Module]:
@@ -89,6 +108,8 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
         changes += [{**kind, "pe": pe} for pe in ([position.LEARNABLE] if join.table_per_layer else tables)]
     if hasattr(model, "distilled"):
         changes += [{**change, "distilled": True} for change in changes]
+    if type(model) is ViT:
+        changes += [{"pool": "token", "registers": 1, "layer_scale": 1.0}]
     if isinstance(model, Segmenter):
         changes += [{"decoder_type": kind} for kind in DECODERS]
     probes = [model.clone(**change) for change in changes]
@@ -191,7 +212,7 @@ def _rope(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str | None:
 def _sized(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """`model` for the images, square unless they are its own, whose patches the table has rows for."""
     if TABLE in found:
-        patches = found[TABLE][-2] - model.extra_rows
+        patches = found[TABLE][-2] - (model.extra_rows - model.bare_rows)
     elif MASKS in found:
         patches = found[MASKS][0] * found[MASKS][1]
     elif GLOBAL_BIASES in found:  # of all pairs of patches; those of windows say nothing about images

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,8 @@ import numpy as np
 from lape_jax.errors import UserError, nearest
 from lape_jax.models.segmenter import Segmenter
 from lape_jax.models.vit_adapter import ViTAdapter
-from lape_jax.port import files
+from lape_jax.port import files, huggingface
+from lape_jax.port.backbone import ON_TOP, alone
 from lape_jax.port.big_vision import canonical
 from lape_jax.port.checkpoint import Part, choose, parts, pattern
 from lape_jax.port.infer import STEMS, cuts_patches, sources
@@ -29,23 +29,14 @@ TABLES, BIAS_TABLE = ("pos_embed", "pos_embedding"), "relative_position_bias_tab
 PE_NORM_STARTS = ("ones", "norm1")
 NORM1 = ("norm1", "LayerNorm_0")  # big_vision calls it by the latter
 # Variables in which the two models may differ: those of the position, of how tokens are pooled, and of the classes.
+# (The model may have registers where the source has none, and not the reverse.)
 FREE = re.compile(
     r"(.*/)?(pos_embed(ding|_\d+)?|pe_norm(_last)?|relative_position_bias_table|freqs|peg_\d+"
-    r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg"
+    r"|cls|cls_token|dist_token|reg_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg"
     r"|fc_cls|fc_reg|conv_logits)(/.*)?"
 )
 # And in which a ViT-Adapter may differ from the classifier that it starts from, besides.
 ADAPTED = re.compile(rf"{OWN.pattern}|(neck|rpn_head|roi_head)/.*|norm/(scale|bias)|blocks/ls[12]/gamma")
-
-
-# What sits on a backbone: it may be missing in weights to start from.
-ON_TOP = re.compile(r"(head|head_dist|pre_logits|MAPHead_0|norm|Transformer/encoder_norm)(/.*)?")
-# What pre-training or another way to pool puts beside a backbone: it may be there, and is left out.
-BESIDE = re.compile(
-    r"(mask_token|mask_embed|decoder\w*|\w*heads?|\w*head_\w+|projection\w*|projector\w*|predictor\w*|prototypes\w*"
-    r"|queue\w*|center|\w*loss\w*|logit_scale|classifier|fc|fc_norm|attn_pool|pre_logits|MAPHead_0)([./].*)?"
-)
-
 
 # What has an entry for each class.
 HEAD = re.compile(r"(.*/)?(head|head_dist|cls_emb|conv_seg|fc_cls|fc_reg|conv_logits)(/.*)?")
@@ -104,7 +95,9 @@ def warm_start(
     with files.speaking_of(place):
         part, (source, found) = choose(weights, files.known(model), lambda part: _backbone(part, model))
         result, moved = transfer(found.variables, source, variables, model, pe_norm, found.absent)
-    return result, moved._replace(notes=(*part.notes, *found.notes, *moved.notes))
+    other = huggingface.difference(path, model)
+    notes = (*part.notes, *found.notes, *([other] if other else []), *moved.notes)
+    return result, moved._replace(notes=notes)
 
 
 class _Backbone(NamedTuple):
@@ -128,18 +121,9 @@ def _backbone(part: Part, model: nn.Module) -> tuple[nn.Module, _Backbone]:
 
     def attempt(source: nn.Module) -> _Backbone:
         stored, paths = files.stored_shapes(arrays, source), shapes(source)
-        known = files.known(source) | frozenset(map(pattern, paths))
         absent = frozenset(path for path in paths if path not in stored and ON_TOP.fullmatch(path))
-        own = {re.match("[^./]*", name)[0] for name in known} - {"head", "head_dist"}
-        beside = [
-            name
-            for name in arrays
-            if BESIDE.fullmatch(str(name)) and pattern(name) not in known and re.match("[^./]*", name)[0] not in own
-        ]
-        kept = {name: array for name, array in arrays.items() if name not in beside}
-        left = Counter(re.match("[^./]*", name)[0] for name in [*beside, *part.outside])
-        notes = [f"left out, as no parts of the model: {', '.join(f'{name} ({n})' for name, n in left.items())}"]
-        return _Backbone(files.fit(kept, source, absent), absent, tuple(notes) if left else ())
+        kept, notes = alone(arrays, part.outside, files.known(source) | frozenset(map(pattern, paths)))
+        return _Backbone(files.fit(kept, source, absent), absent, notes)
 
     return files.fit_first(sources(lambda probe: files.stored_shapes(arrays, probe), model), attempt)
 
@@ -198,6 +182,7 @@ def transfer(
     free = [FREE, ADAPTED] if isinstance(model, ViTAdapter) and not isinstance(source, ViTAdapter) else [FREE]
     moved = [path for path in initialised + dropped if path not in absent]
     foreign = sorted({path for path in moved if not any(kind.fullmatch(path) for kind in free)})
+    foreign += [path for path in dropped if path == "reg_token"]  # which the others have learned to lean on
     if foreign:
         raise UserError(f"the weights are of another kind or size of model, which differs in {first_few(foreign)}")
     if pe_norm == "norm1":

@@ -21,6 +21,7 @@ from lape_jax.port.params import FLOATS
 NAMES = {
     "cls_token": ("cls_token", SAME),
     "dist_token": ("dist_token", SAME),
+    "reg_token": ("reg_token", SAME),  # timm's
     "pos_embed": ("pos_embed", ROWS),
     "patch_embed/proj/kernel": ("patch_embed.proj.weight", CONV),
     "patch_embed/proj/bias": ("patch_embed.proj.bias", SAME),
@@ -54,7 +55,9 @@ NAMES = {
 }
 # The generators of `pe="peg"` are named as in Meituan-AutoML/Twins; the i-th follows block i.
 PEG = {"kernel": ("pos_block.{i}.proj.0.weight", CONV), "bias": ("pos_block.{i}.proj.0.bias", SAME)}
-TIMM = {"blocks/ls1/gamma": "blocks.{i}.ls1.gamma", "blocks/ls2/gamma": "blocks.{i}.ls2.gamma"}  # read, never written
+# Read, and never written: timm's, and DINOv2's.
+TIMM = {"blocks/ls1/gamma": "blocks.{i}.ls1.gamma", "blocks/ls2/gamma": "blocks.{i}.ls2.gamma"}
+TIMM |= {"reg_token": "register_tokens"}
 
 # Entries that are no parameters here: compared when read, and written for PyTorch code that asks for them.
 FROZEN_TABLE = "pos_embed"
@@ -104,7 +107,8 @@ def fixed(model: nn.Module, dtype: DTypeLike, table: str, index: str) -> dict[st
     absolute, relative = position.parse_pe(model.pe)
     found = {}
     if absolute not in (None, position.LEARNABLE):
-        found[table] = position.frozen(absolute, model.grid, model.width, model.extra_rows)[None].astype(dtype)
+        rows = model.extra_rows - model.bare_rows
+        found[table] = position.frozen(absolute, model.grid, model.width, rows)[None].astype(dtype)
     if relative:
         rows_of_pairs = position.relative_position_index(model.grid).astype(np.int64)
         found |= {index.format(i=layer): rows_of_pairs.copy() for layer in range(model.depth)}

@@ -77,7 +77,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
 
         # From here on everything fits, for all processes, so the workdir may be changed.
         hosts.barrier("begin")
-        with contextlib.closing(opened) as batches, Writers(workdir, step) as writers:
+        with contextlib.closing(opened) as batches, Writers(workdir, step, project=config.wandb) as writers:
             writers.write_config(config)
             workdirs.write_data(workdir, e.source, e.val_source)
             for line in differences if jax.process_index() == 0 else ():
@@ -113,7 +113,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
             if not results:  # the run had been complete before
                 results = evaluated(evaluator, state)
             if config.report:
-                report.write(workdir, e, state, checkpoints.best_step())
+                writers.write_images(step, report.write(workdir, e, state, checkpoints.best_step()))
             head = f"done: {total} steps"
             if clock.img_per_sec:
                 head += f", the last {total - first_step}" if first_step else ""

@@ -67,12 +67,12 @@ def _fitted(
     asked = _create(name, settings)
     fixed = {key: getattr(asked, key) for key in settings}
 
-    def attempt(part: Part) -> tuple[nn.Module, dict[str, Any]]:
+    def attempt(part: Part) -> tuple[nn.Module, tuple[dict[str, Any], tuple[str, ...]]]:
         given = {**part.arrays, **part.outside}
         candidates = infer(lambda probe: files.stored_shapes(given, probe), asked)
-        return files.fit_first([one.clone(**fixed) for one in candidates], lambda model: files.fit(given, model))
+        return files.fit_first([one.clone(**fixed) for one in candidates], lambda model: files.fit_part(part, model))
 
     with files.speaking_of(place):
-        part, found = choose(weights, files.known(asked), attempt)
-    files.say(place, part.notes)
-    return found
+        part, (model, (variables, left)) = choose(weights, files.known(asked), attempt)
+    files.say(place, (*part.notes, *left))
+    return model, variables

@@ -32,8 +32,10 @@ CAPTIONS = {
 }
 
 
-def write(workdir: Path, e: Experiment, state: states.TrainState, best_step: int | None) -> None:
+def write(workdir: Path, e: Experiment, state: states.TrainState, best_step: int | None) -> dict[str, bytes]:
     """Writes report.md and figures/*.png of a finished run; of several processes the first, but all must call it.
+
+    Returns the PNGs by name (of the first process).
 
     The same run gives the same files, but for what was measured in seconds.
 
@@ -48,7 +50,7 @@ def write(workdir: Path, e: Experiment, state: states.TrainState, best_step: int
     # Positions are few numbers, but FSDP may have cut them up.
     variables = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(e.mesh))(state.variables)
     if jax.process_index():
-        return
+        return {}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     task = e.task
     figures = {"curves": plots.curves(curves(lines, task))}
@@ -69,9 +71,11 @@ def write(workdir: Path, e: Experiment, state: states.TrainState, best_step: int
         (workdir / "figures").mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"{str(workdir / 'figures')!r} cannot be made: {error.strerror}") from None
-    contents = {f"figures/{name}.png": plots.render(figure, "png") for name, figure in figures.items()}
-    for name, content in (contents | {"report.md": text.encode()}).items():
+    images = {name: plots.render(figure, "png") for name, figure in figures.items()}
+    contents = {f"figures/{name}.png": image for name, image in images.items()} | {"report.md": text.encode()}
+    for name, content in contents.items():
         atomic.write(workdir / name, content)
+    return images
 
 
 def curves(lines: Sequence[Line], task: Task) -> dict[str, dict[str, tuple[list, list]]]:

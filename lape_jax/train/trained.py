@@ -43,8 +43,8 @@ class Trained:
     Attributes:
         name: of the model, as `models.create` knows it.
         variables: of the model, on the host or wherever they were asked for.
-        classes: names of what it has learned; None if nobody knows.
-        mean, std: of the images, by channel, as `config.data` has them; None if nobody knows.
+        classes: names of what it has learned; None or () if nobody knows.
+        mean, std: of the images, by channel, as `config.data` has them; None or () if nobody knows.
         what: to call it in messages.
         config: that holds for it; None of a file whose model was only named.
         ema: the running mean of the run's weights, or None.
@@ -77,7 +77,7 @@ class Trained:
 
     def texts(self) -> dict[str, str] | None:
         """What a file with these weights should say of itself, None if that is not known."""
-        if self.classes is None:
+        if not self.classes or not self.mean:
             return None
         return abouts.write(self.name, self.model, self.mean, self.std, self.classes)
 
@@ -230,11 +230,9 @@ def restore(
 
 def _of_config(file: str, config: ConfigDict, told: Mapping[str, str], mesh: jax.sharding.Mesh) -> Trained:
     known = abouts.read(file)
-    if known is None:
-        names = tuple(tasks.of(config).open_split(config, "train").classes)
-    else:
+    if known is not None:
         believe(config, known, told, file)
-        names = known.classes
+    names = (known and known.classes) or tuple(tasks.of(config).open_split(config, "train").classes)
     model = setup.build_model(config, len(names))
     variables = jax.device_put(port.load(file, model), sharding.replicated(mesh))
     return Trained(config.model.name, model, variables, names, config.data.mean, config.data.std, file, config=config)
@@ -261,11 +259,12 @@ def believe(config: ConfigDict, known: abouts.About, told: Mapping[str, str], fi
             f"{file} holds weights of {known.model}, and the config is one of {config.model.name}: use a config of "
             f"{known.model}"
         )
-    was = setup.build_model(config, len(known.classes))
+    was = setup.build_model(config, len(known.classes) or known.settings.get("num_classes", 1))
     settings = {key: value for key, value in known.settings.items() if hasattr(was, key)}
     changed = {f"model.{key}": value for key, value in settings.items() if getattr(was, key) != value}
     # What follows from the data is not set twice.
-    implied = {"data.channels": known.channels, "data.mean": known.mean, "data.std": known.std}
+    implied = {"data.channels": known.channels}
+    implied |= {"data.mean": known.mean, "data.std": known.std} if known.mean else {}
     size = settings.get("image_size")
     if isinstance(size, int):
         implied["data.image_size"] = size

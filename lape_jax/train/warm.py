@@ -24,9 +24,10 @@ _log = logging.getLogger(__name__)
 def create(e: Experiment, abstract: states.TrainState) -> states.TrainState:
     """The state at step 0, with the weights that `config.init` names.
 
-    `init.weights` is a file, see `lape_jax.port.warm_start`, or the workdir of a run, whose best checkpoint is taken.
-    What was loaded, resized, initialised, dropped and left out is logged. A head is taken over for the same classes
-    only, or number by number where `data.match` is "order"; of a file that does not say its classes, for as many.
+    `init.weights` is a file or a place on the hub, see `lape_jax.port.warm_start`, or the workdir of a run, whose best
+    checkpoint is taken. What was loaded, resized, initialised, dropped and left out is logged. A head is taken over for
+    the same classes only, or number by number where `data.match` is "order"; of a file that does not say its classes,
+    for as many.
 
     Raises:
         UserError: there is no such file or run, or its weights do not fit.
@@ -64,7 +65,7 @@ def _moved(
     if not path.is_dir() or directory_weights(path):
         result, moved = warm_start(path, model, fresh, config.init.pe_norm)
         known = about.read(path)
-        theirs = known and known.classes
+        theirs = (known and known.classes) or None
     else:
         run = trained.of_run(path, mesh=mesh)
         theirs = run.classes
