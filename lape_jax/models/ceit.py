@@ -15,6 +15,7 @@ from lape_jax.models.base import pair
 from lape_jax.models.vit import ViT
 from lape_jax.nn.batch_norm import BatchNorm
 from lape_jax.nn.encoder import Block, Carry, LayerInputs
+from lape_jax.nn.join import BASELINE, JOINS
 from lape_jax.nn.layers import GELUS, PatchEmbed, torch_uniform
 
 STEM_STRIDE = 4  # of convolution and pooling before the patches are cut
@@ -79,7 +80,7 @@ class CeiT(ViT):
             "pos_layer_embed", nn.initializers.zeros, (self.depth, self.width), jnp.float32
         )
         block = {name: value for name, value in self.encoder.block.items() if name not in self.block_options}
-        self.lca = LayerAttention({**block, "join": "default", "relative_grid": None, "pe_norm": "layernorm"})
+        self.lca = LayerAttention({**block, "join": JOINS[BASELINE], "relative_grid": None, "pe_norm": "layernorm"})
 
     def _patch_embed(self) -> nn.Module:
         rows, columns = pair(self.patch_size)

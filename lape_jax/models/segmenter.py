@@ -14,6 +14,7 @@ from lape_jax.models.base import pair
 from lape_jax.models.resizable import ResizableViT
 from lape_jax.nn import choice
 from lape_jax.nn.encoder import Carry, Encoder, at_most
+from lape_jax.nn.join import BASELINE, JOINS
 from lape_jax.nn.layers import layer_norm, normal_02
 from lape_jax.nn.resize import resize_maps
 
@@ -111,7 +112,7 @@ class Segmenter(ResizableViT):
         if self.decoder_type == "linear":
             self.decoder = LinearDecoder(self.num_classes, self.dtype)
             return
-        changed = {"join": "default", "pe_norm": "layernorm", "relative_grid": None, "layer_scale": None}
+        changed = {"join": JOINS[BASELINE], "pe_norm": "layernorm", "relative_grid": None, "layer_scale": None}
         changed |= {"dropout": self.decoder_dropout, "attn_dropout": self.decoder_dropout}
         blocks = {
             "depth": self.decoder_depth,

@@ -14,8 +14,8 @@ from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
 from lape_jax.nn import choice, position
 from lape_jax.nn.encoder import Block, Carry, Encoder
-from lape_jax.nn.join import PE_NORMS
 from lape_jax.nn.layers import GELUS, PatchEmbed, layer_norm, normal_02
+from lape_jax.nn.pe_norm import PE_NORMS, pe_norm_chain
 from lape_jax.nn.peg import PEG, check_pegs, encode_with_pegs
 
 POOLS = ("token", "gap", "seq")
@@ -38,7 +38,7 @@ class ViT(Classifier):
         peg_blocks: with a `pe` that has "peg", the number of first blocks that are followed by a `lape_jax.nn.peg.PEG`.
         join: joining method, one of `lape_jax.nn.join.JOINS`; None means "lape" if `pe` has an absolute table and
             "default" if it has none.
-        pe_norm: the function that LaPE applies to the PE, one of `lape_jax.nn.join.PE_NORMS`.
+        pe_norm: the function that LaPE applies to the PE, one of `lape_jax.nn.pe_norm.PE_NORMS`.
         pool: what of the tokens after the final LayerNorm the head sees: "token" (the class token's row), "gap" (no
             class token; the mean over patches) or "seq" (no class token; sum_n a_n x_n, where a is the softmax over
             patches of a learned linear function of x_n: Hassani et al. 2021).
@@ -128,6 +128,8 @@ class ViT(Classifier):
         if self.distilled:
             self.dist_token = self.param("dist_token", self.inits["token"], token, jnp.float32)
         self.position_table = self._table()
+        if self.method.norms_apart:
+            self.pe_norms = pe_norm_chain(self.pe_norm, self.ln_eps, self.depth - 1)
         self.pos_dropout = nn.Dropout(self.dropout)
         self.encoder = self._encoder()
         nn.share_scope(self, self.encoder)  # the parameters are `blocks/...`, as in DeiT, not `encoder/blocks/...`
@@ -166,7 +168,7 @@ class ViT(Classifier):
         block = {
             "heads": self.heads,
             "mlp_hidden": int(self.width * self.mlp_ratio),
-            "join": self.joining,
+            "join": self.method,
             "pe_norm": self.pe_norm,
             "relative_grid": self.grid if relative else None,
             "dropout": self.dropout,
@@ -184,7 +186,7 @@ class ViT(Classifier):
         )
 
     def embed(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Carry, Float[Array, "l n d"] | None]:
-        """The carry that enters block 0, and the tables of all layers for joinings that have one per layer.
+        """The carry that enters block 0, and the tables of all layers for joinings that give each one.
 
         Raises:
             UserError: the images do not have the model's `input_shape`.
@@ -200,7 +202,14 @@ class ViT(Classifier):
             table = table[..., self.unused_rows :, :]
         tokens, pe = self.method.stem(tokens, table)
         tokens = self.pos_dropout(tokens, deterministic=not train)
-        return Carry(tokens, pe), table if self.method.table_per_layer else None
+        return Carry(tokens, pe), self.tables_of_layers(table)
+
+    def tables_of_layers(self, table: Float[Array, "*l n d"] | None) -> Float[Array, "l n d"] | None:
+        """What each block is given as a table of its own, for joinings that give it one."""
+        if self.method.norms_apart:
+            _, delivered = self.pe_norms(table, None)
+            return jnp.concatenate([jnp.zeros_like(delivered[:1]), delivered])
+        return table if self.method.table_per_layer else None
 
     def table_for(self, shape: tuple) -> Float[Array, "*l n d"] | None:
         """The table, or those of all layers, for images of this shape, whose batch may be symbolic (`jax.export`)."""

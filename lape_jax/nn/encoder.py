@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int
 from lape_jax.errors import UserError, nearest
 from lape_jax.nn.attention import Attention
 from lape_jax.nn.choice import AUTO, OnDevices
-from lape_jax.nn.join import JOINS, PENorm
+from lape_jax.nn.join import Joining
 from lape_jax.nn.layers import LayerScale, Mlp, drop_path, layer_norm
+from lape_jax.nn.pe_norm import PENorm
 
 KEPT_BY_ATTENTION = ("qkv", "attended", "residual", "fc1")  # named in the modules by `checkpoint_name`
 # What the backward pass may keep of a block, beside what enters it; it computes the rest again. From least to most:
@@ -64,7 +65,7 @@ class LayerInputs(NamedTuple):
     """What differs from block to block but is not learned by it."""
 
     drop_path: Float[Array, "*l"]  # stochastic depth rate
-    pe: Float[Array, "*l n d"] | None  # this block's own table, for joinings that have one per layer
+    pe: Float[Array, "*l n d"] | None  # this block's own table, for joinings that give each one
     index: Int[Array, "*l"]  # which block it is, from 0
 
 
@@ -81,7 +82,7 @@ class Block(nn.Module):
 
     heads: int
     mlp_hidden: int
-    join: str
+    join: Joining
     pe_norm: str
     relative_grid: tuple[int, int] | None
     dropout: float
@@ -103,8 +104,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry: Carry, layer: LayerInputs) -> tuple[Carry, dict[str, jax.Array | None]]:
-        x, pe = carry
-        join = JOINS[self.join]
+        x, pe, join = *carry, self.join
         first, second = self.norm_names
         norm1 = layer_norm(self.ln_eps, self.dtype, first, bias=join.norm1_bias)
         pe_norm = PENorm(self.pe_norm, self.ln_eps, self.bare_rows, name="pe_norm") if join.normalises_pe else None

@@ -20,7 +20,7 @@ from lape_jax.nn.join import JOINS, PUBLISHED, Joining
 HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2, "decode_head/conv_seg/kernel": -1}
 HEADS |= {"roi_head/mask_head/conv_logits/kernel": -1}
 TABLE, BIAS_TABLE = "pos_embed", "relative_position_bias_table"
-PE_NORM, LAST_PE_NORM = "pe_norm/", "pe_norm_last/"
+PE_NORM, PE_NORMS, LAST_PE_NORM = "/pe_norm/", "pe_norms/", "pe_norm_last/"
 STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
 DECODER = "decoder/"  # of a Segmenter
 PATCH_KERNELS = ("patch_embed/proj/kernel", "embedding/kernel")
@@ -150,15 +150,19 @@ def _windows(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str
 
 def _joining(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str:
     """The model's method, or else LaPE or another one, that has such weights."""
-    norms = (any(part in path for path in found) for part in (PE_NORM, LAST_PE_NORM))
-    leaves = (*norms, len(found.get(TABLE, ())) == 3)
-    names = [model.joining, PUBLISHED, *JOINS]
-    return next((name for name in names if JOINS[name].trainable and _leaves(JOINS[name]) == leaves), model.joining)
+    # PyTorch has the same names for the norms of blocks whether the first has one or not.
+    norms = [shape for path, shape in found.items() if PE_NORM in path]
+    apart = any(path.startswith(PE_NORMS) for path in found) and not any(len(s) and s[0] == model.depth for s in norms)
+    last = any(path.startswith(LAST_PE_NORM) for path in found)
+    leaves = (bool(norms) and not apart, apart, last, len(found.get(TABLE, ())) == 3)
+    methods = {name: model.clone(join=name).method for name in (model.joining, PUBLISHED, *JOINS)}
+    fitting = (name for name, join in methods.items() if join.trainable and _leaves(join) == leaves)
+    return next(fitting, model.joining)
 
 
-def _leaves(join: Joining) -> tuple[bool, bool, bool]:
-    """What weights show of a joining method: its PE norms in blocks and behind them, and a table for each layer."""
-    return join.normalises_pe, join.last_norm, join.table_per_layer
+def _leaves(join: Joining) -> tuple[bool, bool, bool, bool]:
+    """What weights show of a method: PE norms in all blocks, or in all but the first; a last one; tables by layer."""
+    return join.normalises_pe, join.norms_apart, join.last_norm, join.table_per_layer
 
 
 def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str | None]:
@@ -168,7 +172,7 @@ def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str 
         return list(dict.fromkeys([own or position.LEARNABLE, position.LEARNABLE]))
     if own not in (None, position.LEARNABLE):
         return [own, None]
-    if any(part in path for part in (PE_NORM, LAST_PE_NORM) for path in found):
+    if any(part in path for part in (PE_NORM, PE_NORMS, LAST_PE_NORM) for path in found):
         raise UserError(
             f"the weights have PE norms and no position table: it is a sinusoid, and pe must be that one, not "
             f"{model.pe!r}"

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lape_jax.nn.join import JOINS, PE_NORMS, PENorm
+from lape_jax.nn.join import JOINS
+from lape_jax.nn.pe_norm import PE_NORMS, PENorm
 
 
 def ten(z):

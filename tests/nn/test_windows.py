@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lape_jax.nn.encoder import Carry, LayerInputs
+from lape_jax.nn.join import JOINS
 from lape_jax.nn.windows import MASKED, WindowBlock, Windows, reorder
 from tests.quick import jit
 
@@ -53,7 +54,7 @@ def test_reorder_and_its_gradient():
 def touched():
     """By index of the block, which tokens depend on which, (n, n) each."""
     block = WindowBlock(
-        heads=1, mlp_hidden=4, join="default", pe_norm="layernorm", relative_grid=(3, 3), dropout=0.0, attn_dropout=0.0,
+        heads=1, mlp_hidden=4, join=JOINS["default"], pe_norm="layernorm", relative_grid=(3, 3), dropout=0.0, attn_dropout=0.0,
         stochastic_depth=False, layer_scale=None, ln_eps=1e-5, attention="xla", dtype=jnp.float32, train=False,
         windows=Windows((6, 9), 3, 1),
     )  # fmt: skip

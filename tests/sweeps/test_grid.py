@@ -7,7 +7,7 @@ import pytest
 
 from lape_jax import cli
 from lape_jax.errors import UserError
-from lape_jax.nn.join import PE_NORMS
+from lape_jax.nn.pe_norm import PE_NORMS
 from lape_jax.sweeps import grid as sweeps
 from lape_jax.sweeps import runs as sweep_runs
 from lape_jax.sweeps import seeds
