@@ -7,9 +7,9 @@ checkpoint.pth.tar:state_dict_ema) or the workdir of a run, of which the best ch
 .safetensors). Whose names SRC has is recognised. Number of classes, joining method, learned tables, distillation token,
 windows, patches, channels and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does
 not give them; all else is the model's. (A .safetensors file that `convert` or `export` wrote says it all itself, and
-names its model.) They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a
-PyTorch file, a sinusoid from a learned table, which under our own names is not among the weights at all. Every weight
-must have its place: nothing is dropped, made up or reshaped.
+names its model.) They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape" (and, in a
+Swin, "pvg"); nor, in a PyTorch file, a sinusoid from a learned table, which under our own names is not among the
+weights at all. Every weight must have its place: nothing is dropped, made up or reshaped.
 """
 
 import argparse

@@ -11,8 +11,8 @@ LayerNorm without affine, layer l sees the rows of
     unshared       g_l LN0(mean of w^(1) .. w^(l)) + b_l              the stream has the tables of all blocks so far
     pvg, mpvg      as lape from the second layer on, and the first as default. (It is in the stream of the others, too.)
 
-Default, shared and unshared are seen up to a positive factor per token (lambda_2), which no cosine notices, but which any size does
-(`lape_jax.analysis.energy`). PE norms other than LayerNorm take the place of gp LN0 + bp. Of a folded model p_l cannot
+Default, shared and unshared are seen up to a positive factor per token (lambda_2), which no cosine notices, but which
+any size does (`lape_jax.analysis.energy`). PE norms other than LayerNorm take the place of gp LN0 + bp. Of a folded model p_l cannot
 be had any more: its maps contain b_l, as those of the default do; for the maps of LaPE look at the model before it is
 folded.
 
@@ -177,9 +177,7 @@ def _parts(
     return found
 
 
-def _of_layers(
-    model: nn.Module, variables: Mapping[str, Any], stored: list[np.ndarray], eps: float
-) -> list[jax.Array]:
+def _of_layers(model: nn.Module, variables: Mapping[str, Any], stored: list[np.ndarray], eps: float) -> list[jax.Array]:
     """The table that each layer is given, if each is given its own."""
     if model.method.norms_apart:
         tables = lambda module: module.tables_of_layers(jnp.asarray(stored[0]))  # noqa: E731

@@ -42,9 +42,9 @@ class Swin(Classifier):
     and doubles the width; final LN, mean over tokens, head. The relative position bias is one of the window, with a
     table in each block. An absolute table is one of the first stage's tokens. The PE that blocks are given passes from
     stage to stage by `lape_jax.nn.merging.merge_pe`: what the last block handed on (join "lape"), or the table itself
-    ("lape_sharing", "shared"); with "unshared", each block has a table of its stage's size. "pvg" has a PE norm in every
-    block, the first included, as the published counts have it (28.598 million for Swin-T, and 28.599 for "mpvg", whose
-    last PE norm gets the table by `merge_pe`, too: how it crosses the stages is not published).
+    ("lape_sharing", "shared"); with "unshared", each block has a table of its stage's size. "pvg" has a PE norm in
+    every block, the first included, as the published counts have it (28.598 million for Swin-T; 28.599 for "mpvg",
+    whose last PE norm gets the table by `merge_pe`, too: how it crosses the stages is not published).
 
     Calling it maps images (batch, height, width, channels), normalised, to `(logits, out)`. `out` names what lies
     between: "pos_embed" (the table, or a tuple of the stages' tables), "stem" (tokens that enter the first block),

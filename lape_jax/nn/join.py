@@ -11,8 +11,8 @@ receives, l = 0 .. L-1:
 Whatever else is asked of a method stands on its class, as an attribute of `Joining`, and nowhere else.
 
 The parameters of all blocks are stacked, (L, ...), and one program scans over them. PVG, whose block 0 has no PE norm,
-does not fit: its norms are a stack of L - 1 apart (`norms_apart`). As the chain of PEs knows no tokens, it is run before
-the blocks, which are then given a PE each, as from tables of their own; that of block 0 is zeros.
+does not fit: its norms are a stack of L - 1 apart (`norms_apart`). As the chain of PEs knows no tokens, it is run
+before the blocks, which are then given a PE each, as from tables of their own; that of block 0 is zeros.
 
 To add a method, write one class here, name it in `JOINS`, and add one test. The PE is batch-free everywhere: (N, D).
 Source: LaPE, ICCV 2023, equations 8-11 and section 3.3; names as in the paper's Table 7. PVG and MPVG:
@@ -51,8 +51,8 @@ class Joining:
             it delivers, if anything, is added to the residual stream.)
         normalises_pe: whether there is a PE norm in each block.
         serial: whether that acts on what the block before has delivered.
-        norms_apart: whether there is one for each block but the first, in a stack of their own, `pe_norms`. What a block
-            is given is then what its PE norm delivers, and zeros for the first.
+        norms_apart: whether there is one for each block but the first, in a stack of their own, `pe_norms`. A block is
+            then given what its PE norm delivers, and the first one zeros.
         last_norm: whether there is one for `final`, which has the name `pe_norm_last`.
         table_per_layer: whether each block has a table of its own.
         norm1_bias: whether a block's first LayerNorm has its bias.
@@ -60,8 +60,9 @@ class Joining:
             the grid which they were computed from.
         pools: the ways to pool the tokens that it is defined for; () for all.
         in_stages: the method as models with several stages have it, if that is another.
-        folds_into: the method that gives the same logits for inference without (some of) its PE norms, if any; what
-            `lape_jax.port.fold` has to do follows from what the two differ in.
+        folds_into: the method that gives the same logits for inference without (some of) its PE norms, if any. What
+            `lape_jax.port.fold` does follows from what the two differ in: PE norms of blocks become constants of their
+            attention; that of a last norm, LNp(w), must be added to tokens of which the head sees the mean.
         stem_only: whether all that it does is to add the table to x_0. It then works without a table, too.
 
     The last two are claims about all that a method does. They are not inherited: who derives a class from another makes

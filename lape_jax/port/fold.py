@@ -33,8 +33,8 @@ def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] |
     (l, n, d), which takes the place of the PE norms, of the position table and of the biases b_l. Per layer that is one
     addition, as of the bias before it, and n d numbers to read.
 
-    MPVG becomes "pvg": what its last PE norm adds to the mean over patches is the same for all images, and goes into the
-    head's bias. The PE norms of the blocks stay.
+    MPVG becomes "pvg": what its last PE norm adds to the mean over patches is the same for all images, and goes into
+    the head's bias. The PE norms of the blocks stay.
 
     Args:
         variables: of `model`.

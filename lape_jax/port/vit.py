@@ -80,7 +80,8 @@ def entries(
         stacked = "{i}" in name or "{next}" in name
         expected = torch_shape(shape[1:] if stacked else shape, axes)
         for layer in range(shape[0]) if stacked else (None,):
-            found.append(Entry(tuple(p.format(i=layer, next=(layer or 0) + 1) for p in patterns), expected, path, layer, axes))
+            numbers = {} if layer is None else {"i": layer, "next": layer + 1}
+            found.append(Entry(tuple(p.format(**numbers) for p in patterns), expected, path, layer, axes))
     return found
 
 
