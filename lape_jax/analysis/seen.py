@@ -12,9 +12,9 @@ LayerNorm without affine, layer l sees the rows of
     pvg, mpvg      as lape from the second layer on, and the first as default. (It is in the stream of the others, too.)
 
 Default, shared and unshared are seen up to a positive factor per token (lambda_2), which no cosine notices, but which
-any size does (`lape_jax.analysis.energy`). PE norms other than LayerNorm take the place of gp LN0 + bp. Of a folded model p_l cannot
-be had any more: its maps contain b_l, as those of the default do; for the maps of LaPE look at the model before it is
-folded.
+any size does (`lape_jax.analysis.energy`). PE norms other than LayerNorm take the place of gp LN0 + bp. Of a folded
+model p_l cannot be had any more: its maps contain b_l, as those of the default do; for the maps of LaPE look at the
+model before it is folded.
 
 LN0 has an eps of its own, by default 1e-5, as in `similarity_visualize.py` of the reference code, whatever the model
 has (DeiT 1e-6): figures are then those of that script. `eps=model.ln_eps` gives what the model computes.

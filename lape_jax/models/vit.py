@@ -27,7 +27,7 @@ class ViT(Classifier):
     Calling it maps images (batch, height, width, channels), normalised, to `(logits, out)`. `out` names what lies
     between: "pos_embed" (the table), "stem" (tokens that enter block 0), "tokens" and "pe" (after and as delivered by
     each block, stacked on a leading layer axis), "encoded" (after the final LayerNorm), "pre_logits" (what the head
-    sees, and "pre_logits_dist" if distilled). Under jit, what is not used costs nothing.
+    sees). If distilled, also "pre_logits_dist", and "heads", the logits of both heads (class, distillation). Under jit, what is not used costs nothing.
 
     Attributes:
         num_classes: outputs of the head.
@@ -42,8 +42,7 @@ class ViT(Classifier):
         pool: what of the tokens after the final LayerNorm the head sees: "token" (the class token's row), "gap" (no
             class token; the mean over patches) or "seq" (no class token; sum_n a_n x_n, where a is the softmax over
             patches of a learned linear function of x_n: Hassani et al. 2021).
-        distilled: adds a distillation token with a head of its own. In training the logits are the pair (class,
-            distillation); in evaluation their mean.
+        distilled: adds a distillation token with a head of its own; the logits are the mean of both heads'.
         dropout, attn_dropout, drop_path: rates; `drop_path` is that of the last block, rising linearly from 0.
         layer_scale: initial value of the layer scales, or None for none.
         ln_eps: epsilon of all LayerNorms, the PE's included.
@@ -227,9 +226,7 @@ class ViT(Classifier):
         """Runs the encoder with its PEGs, or a segment of it: see `Encoder.__call__` and `encode_with_pegs`."""
         return encode_with_pegs(self.encoder, self.peg, carry, layer_pe, train=train, first=first, count=count)
 
-    def __call__(
-        self, images: Float[Array, "b h w c"], train: bool = False
-    ) -> tuple[Float[Array, "b k"] | tuple[Float[Array, "b k"], ...], dict]:
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Float[Array, "b k"], dict]:
         """Logits (float32 or better) and the named intermediates; see the class.
 
         Raises:
@@ -246,8 +243,8 @@ class ViT(Classifier):
         logits = self.head(out["pre_logits"]).astype(full)
         if self.distilled:
             out["pre_logits_dist"] = x[:, 1]
-            dist_logits = self.head_dist(x[:, 1]).astype(full)
-            logits = (logits, dist_logits) if train else (logits + dist_logits) / 2
+            out["heads"] = logits, dist_logits = logits, self.head_dist(x[:, 1]).astype(full)
+            logits = (logits + dist_logits) / 2
         return logits, out
 
     def _read(self, carry: Carry, layers: Mapping[str, jax.Array | None], train: bool) -> Float[Array, "b n d"]:

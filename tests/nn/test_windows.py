@@ -55,8 +55,8 @@ def touched():
     """By index of the block, which tokens depend on which, (n, n) each."""
     block = WindowBlock(
         heads=1, mlp_hidden=4, join=JOINS["default"], pe_norm="layernorm", relative_grid=(3, 3), dropout=0.0,
-        attn_dropout=0.0, stochastic_depth=False, layer_scale=None, ln_eps=1e-5, attention="xla", dtype=jnp.float32, train=False,
-        windows=Windows((6, 9), 3, 1),
+        attn_dropout=0.0, stochastic_depth=False, layer_scale=None, ln_eps=1e-5, attention="xla", dtype=jnp.float32,
+        train=False, windows=Windows((6, 9), 3, 1),
     )  # fmt: skip
     carry = Carry(jnp.asarray(np.random.default_rng(0).standard_normal((1, 54, 4)), jnp.float32), None)
 
