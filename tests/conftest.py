@@ -12,13 +12,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import pytest
-from jaxtyping import install_import_hook
 
-from tests import quick
+from tests import quick, shape_types
 
 FLAGS = f"--xla_force_host_platform_device_count=8 {quick.FLAGS}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
-install_import_hook("lape_jax", "beartype.beartype")
+shape_types.install("lape_jax")
 
 MOST_MEMORY = 900 * 2**20
 # Tracing makes many small objects: collections at the default threshold took a tenth of the time.

@@ -4,7 +4,6 @@ import functools
 import importlib
 import inspect
 import pkgutil
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +21,7 @@ from lape_jax.nn.join import JOINS
 from lape_jax.nn.layers import LayerScale, Mlp, PatchEmbed, drop_path
 from lape_jax.nn.pe_norm import PENorm
 from lape_jax.tasks.classify import loss as classify
-
-
-def has_shape_types(annotation) -> bool:
-    if inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray):
-        return True
-    return any(map(has_shape_types, typing.get_args(annotation)))
+from tests.shape_types import has_shape_types
 
 
 def functions():
