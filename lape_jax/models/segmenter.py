@@ -14,7 +14,6 @@ from lape_jax.models.base import pair
 from lape_jax.models.resizable import ResizableViT
 from lape_jax.nn import choice
 from lape_jax.nn.encoder import Carry, Encoder, at_most
-from lape_jax.nn.join import BASELINE, JOINS
 from lape_jax.nn.layers import layer_norm, normal_02
 from lape_jax.nn.resize import resize_maps
 
@@ -112,11 +111,10 @@ class Segmenter(ResizableViT):
         if self.decoder_type == "linear":
             self.decoder = LinearDecoder(self.num_classes, self.dtype)
             return
-        changed = {"join": JOINS[BASELINE], "pe_norm": "layernorm", "relative_grid": None, "layer_scale": None}
-        changed |= {"dropout": self.decoder_dropout, "attn_dropout": self.decoder_dropout}
+        changed = {"dropout": self.decoder_dropout, "attn_dropout": self.decoder_dropout, "layer_scale": None}
         blocks = {
             "depth": self.decoder_depth,
-            "block": {**self.encoder.block, **changed, "ln_eps": self.decoder_ln_eps},
+            "block": self.encoder.block.without_position().replace(**changed, ln_eps=self.decoder_ln_eps),
             "drop_path": self.decoder_drop_path,
             "unroll": at_most(self.unroll, self.decoder_depth),
             "remat": self.remat,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
 from lape_jax.nn import choice, position
-from lape_jax.nn.encoder import Carry, Encoder, at_most, check_unroll
+from lape_jax.nn.encoder import BlockOptions, Carry, Encoder, at_most, check_unroll
 from lape_jax.nn.join import JOINS, Joining
 from lape_jax.nn.layers import PatchEmbed, layer_norm, normal_02
 from lape_jax.nn.merging import PatchMerging, merge_pe
@@ -197,20 +197,19 @@ class Swin(Classifier):
         encoders = []
         for stage, (depth, heads, windows) in enumerate(zip(self.depths, self.heads, self.windows, strict=True)):
             width = self.width << stage
-            block = {
-                "heads": heads,
-                "mlp_hidden": int(width * self.mlp_ratio),
-                "join": self.method,
-                "pe_norm": self.pe_norm,
-                "relative_grid": (windows.size, windows.size) if relative else None,
-                "dropout": self.dropout,
-                "attn_dropout": self.attn_dropout,
-                "layer_scale": None,
-                "ln_eps": self.ln_eps,
-                "attention": self.attention,
-                "dtype": self.dtype,
-                "windows": windows,
-            }
+            block = BlockOptions(
+                heads=heads,
+                mlp_hidden=int(width * self.mlp_ratio),
+                join=self.method,
+                pe_norm=self.pe_norm,
+                relative_grid=(windows.size, windows.size) if relative else None,
+                dropout=self.dropout,
+                attn_dropout=self.attn_dropout,
+                ln_eps=self.ln_eps,
+                attention=self.attention,
+                dtype=self.dtype,
+                windows=windows,
+            )
             rate, unroll = tuple(itertools.islice(rates, depth)), at_most(self.unroll, depth)
             encoders.append(Encoder(depth, block, rate, unroll, self.remat, block_class=WindowBlock, parent=None))
         return encoders

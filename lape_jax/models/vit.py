@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
 from lape_jax.nn import choice, position
-from lape_jax.nn.encoder import Block, Carry, Encoder
+from lape_jax.nn.encoder import Block, BlockOptions, Carry, Encoder
 from lape_jax.nn.layers import GELUS, PatchEmbed, layer_norm, normal_02
 from lape_jax.nn.pe_norm import PE_NORMS, pe_norm_chain
 from lape_jax.nn.peg import PEG, check_pegs, encode_with_pegs
@@ -27,7 +27,8 @@ class ViT(Classifier):
     Calling it maps images (batch, height, width, channels), normalised, to `(logits, out)`. `out` names what lies
     between: "pos_embed" (the table), "stem" (tokens that enter block 0), "tokens" and "pe" (after and as delivered by
     each block, stacked on a leading layer axis), "encoded" (after the final LayerNorm), "pre_logits" (what the head
-    sees). If distilled, also "pre_logits_dist", and "heads", the logits of both heads (class, distillation). Under jit, what is not used costs nothing.
+    sees). If distilled, also "pre_logits_dist", and "heads", the logits of both heads (class, distillation). Under jit,
+    what is not used costs nothing.
 
     Attributes:
         num_classes: outputs of the head.
@@ -78,9 +79,9 @@ class ViT(Classifier):
     dtype: DTypeLike = jnp.float32
 
     # What other families of the same shape do in another way: initial values (of the patch embedding's kernel, None for
-    # its default; of the class and distillation token; of learnable position tables), arguments of `Block`, its class
-    # and the encoder's, the pools there are; and `_patch_embed`, the module that makes tokens of images, with `grid`,
-    # its rows and columns.
+    # its default; of the class and distillation token; of learnable position tables), options of the blocks, their
+    # class and the encoder's, the pools there are; and `_patch_embed`, the module that makes tokens of images,
+    # with `grid`, its rows and columns.
     inits: ClassVar[Mapping[str, Initializer | None]] = {"patch": None, "token": normal_02, "table": normal_02}
     block_options: ClassVar[Mapping[str, Any]] = {}
     block_class: ClassVar[type[Block]] = Block
@@ -164,22 +165,21 @@ class ViT(Classifier):
 
     def _encoder(self) -> Encoder:
         _, relative = position.parse_pe(self.pe)
-        block = {
-            "heads": self.heads,
-            "mlp_hidden": int(self.width * self.mlp_ratio),
-            "join": self.method,
-            "pe_norm": self.pe_norm,
-            "relative_grid": self.grid if relative else None,
-            "dropout": self.dropout,
-            "attn_dropout": self.attn_dropout,
-            "layer_scale": self.layer_scale,
-            "ln_eps": self.ln_eps,
-            "gelu": self.gelu,
-            "bare_rows": self.bare_rows,
-            "attention": self.attention,
-            "dtype": self.dtype,
-            **self.block_options,
-        }
+        block = BlockOptions(
+            heads=self.heads,
+            mlp_hidden=int(self.width * self.mlp_ratio),
+            join=self.method,
+            pe_norm=self.pe_norm,
+            relative_grid=self.grid if relative else None,
+            dropout=self.dropout,
+            attn_dropout=self.attn_dropout,
+            layer_scale=self.layer_scale,
+            ln_eps=self.ln_eps,
+            gelu=self.gelu,
+            bare_rows=self.bare_rows,
+            attention=self.attention,
+            dtype=self.dtype,
+        ).replace(**self.block_options)
         return self.encoder_class(
             self.depth, block, self.drop_path, self.unroll, self.remat, block_class=self.block_class, parent=None
         )
