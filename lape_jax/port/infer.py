@@ -79,8 +79,8 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
         return
     tables = [f"{position.LEARNABLE}+{position.RELATIVE}", "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])]
     changes: list[dict[str, Any]] = [{}]
-    for name in {_leaves(join): name for name, join in JOINS.items() if join.trainable and any(_leaves(join))}.values():
-        join = JOINS[name]
+    kinds = {_leaves(join): (name, join) for name, join in _methods(model).items() if any(_leaves(join))}
+    for name, join in kinds.values():
         kind = {"join": name} if join.has_norms else {"join": name, "pe_norm": "layernorm"}
         changes += [{**kind, "pe": pe} for pe in ([position.LEARNABLE] if join.table_per_layer else tables)]
     if hasattr(model, "distilled"):
@@ -155,9 +155,14 @@ def _joining(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str:
     apart = any(path.startswith(PE_NORMS) for path in found) and not any(len(s) and s[0] == model.depth for s in norms)
     last = any(path.startswith(LAST_PE_NORM) for path in found)
     leaves = (bool(norms) and not apart, apart, last, len(found.get(TABLE, ())) == 3)
-    methods = {name: model.clone(join=name).method for name in (model.joining, PUBLISHED, *JOINS)}
-    fitting = (name for name, join in methods.items() if join.trainable and _leaves(join) == leaves)
-    return next(fitting, model.joining)
+    methods = _methods(model)
+    first = (model.joining, PUBLISHED, *methods)
+    return next((name for name in first if name in methods and _leaves(methods[name]) == leaves), model.joining)
+
+
+def _methods(model: nn.Module) -> dict[str, Joining]:
+    """The joining methods that weights may be of, as a model of this kind has them."""
+    return {name: model.clone(join=name).method for name, join in JOINS.items() if join.trainable}
 
 
 def _leaves(join: Joining) -> tuple[bool, bool, bool, bool]:
