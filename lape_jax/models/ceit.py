@@ -14,7 +14,8 @@ from lape_jax.errors import UserError
 from lape_jax.models.base import pair
 from lape_jax.models.vit import ViT
 from lape_jax.nn.batch_norm import BatchNorm
-from lape_jax.nn.encoder import Block, BlockOptions, Carry, LayerInputs
+from lape_jax.nn.block_options import BlockOptions
+from lape_jax.nn.encoder import Block, Carry, LayerInputs
 from lape_jax.nn.layers import GELUS, PatchEmbed, torch_uniform
 
 STEM_STRIDE = 4  # of convolution and pooling before the patches are cut

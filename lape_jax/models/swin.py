@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
 from lape_jax.nn import choice, position
-from lape_jax.nn.encoder import BlockOptions, Carry, Encoder, at_most, check_unroll
+from lape_jax.nn.block_options import BlockOptions
+from lape_jax.nn.encoder import Carry, Encoder, at_most, check_unroll
 from lape_jax.nn.join import JOINS, Joining
 from lape_jax.nn.layers import PatchEmbed, layer_norm, normal_02
 from lape_jax.nn.merging import PatchMerging, merge_pe
@@ -96,7 +97,9 @@ class Swin(Classifier):
     attention: str | choice.OnDevices = "auto"
     dtype: DTypeLike = jnp.float32
 
-    pes: ClassVar[tuple[str, ...]] = tuple(pe for pe in position.KINDS if not position.has_peg(pe))
+    pes: ClassVar[tuple[str, ...]] = tuple(
+        pe for pe in position.KINDS if not position.has_peg(pe) and not position.parse_rope(pe)
+    )
     extra_rows: ClassVar[int] = 0  # tokens before the patches
 
     @property

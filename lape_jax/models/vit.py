@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
-from lape_jax.nn import choice, position
-from lape_jax.nn.encoder import Block, BlockOptions, Carry, Encoder
+from lape_jax.nn import choice, position, rope
+from lape_jax.nn.block_options import BlockOptions
+from lape_jax.nn.encoder import Block, Carry, Encoder
 from lape_jax.nn.layers import GELUS, PatchEmbed, layer_norm, normal_02
 from lape_jax.nn.pe_norm import PE_NORMS, pe_norm_chain
 from lape_jax.nn.peg import PEG, check_pegs, encode_with_pegs
@@ -116,6 +117,7 @@ class ViT(Classifier):
         self._check_patches()
         if self.width % self.heads:
             raise UserError(f"width={self.width} is not divisible by heads={self.heads}")
+        rope.check_heads(self.pe, self.width, self.heads)
         if self.width * self.mlp_ratio < 1:
             raise UserError(f"mlp_ratio={self.mlp_ratio} leaves an MLP without hidden units at width={self.width}")
 
@@ -171,6 +173,7 @@ class ViT(Classifier):
             join=self.method,
             pe_norm=self.pe_norm,
             relative_grid=self.grid if relative else None,
+            rope=rope.of(self.pe, self.grid),
             dropout=self.dropout,
             attn_dropout=self.attn_dropout,
             layer_scale=self.layer_scale,

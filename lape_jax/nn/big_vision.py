@@ -29,6 +29,7 @@ class EncoderBlock(Block):
         attention = HeadwiseAttention(
             options.heads,
             grid=options.relative_grid,
+            rope=options.rope,
             attn_dropout=options.attn_dropout,
             dropout=options.dropout,
             implementation=options.attention,
@@ -94,6 +95,9 @@ class HeadwiseAttention(Attention):
         q, k, v = (
             checkpoint_name(nn.DenseGeneral(shape, name=name, **dense)(rows), "qkv") for name, rows in given.items()
         )
+        if self.rope is not None:
+            turned = self.turned(*(part.reshape(*part.shape[:2], -1) for part in (q, k)))
+            q, k = (part.reshape(q.shape) for part in turned)
         y = checkpoint_name(self.attend(q, k, v, train), "attended")
         y = nn.DenseGeneral(width, axis=(-2, -1), name="out", **dense)(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)

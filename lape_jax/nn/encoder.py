@@ -1,6 +1,5 @@
 """The transformer block, and the scan over blocks that carries tokens and position embedding."""
 
-import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -8,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lape_jax.errors import UserError, nearest
 from lape_jax.nn.attention import Attention
-from lape_jax.nn.choice import AUTO, OnDevices
-from lape_jax.nn.join import BASELINE, JOINS, Joining
+from lape_jax.nn.block_options import BlockOptions
+from lape_jax.nn.choice import AUTO
 from lape_jax.nn.layers import LayerScale, Mlp, drop_path, layer_norm
 from lape_jax.nn.pe_norm import PENorm
 
@@ -69,47 +67,6 @@ class LayerInputs(NamedTuple):
     index: Int[Array, "*l"]  # which block it is, from 0
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockOptions:
-    """What the blocks of an encoder have in common.
-
-    Attributes: see `lape_jax.models.vit.ViT`, and:
-        mlp_hidden: channels between the layers of the MLP.
-        relative_grid: the grid (rows, columns) of a relative bias, if there is one.
-        norm2_on_residual: whether the second LayerNorm lies on the residual stream, see `Block`.
-        bare_rows: so many of the first tokens have no PE.
-        grid: that of the patches, to which a relative bias is resized from `relative_grid`.
-        window, windows: see `lape_jax.nn.padded_windows` and `lape_jax.nn.windows`.
-    """
-
-    heads: int
-    mlp_hidden: int
-    join: Joining
-    pe_norm: str = "layernorm"
-    relative_grid: tuple[int, int] | None = None
-    dropout: float = 0.0
-    attn_dropout: float = 0.0
-    layer_scale: float | None = None
-    ln_eps: float = 1e-6
-    attention: str | OnDevices = AUTO
-    dtype: DTypeLike = jnp.float32
-    qkv_bias: bool = True
-    norm2_on_residual: bool = False
-    gelu: str = "erf"
-    bare_rows: int = 0
-    grid: tuple[int, int] | None = None
-    window: int | None = None
-    windows: Any = None
-
-    def replace(self, **changed: Any) -> "BlockOptions":
-        """The same with other values of some."""
-        return dataclasses.replace(self, **changed)
-
-    def without_position(self) -> "BlockOptions":
-        """The same for tokens that have no place."""
-        return self.replace(join=JOINS[BASELINE], pe_norm="layernorm", relative_grid=None, bare_rows=0, grid=None)
-
-
 class Block(nn.Module):
     """Pre-norm transformer block whose attention is fed by a joining method.
 
@@ -162,6 +119,7 @@ class Block(nn.Module):
             "heads": ours.heads,
             "grid": ours.relative_grid and (ours.grid or ours.relative_grid),
             "table_grid": ours.relative_grid,
+            "rope": ours.rope and ours.rope._replace(grid=ours.grid or ours.rope.grid),
             "qkv_bias": ours.qkv_bias,
             "attn_dropout": ours.attn_dropout,
             "dropout": ours.dropout,

@@ -12,6 +12,7 @@ from lape_jax.models.base import Classifier, pair
 from lape_jax.models.ceit import CeiT
 from lape_jax.models.segmenter import DECODERS, Segmenter
 from lape_jax.models.t2t import T2TViT
+from lape_jax.models.vit import ViT
 from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn import position
 from lape_jax.nn.join import JOINS, PUBLISHED, Joining
@@ -35,9 +36,9 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     """Models like `model` that weights may be for, the most probable first; they may fail their `check`.
 
     They differ from it in what can be read off the weights: number of classes, distillation token, joining method,
-    relative position bias, size of patches, channels of images, image size, Swin's windows (which imply an image size,
-    if no table does). What cannot is taken to be the model's: heads, whether a table is shared or default, square
-    images.
+    relative position bias, learned frequencies of RoPE, size of patches, channels of images, image size, Swin's windows
+    (which imply an image size, if no table does). What cannot is taken to be the model's: heads, whether a table is
+    shared or default, square images.
 
     Args:
         shapes_for: (model) -> shapes of those of its variables, by path, that the weights have, perhaps in other
@@ -66,6 +67,7 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     candidates = []
     for absolute in _tables(found, model):
         rest = [position.RELATIVE] if any(path.endswith(BIAS_TABLE) for path in found) else []
+        rest += [rope] if (rope := _rope(found, model)) else []
         rest += [position.PEG] if position.has_peg(model.pe) else []
         candidate = model.clone(**settings, pe="+".join([*filter(None, [absolute]), *rest]) or position.NONE)
         candidates.append(_sized(candidate, found))
@@ -77,7 +79,9 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
     if not isinstance(model, Classifier):
         yield model
         return
-    tables = [f"{position.LEARNABLE}+{position.RELATIVE}", "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])]
+    turned = isinstance(model, ViT) and model.width // model.heads % 4 == 0
+    most = [position.LEARNABLE, position.RELATIVE, *[position.ROPE_MIXED][: int(turned)]]
+    tables = ["+".join(most), "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])]
     changes: list[dict[str, Any]] = [{}]
     kinds = {_leaves(join): (name, join) for name, join in _methods(model).items() if any(_leaves(join))}
     for name, join in kinds.values():
@@ -183,6 +187,14 @@ def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str 
             f"{model.pe!r}"
         )
     return [None]
+
+
+def _rope(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str | None:
+    """The kind of rotary position embedding: only learned frequencies are seen among the variables."""
+    if any(path.endswith("/freqs") for path in found):
+        return position.ROPE_MIXED
+    own = position.parse_rope(model.pe)
+    return None if own == position.ROPE_MIXED else own
 
 
 def _sized(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> nn.Module:

@@ -32,7 +32,7 @@ NORM1 = ("norm1", "LayerNorm_0")  # big_vision calls it by the latter
 LAST_NORM = ("norm/scale", "Transformer/encoder_norm/scale")  # likewise
 # Variables in which the two models may differ: those of the position, of how tokens are pooled, and of the classes.
 FREE = re.compile(
-    r"(.*/)?(pos_embed(ding|_\d+)?|pe_norms?|pe_norm_last|relative_position_bias_table|peg_\d+"
+    r"(.*/)?(pos_embed(ding|_\d+)?|pe_norms?|pe_norm_last|relative_position_bias_table|freqs|peg_\d+"
     r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg"
     r"|fc_cls|fc_reg|conv_logits)(/.*)?"
 )

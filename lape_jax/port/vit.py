@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from lape_jax.errors import UserError
 from lape_jax.nn import position
+from lape_jax.port import rope
 from lape_jax.port.entries import CONV, LINEAR, ROWS, SAME, Axes, Entry, torch_shape
 from lape_jax.port.params import FLOATS
 
@@ -71,6 +72,10 @@ def entries(
     found = []
     names = {**names, **_peg_names(shapes)}
     for path, shape in shapes.items():
+        if path == rope.PATH:  # of all layers
+            axes = rope.axes(shape[-2])
+            found.append(Entry((rope.NAME,), torch_shape(shape, axes), path, None, axes))
+            continue
         if path not in names:
             raise UserError(f"the parameter {path} of this model has no counterpart in PyTorch's {family}")
         name, axes = names[path]
@@ -95,7 +100,7 @@ def constants(model: nn.Module, dtype: DTypeLike = np.float64) -> dict[str, np.n
     found = fixed(model, dtype, FROZEN_TABLE, INDEX)
     if position.parse_pe(model.pe)[0] == position.SINCOS_1D:
         found[FROZEN_TABLE] = found[FROZEN_TABLE][0]  # without the leading axis that all others have
-    return found
+    return found | rope.places(model, dtype)
 
 
 def fixed(model: nn.Module, dtype: DTypeLike, table: str, index: str) -> dict[str, np.ndarray]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lape_jax.errors import UserError
-from lape_jax.nn.encoder import REMAT_POLICIES, Block, BlockOptions, Carry, Encoder, LayerInputs
+from lape_jax.nn.block_options import BlockOptions
+from lape_jax.nn.encoder import REMAT_POLICIES, Block, Carry, Encoder, LayerInputs
 from lape_jax.nn.join import JOINS
 from tests import quick
 from tests.quick import jit

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lape_jax.nn.encoder import BlockOptions, Carry, LayerInputs
+from lape_jax.nn.block_options import BlockOptions
+from lape_jax.nn.encoder import Carry, LayerInputs
 from lape_jax.nn.join import JOINS
 from lape_jax.nn.windows import MASKED, WindowBlock, Windows, reorder
 from tests.quick import jit
