@@ -136,6 +136,8 @@ class Swin(Classifier):
         self._check_stages()
         self._check_grids()
         self._check_joining()
+        if self.method.norms_apart:
+            raise UserError(f"join={self.join!r} does not say how it is in several stages (`in_stages`), as a Swin has")
         self._check_numbers()
         choice.check(self.attention, self.attn_dropout)
         check_unroll(self.unroll, max(self.depths), f"the depth of the deepest stage in {self.depths}")

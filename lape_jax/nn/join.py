@@ -65,8 +65,8 @@ class Joining:
             attention; that of a last norm, LNp(w), must be added to tokens of which the head sees the mean.
         stem_only: whether all that it does is to add the table to x_0. It then works without a table, too.
 
-    The last two are claims about all that a method does. They are not inherited: who derives a class from another makes
-    them anew, or does without.
+    The last three are claims about all that a method does. They are not inherited: who derives a class from another
+    makes them anew, or does without.
     """
 
     title: ClassVar[str]
@@ -85,7 +85,7 @@ class Joining:
     stem_only: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        for claim in ("folds_into", "stem_only"):
+        for claim in ("in_stages", "folds_into", "stem_only"):
             if claim not in vars(cls):
                 setattr(cls, claim, getattr(Joining, claim))
 
