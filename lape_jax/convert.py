@@ -11,10 +11,9 @@ tables, class and distillation token, registers, layer scales, windows, patches,
 the weights, as far as they tell, where --model.KEY=VALUE does not give them; all else is the model's. (A .safetensors
 file that `convert` or `export` wrote says it all itself, and so does Hugging Face's config.json beside the weights:
 --model is not needed.) They do not tell `pe_norm`, PEGs, RoPE that learns nothing, "shared" from "default" or
-"lape_sharing" from "lape"; nor, in a PyTorch file, a sinusoid from a learned table, which under our own names is not
-among the weights at all. Every weight must have its place: nothing is dropped (but what pre-training leaves beside a
-backbone without head, which is said), made up or
-reshaped.
+"lape_sharing" from "lape" (and, in a Swin, "pvg"); nor, in a PyTorch file, a sinusoid from a learned table, which under
+our own names is not among the weights at all. Every weight must have its place: nothing is dropped (but what
+pre-training leaves beside a backbone without head, which is said), made up or reshaped.
 """
 
 import argparse

@@ -41,6 +41,7 @@ def layer_ids(params: Any) -> tuple[Any, int]:
         own = np.arange(depth, depth + count) + 1
         depth += count
         pairs += [(f"{stack}/.*", own), (f"pos_embed_{stage}", own), (f"downsample_{stage}/.*", depth)]
+    pairs += [("pe_norms/.*", np.arange(1, depth) + 1)]  # of all blocks but the first
     pairs += [(f"peg_{block}/.*", block + 1) for block in range(depth)]
     tables = [name for name in ("pos_embed", "pos_embedding") if name in named]
     pairs += [(name, np.arange(depth) + 1) for name in tables if named[name].shape[:-2] == (depth,) != (1,)]

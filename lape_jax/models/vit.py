@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
 from lape_jax.nn import choice, position, rope
+from lape_jax.nn.block_options import BlockOptions
 from lape_jax.nn.encoder import Block, Carry, Encoder
-from lape_jax.nn.join import PE_NORMS
 from lape_jax.nn.layers import GELUS, PatchEmbed, layer_norm, normal_02
+from lape_jax.nn.pe_norm import PE_NORMS, pe_norm_chain
 from lape_jax.nn.peg import PEG, check_pegs, encode_with_pegs
 
 POOLS = ("token", "gap", "seq")
@@ -27,7 +28,8 @@ class ViT(Classifier):
     Calling it maps images (batch, height, width, channels), normalised, to `(logits, out)`. `out` names what lies
     between: "pos_embed" (the table), "stem" (tokens that enter block 0), "tokens" and "pe" (after and as delivered by
     each block, stacked on a leading layer axis), "encoded" (after the final LayerNorm), "pre_logits" (what the head
-    sees, and "pre_logits_dist" if distilled). Under jit, what is not used costs nothing.
+    sees). If distilled, also "pre_logits_dist", and "heads", the logits of both heads (class, distillation). Under jit,
+    what is not used costs nothing.
 
     Attributes:
         num_classes: outputs of the head; 0 for no head, the logits being what it would see.
@@ -38,12 +40,11 @@ class ViT(Classifier):
         peg_blocks: with a `pe` that has "peg", the number of first blocks that are followed by a `lape_jax.nn.peg.PEG`.
         join: joining method, one of `lape_jax.nn.join.JOINS`; None means "lape" if `pe` has an absolute table and
             "default" if it has none.
-        pe_norm: the function that LaPE applies to the PE, one of `lape_jax.nn.join.PE_NORMS`.
+        pe_norm: the function that LaPE applies to the PE, one of `lape_jax.nn.pe_norm.PE_NORMS`.
         pool: what of the tokens after the final LayerNorm the head sees: "token" (the class token's row), "gap" (no
             class token; the mean over patches) or "seq" (no class token; sum_n a_n x_n, where a is the softmax over
             patches of a learned linear function of x_n: Hassani et al. 2021).
-        distilled: adds a distillation token with a head of its own. In training the logits are the pair (class,
-            distillation); in evaluation their mean.
+        distilled: adds a distillation token with a head of its own; the logits are the mean of both heads'.
         dist_head: False for a distillation token without that head; the logits are those of the class token then.
         registers: so many more tokens before all others, which the output does not ask (Darcet et al. 2024,
             arXiv:2309.16588). They have no PE, whatever the joining.
@@ -84,9 +85,9 @@ class ViT(Classifier):
     dtype: DTypeLike = jnp.float32
 
     # What other families of the same shape do in another way: initial values (of the patch embedding's kernel, None for
-    # its default; of the class and distillation token; of learnable position tables), arguments of `Block`, its class
-    # and the encoder's, the pools there are; and `_patch_embed`, the module that makes tokens of images, with `grid`,
-    # its rows and columns.
+    # its default; of the class and distillation token; of learnable position tables), options of the blocks, their
+    # class and the encoder's, the pools there are; and `_patch_embed`, the module that makes tokens of images,
+    # with `grid`, its rows and columns.
     inits: ClassVar[Mapping[str, Initializer | None]] = {"patch": None, "token": normal_02, "table": normal_02}
     block_options: ClassVar[Mapping[str, Any]] = {}
     block_class: ClassVar[type[Block]] = Block
@@ -148,6 +149,8 @@ class ViT(Classifier):
             shape = (1, self.registers, self.width)
             self.reg_token = self.param("reg_token", nn.initializers.normal(1e-6), shape, jnp.float32)
         self.position_table = self._table()
+        if self.method.norms_apart:
+            self.pe_norms = pe_norm_chain(self.pe_norm, self.ln_eps, self.depth - 1)
         self.pos_dropout = nn.Dropout(self.dropout)
         self.encoder = self._encoder()
         nn.share_scope(self, self.encoder)  # the parameters are `blocks/...`, as in DeiT, not `encoder/blocks/...`
@@ -186,29 +189,28 @@ class ViT(Classifier):
 
     def _encoder(self) -> Encoder:
         _, relative = position.parse_pe(self.pe)
-        block = {
-            "heads": self.heads,
-            "mlp_hidden": int(self.width * self.mlp_ratio),
-            "join": self.joining,
-            "pe_norm": self.pe_norm,
-            "relative_grid": self.grid if relative else None,
-            "rope": rope.of(self.pe, self.grid),
-            "dropout": self.dropout,
-            "attn_dropout": self.attn_dropout,
-            "layer_scale": self.layer_scale,
-            "ln_eps": self.ln_eps,
-            "gelu": self.gelu,
-            "bare_rows": self.bare_rows,
-            "attention": self.attention,
-            "dtype": self.dtype,
-            **self.block_options,
-        }
+        block = BlockOptions(
+            heads=self.heads,
+            mlp_hidden=int(self.width * self.mlp_ratio),
+            join=self.method,
+            pe_norm=self.pe_norm,
+            relative_grid=self.grid if relative else None,
+            rope=rope.of(self.pe, self.grid),
+            dropout=self.dropout,
+            attn_dropout=self.attn_dropout,
+            layer_scale=self.layer_scale,
+            ln_eps=self.ln_eps,
+            gelu=self.gelu,
+            bare_rows=self.bare_rows,
+            attention=self.attention,
+            dtype=self.dtype,
+        ).replace(**self.block_options)
         return self.encoder_class(
             self.depth, block, self.drop_path, self.unroll, self.remat, block_class=self.block_class, parent=None
         )
 
     def embed(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Carry, Float[Array, "l n d"] | None]:
-        """The carry that enters block 0, and the tables of all layers for joinings that have one per layer.
+        """The carry that enters block 0, and the tables of all layers for joinings that give each one.
 
         Raises:
             UserError: the images do not have the model's `input_shape`.
@@ -225,7 +227,14 @@ class ViT(Classifier):
             table = table[..., self.unused_rows :, :]
         tokens, pe = self.method.stem(tokens, table)
         tokens = self.pos_dropout(tokens, deterministic=not train)
-        return Carry(tokens, pe), table if self.method.table_per_layer else None
+        return Carry(tokens, pe), self.tables_of_layers(table)
+
+    def tables_of_layers(self, table: Float[Array, "*l n d"] | None) -> Float[Array, "l n d"] | None:
+        """What each block is given as a table of its own, for joinings that give it one."""
+        if self.method.norms_apart:
+            _, delivered = self.pe_norms(table, None)
+            return jnp.concatenate([jnp.zeros_like(delivered[:1]), delivered])
+        return table if self.method.table_per_layer else None
 
     def table_for(self, shape: tuple) -> Float[Array, "*l n d"] | None:
         """The table, or those of all layers, for images of this shape, whose batch may be symbolic (`jax.export`)."""
@@ -243,9 +252,7 @@ class ViT(Classifier):
         """Runs the encoder with its PEGs, or a segment of it: see `Encoder.__call__` and `encode_with_pegs`."""
         return encode_with_pegs(self.encoder, self.peg, carry, layer_pe, train=train, first=first, count=count)
 
-    def __call__(
-        self, images: Float[Array, "b h w c"], train: bool = False
-    ) -> tuple[Float[Array, "b k"] | tuple[Float[Array, "b k"], ...], dict]:
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Float[Array, "b k"], dict]:
         """Logits (float32 or better) and the named intermediates; see the class.
 
         Raises:
@@ -263,8 +270,8 @@ class ViT(Classifier):
         if self.distilled:
             out["pre_logits_dist"] = x[:, self.registers + 1]
         if self.num_classes and self.distilled and self.dist_head:
-            dist_logits = self.head_dist(out["pre_logits_dist"]).astype(full)
-            logits = (logits, dist_logits) if train else (logits + dist_logits) / 2
+            out["heads"] = logits, dist_logits = logits, self.head_dist(out["pre_logits_dist"]).astype(full)
+            logits = (logits + dist_logits) / 2
         return logits, out
 
     def _read(self, carry: Carry, layers: Mapping[str, jax.Array | None], train: bool) -> Float[Array, "b n d"]:

@@ -21,7 +21,7 @@ from lape_jax.nn.join import JOINS, PUBLISHED, Joining
 HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2, "decode_head/conv_seg/kernel": -1}
 HEADS |= {"roi_head/mask_head/conv_logits/kernel": -1}
 TABLE, BIAS_TABLE = "pos_embed", "relative_position_bias_table"
-PE_NORM, LAST_PE_NORM = "pe_norm/", "pe_norm_last/"
+PE_NORM, PE_NORMS, LAST_PE_NORM = "/pe_norm/", "pe_norms/", "pe_norm_last/"
 STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
 DECODER = "decoder/"  # of a Segmenter
 PATCH_KERNELS = ("patch_embed/proj/kernel", "embedding/kernel")
@@ -102,8 +102,8 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
     most = [position.LEARNABLE, position.RELATIVE, *[position.ROPE_MIXED][: int(turned)]]
     tables = ["+".join(most), "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])]
     changes: list[dict[str, Any]] = [{}]
-    for name in {_leaves(join): name for name, join in JOINS.items() if join.trainable and any(_leaves(join))}.values():
-        join = JOINS[name]
+    kinds = {_leaves(join): (name, join) for name, join in _methods(model).items() if any(_leaves(join))}
+    for name, join in kinds.values():
         kind = {"join": name} if join.has_norms else {"join": name, "pe_norm": "layernorm"}
         changes += [{**kind, "pe": pe} for pe in ([position.LEARNABLE] if join.table_per_layer else tables)]
     if hasattr(model, "distilled"):
@@ -175,15 +175,24 @@ def _windows(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str
 
 def _joining(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str:
     """The model's method, or else LaPE or another one, that has such weights."""
-    norms = (any(part in path for path in found) for part in (PE_NORM, LAST_PE_NORM))
-    leaves = (*norms, len(found.get(TABLE, ())) == 3)
-    names = [model.joining, PUBLISHED, *JOINS]
-    return next((name for name in names if JOINS[name].trainable and _leaves(JOINS[name]) == leaves), model.joining)
+    # PyTorch has the same names for the norms of blocks whether the first has one or not.
+    norms = [shape for path, shape in found.items() if PE_NORM in path]
+    apart = any(path.startswith(PE_NORMS) for path in found) and not any(len(s) and s[0] == model.depth for s in norms)
+    last = any(path.startswith(LAST_PE_NORM) for path in found)
+    leaves = (bool(norms) and not apart, apart, last, len(found.get(TABLE, ())) == 3)
+    methods = _methods(model)
+    first = (model.joining, PUBLISHED, *methods)
+    return next((name for name in first if name in methods and _leaves(methods[name]) == leaves), model.joining)
 
 
-def _leaves(join: Joining) -> tuple[bool, bool, bool]:
-    """What weights show of a joining method: its PE norms in blocks and behind them, and a table for each layer."""
-    return join.normalises_pe, join.last_norm, join.table_per_layer
+def _methods(model: nn.Module) -> dict[str, Joining]:
+    """The joining methods that weights may be of, as a model of this kind has them."""
+    return {name: model.clone(join=name).method for name, join in JOINS.items() if join.trainable}
+
+
+def _leaves(join: Joining) -> tuple[bool, bool, bool, bool]:
+    """What weights show of a method: PE norms in all blocks, or in all but the first; a last one; tables by layer."""
+    return join.normalises_pe, join.norms_apart, join.last_norm, join.table_per_layer
 
 
 def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str | None]:
@@ -193,7 +202,7 @@ def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str 
         return list(dict.fromkeys([own or position.LEARNABLE, position.LEARNABLE]))
     if own not in (None, position.LEARNABLE):
         return [own, None]
-    if any(part in path for part in (PE_NORM, LAST_PE_NORM) for path in found):
+    if any(part in path for part in (PE_NORM, PE_NORMS, LAST_PE_NORM) for path in found):
         raise UserError(
             f"the weights have PE norms and no position table: it is a sinusoid, and pe must be that one, not "
             f"{model.pe!r}"

@@ -212,7 +212,8 @@ def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, 
             found[entry.path] = tuple(value.shape)
         elif value is not None and len(value.shape) == len(entry.shape):
             shape = entry.axes.to_flax(np.broadcast_to(np.float32(0), value.shape)).shape
-            found[entry.path] = shape if entry.layer is None else (paths[entry.path][0], *shape)
+            before = found.get(entry.path, (0,))[0]  # layers, so far
+            found[entry.path] = shape if entry.layer is None else (before + 1, *shape)
     if hasattr(masks := given.get(swin.MASK.format(s=0, i=1)), "shape"):
         found[MASKS] = tuple(masks.shape)
     return found

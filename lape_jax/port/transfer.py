@@ -25,13 +25,15 @@ from lape_jax.port.vit_adapter import OWN
 TABLES, BIAS_TABLE = ("pos_embed", "pos_embedding"), "relative_position_bias_table"
 # What the scales of PE norms start as where the source has none:
 #   ones   1, as in training from scratch
-#   norm1  that of the block's norm1, through which the PE reached attention in the source
+#   norm1  that of the block's norm1, through which the PE reached attention in the source; of a last one, that of the
+#          final norm
 PE_NORM_STARTS = ("ones", "norm1")
 NORM1 = ("norm1", "LayerNorm_0")  # big_vision calls it by the latter
+LAST_NORM = ("norm/scale", "Transformer/encoder_norm/scale")  # likewise
 # Variables in which the two models may differ: those of the position, of how tokens are pooled, and of the classes.
 # (The model may have registers where the source has none, and not the reverse.)
 FREE = re.compile(
-    r"(.*/)?(pos_embed(ding|_\d+)?|pe_norm(_last)?|relative_position_bias_table|freqs|peg_\d+"
+    r"(.*/)?(pos_embed(ding|_\d+)?|pe_norms?|pe_norm_last|relative_position_bias_table|freqs|peg_\d+"
     r"|cls|cls_token|dist_token|reg_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg"
     r"|fc_cls|fc_reg|conv_logits)(/.*)?"
 )
@@ -240,9 +242,15 @@ def _bias_grid(rows: int, grid: Grid) -> Grid:
 
 
 def _start_pe_norms(result: dict[str, np.ndarray], initialised: list[str]) -> None:
-    """Sets the scales of blocks' new PE norms to those of norm1, or to their mean where one has a single number."""
+    """Sets the scales of new PE norms as `PE_NORM_STARTS` says, or to their mean where one has a single number."""
     for path in initialised:
+        scale = None
         if path.endswith("pe_norm/scale"):
             scale = next(result[norm1] for name in NORM1 if (norm1 := path.replace("pe_norm", name)) in result)
+        elif path == "pe_norms/scale":
+            scale = result["blocks/norm1/scale"][1:]
+        elif path == "pe_norm_last/scale":
+            scale = next(result[norm] for norm in LAST_NORM if norm in result)
+        if scale is not None:
             vector = result[path].shape == scale.shape
             result[path] = copy(scale if vector else scale.mean(axis=-1))

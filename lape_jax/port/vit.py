@@ -1,7 +1,8 @@
 """Names of the ViT family in PyTorch: those of official LaPE, DeiT and timm.
 
 `NAMES` is the whole story: which parameter is which entry, and how its axes move. Blocks are separate in PyTorch
-(`blocks.0`, `blocks.1`, ...) and stacked on a leading layer axis here. Families that are made of the same parts have
+(`blocks.0`, `blocks.1`, ...) and stacked on a leading layer axis here: {i} is the number of a layer, {next} one more.
+Families that are made of the same parts have
 tables of their own for the same functions.
 """
 
@@ -28,6 +29,8 @@ NAMES = {
     # LayerNorm and the kinds of pe_norm that have a vector (D,) or a scalar () to multiply with
     "blocks/pe_norm/scale": ("blocks.{i}.pe_norm.weight", SAME),
     "blocks/pe_norm/bias": ("blocks.{i}.pe_norm.bias", SAME),
+    "pe_norms/scale": ("blocks.{next}.pe_norm.weight", SAME),  # of joining methods without one in block 0
+    "pe_norms/bias": ("blocks.{next}.pe_norm.bias", SAME),
     "blocks/norm1/scale": ("blocks.{i}.norm1.weight", SAME),
     "blocks/norm1/bias": ("blocks.{i}.norm1.bias", SAME),
     "blocks/attn/relative_position_bias_table": ("blocks.{i}.attn.relative_position_bias_table", SAME),
@@ -82,10 +85,11 @@ def entries(
         if path == "pos_embed" and len(shape) == 3:  # each layer has a table of its own
             name += "{i}"
         patterns = (name, TIMM[path]) if path in TIMM else (name,)
-        stacked = "{i}" in name
+        stacked = "{i}" in name or "{next}" in name
         expected = torch_shape(shape[1:] if stacked else shape, axes)
         for layer in range(shape[0]) if stacked else (None,):
-            found.append(Entry(tuple(p.format(i=layer) for p in patterns), expected, path, layer, axes))
+            numbers = {} if layer is None else {"i": layer, "next": layer + 1}
+            found.append(Entry(tuple(p.format(**numbers) for p in patterns), expected, path, layer, axes))
     return found
 
 
