@@ -249,7 +249,7 @@ DIGITS = "--config=configs/digits.py"
         ("prepare tfds", "required: NAME"),
         ("main", "--config=FILE is missing"),
         ("trian --workdir=DIR", "there is no command"),
-        ("sweep --config=configs/digits.py:table9 --out=DIR", "did you mean 'table"),
+        ("sweep --config=configs/digits.py:table0 --out=DIR", "did you mean 'table"),
         ("sweep --config=configs/digits.py:table7 --out=DIR --config.optimizer.rl=1", "unknown key"),
     ],
 )

@@ -87,11 +87,10 @@ def layer_inputs(model: nn.Module, variables: Mapping[str, Any], images: Float[A
     staged = (lambda stages: stages) if isinstance(model, Swin) else (lambda stack: (stack,))
     stream, found = out["stem"], []
     table = out["pos_embed"][0] if isinstance(out["pos_embed"], tuple) else out["pos_embed"]
-    nothing = jnp.zeros((1, *stream.shape[1:]), table.dtype)
-    placed = join.stem(nothing, table)[0][0]
+    placed = None if table is None else join.stem(jnp.zeros((1, *stream.shape[1:]), table.dtype), table)[0][0]
     for stage, after in enumerate(staged(out["tokens"])):
         if stage:
-            placed = None if join.in_stream else jnp.zeros(after.shape[-2:], placed.dtype)
+            placed = None if join.in_stream else jnp.zeros(after.shape[-2:], table.dtype)
             stream = model.apply(
                 variables, stream, method=lambda module, x, stage=stage: module.downsample[stage - 1](x)
             )
