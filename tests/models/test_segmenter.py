@@ -209,6 +209,7 @@ def test_rates_act_in_training_alone():
         assert (np.abs(logits - expected).max() > 0.1) == bool(rates)
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16():
     expected, _ = ran(18, 27, decoder="mask")
     model = tiny(remat="attention", unroll=2, dtype="bfloat16")
