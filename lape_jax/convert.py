@@ -1,15 +1,15 @@
 """Converts weights between PyTorch, big_vision and lape_jax.
 
-    python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision] [--model.join=lape ...]
+    python -m lape_jax.convert SRC DST --model=deit_ti [--to=torch|lape|big_vision|timm] [--model.join=lape ...]
 
 SRC is a file (known by its content; of a checkpoint with several sets of weights that fit FILE:KEY, such as
 checkpoint.pth.tar:state_dict_ema) or the workdir of a run, of which the best checkpoint is taken; DST a file (.npz,
 .safetensors). Whose names SRC has is recognised. Number of classes, joining method, learned tables, distillation token,
 windows, patches, channels and image size are read off the weights, as far as they tell, where --model.KEY=VALUE does
 not give them; all else is the model's. (A .safetensors file that `convert` or `export` wrote says it all itself, and
-names its model.) They do not tell `pe_norm`, PEGs, "shared" from "default" or "lape_sharing" from "lape"; nor, in a
-PyTorch file, a sinusoid from a learned table, which under our own names is not among the weights at all. Every weight
-must have its place: nothing is dropped, made up or reshaped.
+names its model.) They do not tell `pe_norm`, PEGs, RoPE that learns nothing, "shared" from "default" or "lape_sharing"
+from "lape"; nor, in a PyTorch file, a sinusoid from a learned table, which under our own names is not among the weights
+at all. Every weight must have its place: nothing is dropped, made up or reshaped.
 """
 
 import argparse
@@ -36,7 +36,13 @@ from lape_jax.port.params import flatten
 from lape_jax.tasks import config as configs
 from lape_jax.train import finished
 
-FORMATS = {"torch": "PyTorch", "lape": "lape_jax", "big_vision": "big_vision", "mmseg": "MMSegmentation"}
+FORMATS = {
+    "torch": "PyTorch",
+    "lape": "lape_jax",
+    "big_vision": "big_vision",
+    "mmseg": "MMSegmentation",
+    "timm": "timm",
+}
 
 
 def main(argv: Sequence[str]) -> None:

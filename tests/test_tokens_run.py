@@ -24,7 +24,7 @@ NOISE = re.compile(r".*(attention_pool/bias|attn/qkv/bias|attn/key/bias|mlp/(fc1
 FAMILIES = ("cct_cifar100", "t2t_vit_7", "swin_t", "deit_ti_distilled", "cvt_cifar10", "ceit_ti")
 CASES = [
     *((config, "lape") for config in FAMILIES),
-    *(("deit_ti", join) for join in ("default", "lape,pe=learnable+peg")),
+    *(("deit_ti", join) for join in ("default", "lape,pe=learnable+rope_mixed+peg")),
 ]
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lape_jax.analysis import energy, reparam
 from lape_jax.analysis.blocks import BlockParams, blocks
-from lape_jax.analysis.seen import IN_STREAM, check_table
+from lape_jax.analysis.seen import check_table
 from lape_jax.errors import UserError
 from lape_jax.models.swin import Swin
 from lape_jax.models.vit_adapter import ViTAdapter
@@ -31,6 +31,14 @@ class Measured(NamedTuple):
     def ratio(self) -> float:
         """Energy of the tokens by that of the position; infinite if there is none of it."""
         return self.token_energy / self.pe_energy if self.pe_energy else float("inf")
+
+
+class Entering(NamedTuple):
+    """What a block is given, of class and distillation row too."""
+
+    stream: jax.Array  # (b, n, d), what its first LayerNorm is given
+    placed: jax.Array | None  # (n, d), of it the position; None where it cannot be told from the tokens
+    beside: jax.Array | None  # (n, d), what is added behind that LayerNorm
 
 
 def unmeasurable(model: nn.Module) -> str:
@@ -73,32 +81,26 @@ def measure(
     return [None if layer is None else Measured(layer[0], float(layer[1]), float(layer[2])) for layer in means]
 
 
-def layer_inputs(
-    model: nn.Module, variables: Mapping[str, Any], images: Float[Array, "b h w c"]
-) -> list[tuple[jax.Array, jax.Array | None]]:
-    """By layer what its first LayerNorm is given, (b, n, d), and the position, (n, d); class and distillation row too.
-
-    The position is what there is of it in that stream, or, with joinings that keep it out of there, what is added
-    behind the LayerNorm. It is None where it is in the stream and cannot be told from the tokens.
-    """
-    _, out = model.apply(variables, images, train=False)
+def layer_inputs(model: nn.Module, variables: Mapping[str, Any], images: Float[Array, "b h w c"]) -> list[Entering]:
+    """By layer what enters it. With joinings that keep the position out of the stream, `placed` is 0."""
+    join, (_, out) = model.method, model.apply(variables, images, train=False)
     staged = (lambda stages: stages) if isinstance(model, Swin) else (lambda stack: (stack,))
     stream, found = out["stem"], []
+    table = out["pos_embed"][0] if isinstance(out["pos_embed"], tuple) else out["pos_embed"]
+    nothing = jnp.zeros((1, *stream.shape[1:]), table.dtype)
+    placed = join.stem(nothing, table)[0][0]
     for stage, after in enumerate(staged(out["tokens"])):
         if stage:
+            placed = None if join.in_stream else jnp.zeros(after.shape[-2:], placed.dtype)
             stream = model.apply(
                 variables, stream, method=lambda module, x, stage=stage: module.downsample[stage - 1](x)
             )
         for layer, tokens in enumerate(after):
             delivered = None if out["pe"] is None else staged(out["pe"])[stage][layer]
-            if model.joining == "default":
-                pe = out["pos_embed"] if stage == 0 else None
-            elif model.joining in IN_STREAM:
+            if delivered is not None and not join.delivers:
                 stream = stream + delivered
-                pe = jnp.sum(staged(out["pe"])[stage][: layer + 1], axis=0) if stage == 0 else None
-            else:
-                pe = delivered
-            found.append((stream, pe))
+                placed = None if placed is None else placed + delivered
+            found.append(Entering(stream, placed, delivered if join.delivers else None))
             stream = _through_peg(model, variables, len(found), tokens)
     return found
 
@@ -121,20 +123,20 @@ def _sums(
 ) -> list[tuple | None]:
     """Over images, by layer: the lambdas of each patch, and the mean squares of both parts of all patches."""
     sums = []
-    for (stream, pe), (scale, bias) in zip(layer_inputs(model, variables, images), norms, strict=True):
-        if pe is None:
+    for (stream, placed, beside), (scale, bias) in zip(layer_inputs(model, variables, images), norms, strict=True):
+        if placed is None:
             sums.append(None)
             continue
         full = jnp.promote_types(stream.dtype, jnp.float32)
-        stream, pe = stream.astype(full)[:, model.extra_rows :], pe[model.extra_rows :]
-        if model.joining in IN_STREAM:
-            factors = reparam.lambdas(stream, pe, eps)
-            tokens, placed = energy.parts(stream, pe, scale, bias, model.ln_eps)
+        stream, placed = stream.astype(full)[:, model.extra_rows :], placed[model.extra_rows :]
+        tokens, position_part = energy.parts(stream, placed, scale, bias, model.ln_eps)
+        if model.method.in_stream:
+            factors = reparam.lambdas(stream, placed, eps)
         else:
             one = jnp.ones(stream.shape[:-1], full)
-            factors = reparam.Lambdas(one, one, 0 * one)
-            tokens, _ = energy.parts(stream, jnp.zeros_like(pe), scale, bias, model.ln_eps)
-            placed = jnp.broadcast_to(pe, tokens.shape)
-        squares = [jnp.sum(jnp.mean(part**2, axis=(-2, -1))) for part in (tokens, placed)]
+            factors, position_part = reparam.Lambdas(one, one, 0 * one), jnp.zeros_like(tokens)
+        if beside is not None:
+            position_part = position_part + beside[model.extra_rows :]
+        squares = [jnp.sum(jnp.mean(part**2, axis=(-2, -1))) for part in (tokens, position_part)]
         sums.append((jnp.sum(jnp.stack(factors), axis=1), *squares))
     return sums

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.nn import position
-from lape_jax.nn.join import FOLDED
+from lape_jax.nn.join import BASELINE, JOINS
 
 TRAINING = "train step"
 
@@ -75,19 +75,21 @@ def candidates(name: str, settings: Mapping[str, Any]) -> tuple[list[Candidate],
         raise UserError(
             f"model {name!r}: a {family.__name__} has no position embedding, so there is nothing to compare"
         )
-    if settings.get("join") in ("default", FOLDED):
-        raise UserError(f"join={settings['join']!r} is measured in any case: leave it out")
+    join = settings.get("join")
+    if join == BASELINE or (join in JOINS and not JOINS[join].trainable):
+        raise UserError(f"join={join!r} is measured in any case: leave it out")
     shared = {key: value for key, value in settings.items() if key not in ("join", "pe_norm")}
-    default = models.create(name, **shared, join="default")
+    default = models.create(name, **shared, join=BASELINE)
     if not position.parse_pe(default.pe)[0]:
         raise UserError(f"pe={default.pe!r} has no table that LaPE could deliver: add one, such as 'learnable'")
-    model = models.create(name, **{"join": "lape", **settings})
+    model = models.create(name, **settings)
     found = [Candidate(one.joining, one, _initial(one)) for one in (default, model)]
     try:
         folded, constants = port.fold(found[1].variables, model)
     except UserError as error:
         return found, [f"folded: {error}"]
-    return [*found, Candidate(FOLDED, folded, constants)], ["folded: for inference, its constants are not trained"]
+    found.append(Candidate(folded.joining, folded, constants))
+    return found, ["folded: for inference, its constants are not trained"]
 
 
 def _initial(model: nn.Module) -> dict:

@@ -36,12 +36,11 @@ from lape_jax.analysis.blocks import BlockParams, blocks, check_family
 from lape_jax.errors import UserError
 from lape_jax.models.swin import Swin
 from lape_jax.nn import position
-from lape_jax.nn.join import JOINS, PENorm
+from lape_jax.nn.join import PENorm
 from lape_jax.nn.merging import merge_pe
 from lape_jax.port.params import to_flat
 
 SCRIPT_EPS = 1e-5  # of `similarity_visualize.py` in Ingrid725/LaPE
-IN_STREAM = ("default", "shared", "unshared")  # joinings by which the PE travels in the residual stream
 
 
 class Seen(NamedTuple):
@@ -60,7 +59,7 @@ def tables(model: nn.Module, variables: Mapping[str, Any]) -> list[Seen]:
     check_table(model)
     flat = to_flat(variables, model)
     stored = _stored(model, jax.tree.map(jnp.asarray, variables))
-    if not JOINS[model.joining].table_per_layer:
+    if not model.method.table_per_layer:
         return [Seen(model.grid, _patches(model, stored[0]))]
     rows = [table for stage in stored for table in stage]
     return [Seen(block.grid, _patches(model, table)) for block, table in zip(blocks(model, flat), rows, strict=True)]
@@ -81,7 +80,7 @@ def seen(model: nn.Module, variables: Mapping[str, Any], eps: float = SCRIPT_EPS
     layers = blocks(model, to_flat(variables, model))
     variables = jax.tree.map(jnp.asarray, variables)
     stored = _stored(model, variables)
-    find = _in_stream if model.joining in IN_STREAM else _delivered
+    find = _delivered if model.method.delivers else _in_stream
     found = find(model, variables, layers, stored, eps)
     return [Seen(block.grid, _patches(model, table)) for block, table in zip(layers, found, strict=True)]
 
@@ -119,12 +118,12 @@ def _delivered(
     eps: float,
 ) -> list[np.ndarray]:
     """What the joining method adds to the normalised tokens of each layer."""
-    join, norm = JOINS[model.joining], PENorm(model.pe_norm, eps, model.bare_rows)
-    if join.table_per_layer:
-        return [table for stage in stored for table in stage]
-    pe, found, before = jnp.asarray(stored[0]), [], layers[0]
-    for block in layers:
-        if block.stage > before.stage:
+    join, norm = model.method, PENorm(model.pe_norm, eps, model.bare_rows)
+    own, pe, found, before = _of_layers(model, stored), jnp.asarray(stored[0]), [], layers[0]
+    for layer, block in enumerate(layers):
+        if own:
+            pe = own[layer]
+        elif block.stage > before.stage:
             pe = merge_pe(pe, before.grid)
         params = {path.removeprefix("pe_norm/"): x for path, x in block.params.items() if path.startswith("pe_norm/")}
         deliver = lambda w, params=params: norm.apply({"params": params}, w)  # noqa: E731
@@ -152,19 +151,32 @@ def _in_stream(
 def _parts(
     model: nn.Module, variables: Mapping[str, Any], layers: list[BlockParams], stored: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """The table in the residual stream of each layer, up to a factor."""
-    if model.joining == "unshared":
-        return [np.cumsum(t, axis=0)[i] / (i + 1) for t in stored for i in range(len(t))]
-    table, found, before = jnp.asarray(stored[0]), [], layers[0]
-    for block in layers:
-        if block.stage > before.stage and model.joining == "shared":
-            table = merge_pe(table, before.grid)
-        elif block.stage > before.stage:
-            merge = lambda module, x, stage=before.stage: module.downsample[stage](x)  # noqa: E731
-            table = model.apply(variables, table[None], method=merge)[0]
-        found.append(np.asarray(table))
-        before = block
+    """What stem and blocks have added to the residual stream of each layer: the mean of it, which is up to a factor.
+
+    Where blocks add, what those of an earlier stage have added does not count.
+    """
+    join, own, found, before = model.method, _of_layers(model, stored), [], layers[0]
+    nothing = jnp.zeros((1, *stored[0].shape[-2:]), stored[0].dtype)
+    stream, pe = join.stem(nothing, jnp.asarray(stored[0]))
+    times, added = int(stream is not nothing), None
+    for layer, block in enumerate(layers):
+        if block.stage > before.stage:
+            pe = None if pe is None else merge_pe(pe, before.grid)
+            if added is None:
+                merge = lambda module, x, stage=before.stage: module.downsample[stage](x)  # noqa: E731
+                stream = model.apply(variables, stream, method=merge)
+            else:
+                stream, times = jnp.zeros((1, *(own[layer] if own else pe).shape), stream.dtype), 0
+        joined = join.attend(stream, own[layer] if own else pe, jnp.asarray, jnp.asarray)
+        added = None if joined.tokens is stream else joined.delivered
+        stream, times, pe, before = joined.tokens, times + (added is not None), joined.handed_on, block
+        found.append(np.asarray(stream[0]) / times)
     return found
+
+
+def _of_layers(model: nn.Module, stored: list[np.ndarray]) -> list[jax.Array]:
+    """The table of each layer, if each has its own."""
+    return [jnp.asarray(table) for stage in stored for table in stage] if model.method.table_per_layer else []
 
 
 def _patches(model: nn.Module, table: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m d"]:

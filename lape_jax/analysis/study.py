@@ -6,7 +6,7 @@
     eps                        of the LayerNorms in the maps
     R/radius, R/largest_radius, R/background, R/two_dness     by layer, see `lape_jax.analysis.locality`
     R/rms                      by layer, of what it sees of the position (of a relative bias: of the bias); NaN if that
-                               comes with lambda_2, the joining being one of `IN_STREAM`, and was not measured
+                               comes with lambda_2, the PE being in the residual stream, and was not measured
     R/token_pe_ratio           by layer, energy of the tokens by that of the position; NaN if not measured
     R/layerL/grid              rows and columns of patches
     R/layerL/correlation       (n, n), the map
@@ -28,7 +28,7 @@ import numpy as np
 from lape_jax.analysis import energy, locality, plots
 from lape_jax.analysis.activations import Measured, measure, unmeasurable
 from lape_jax.analysis.correlation import Map, centre, maps, relative_biases, table_maps, token_map
-from lape_jax.analysis.seen import IN_STREAM, SCRIPT_EPS, seen
+from lape_jax.analysis.seen import SCRIPT_EPS, seen
 from lape_jax.errors import UserError
 from lape_jax.nn import position
 
@@ -49,7 +49,7 @@ class Study(NamedTuple):
     """What is known of one model."""
 
     label: str
-    joining: str
+    delivers: bool  # whether its blocks add a PE to the normalised tokens, see `lape_jax.nn.join.Joining`
     maps: list[Map]  # by layer
     table: Map | None  # of the position table, if there is one for all layers
     biases: list[np.ndarray]  # relative, by layer, if there are any
@@ -111,7 +111,7 @@ def study(
     measured = measure(model, variables, images) if seen else []
     return Study(
         label=label,
-        joining=model.joining,
+        delivers=model.method.delivers,
         maps=found,
         table=stored[0] if len(stored) == 1 else None,
         biases=biases,
@@ -171,7 +171,7 @@ def figures(
         if not 1 <= layer <= deepest:
             raise UserError(f"layer {layer} is not one of the {deepest} layers, 1 to {deepest}")
     chosen = {one.label: _chosen(one, layers) for one in studies}
-    fixed = {one.label: None if one.joining in IN_STREAM else (0.0, 1.0) for one in studies}
+    fixed = {one.label: (0.0, 1.0) if one.delivers else None for one in studies}
     rows, overall = {}, {}
     for one in studies:
         rows[one.label] = [_token_panel(title, found, one, token) for title, found in chosen[one.label]]
@@ -233,7 +233,7 @@ def _sizes(
     if biases and not position.parse_pe(model.pe)[0]:
         return [energy.rms(bias.reshape(-1, bias.shape[-1])) for bias in biases]
     layers = seen(model, variables, eps)
-    if model.joining not in IN_STREAM:
+    if not model.method.in_stream:
         return [energy.rms(layer.table) for layer in layers]
     # `seen` leaves out lambda_2, which no map shows, but which makes the size.
     return [math.sqrt(layer.pe_energy) if layer else math.nan for layer in measured or [None] * len(layers)]

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
+from jaxtyping import Array, Float
 
 from lape_jax.errors import UserError, nearest
 from lape_jax.nn import position
-from lape_jax.nn.join import JOINS
+from lape_jax.nn.join import BASELINE, JOINS, PUBLISHED, Joining, PENorm, those
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -36,7 +37,12 @@ class Classifier(nn.Module):
     def joining(self) -> str:
         """The joining method, with `join=None` resolved."""
         absolute, _ = position.parse_pe(self.pe)
-        return ("lape" if absolute else "default") if self.join is None else self.join
+        return (PUBLISHED if absolute else BASELINE) if self.join is None else self.join
+
+    @property
+    def method(self) -> Joining:
+        """The joining method itself."""
+        return JOINS[self.joining]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -55,6 +61,16 @@ class Classifier(nn.Module):
         """Raises UserError unless the model takes images of this shape (batch, height, width, channels)."""
         if shape[1:] != self.input_shape:
             raise UserError(f"the model takes images of shape {self.input_shape}, not {shape[1:]}")
+
+    def _last_pe_norm(self) -> PENorm | None:
+        """The PE norm behind the last block, if the joining method has one."""
+        return PENorm(self.pe_norm, self.ln_eps, self.bare_rows) if self.method.last_norm else None
+
+    def _final(
+        self, x: Float[Array, "b n d"], pe: Float[Array, "_n d"] | None, table: Float[Array, "*_l _n _d"] | None
+    ) -> Float[Array, "b n d"]:
+        """What the joining method makes of the tokens and the PE that leave the last block, and of the table."""
+        return self.method.final(x, pe, table, self.norm, self.pe_norm_last)
 
     def _check_names(self, choices: Mapping[str, Iterable[str]]) -> None:
         for field, known in choices.items():
@@ -86,15 +102,16 @@ class Classifier(nn.Module):
         absolute, _ = position.parse_pe(self.pe)
         if self.joining not in JOINS:
             raise UserError(f"join={nearest(self.join, JOINS)}")
-        join = JOINS[self.joining]
-        if absolute is None and self.joining != "default":
+        join = self.method
+        if absolute is None and not join.stem_only:
             raise UserError(
                 f"join={self.join!r} delivers an absolute position table, and pe={self.pe!r} has none: "
-                f"use join='default', or a table such as pe='learnable{f'+{self.pe}' if self.pe != 'none' else ''}'"
+                f"use join={BASELINE!r}, or a table such as pe='learnable{f'+{self.pe}' if self.pe != 'none' else ''}'"
             )
         if join.table_per_layer and absolute != position.LEARNABLE:
             raise UserError(f"join={self.join!r} learns a table per layer: it needs pe='learnable', not {self.pe!r}")
-        if not join.normalises_pe and self.pe_norm != "layernorm":
-            raise UserError(f"pe_norm={self.pe_norm!r} acts in join='lape' and 'lape_sharing', not in {self.joining!r}")
+        if not join.has_norms and self.pe_norm != "layernorm":
+            normed = those(lambda method: method.has_norms)
+            raise UserError(f"pe_norm={self.pe_norm!r} acts in join={normed}, not in {self.joining!r}")
         if absolute not in (None, position.LEARNABLE):
             position.frozen(absolute, self.grid, self.width)

@@ -17,7 +17,6 @@ from lape_jax.models.vit import ViT
 from lape_jax.nn import position
 from lape_jax.nn.big_vision import AXES, EncoderBlock, LoopTransformer, MapHead, Transformer
 from lape_jax.nn.encoder import Block, Carry, Encoder
-from lape_jax.nn.join import JOINS
 
 POOLS = ("gap", "map", "tok", "0", "none")
 # Width, depth, hidden channels of the MLP, heads. Source: Zhai et al. 2021 (arXiv:2106.04560), Table 2, and big_vision.
@@ -129,6 +128,7 @@ class BigVisionViT(ViT):
         self.position_table = self._table()
         self.pos_dropout = nn.Dropout(self.dropout)
         self.Transformer = self._encoder()
+        self.pe_norm_last = self._last_pe_norm()
         self.peg = self._pegs()
         if self.pool == "map":
             hidden = self.block_options["mlp_hidden"]
@@ -144,13 +144,18 @@ class BigVisionViT(ViT):
         """The blocks, by the name that they have elsewhere."""
         return self.Transformer
 
+    @property
+    def norm(self) -> nn.LayerNorm:
+        """The final LayerNorm, by the name that it has elsewhere."""
+        return self.Transformer.encoder_norm
+
     def _table(self) -> Float[Array, "*l n d"] | None:
         absolute, _ = position.parse_pe(self.pe)
         rows = self.grid[0] * self.grid[1] + self.cls_pe
         if absolute is None:
             return None
         if absolute == position.LEARNABLE:
-            per_layer = JOINS[self.joining].table_per_layer
+            per_layer = self.method.table_per_layer
             shape = (self.depth if per_layer else 1, rows, self.width)
             init = nn.initializers.normal(1 / math.sqrt(self.width))
             table = self.param("pos_embedding", init, shape, jnp.float32)
@@ -176,12 +181,11 @@ class BigVisionViT(ViT):
         if self.pool == "tok":
             cls = jnp.broadcast_to(self.cls.astype(self.dtype), (images.shape[0], 1, self.width))
             tokens = jnp.concatenate([cls, tokens], axis=1)
-        join, table, pe = JOINS[self.joining], self.position_table, None
-        if table is not None and not join.table_per_layer:
-            tokens, pe = join.stem(tokens, table)
+        table = self.position_table
+        tokens, pe = self.method.stem(tokens, table)
         out = {"patches": patches, "with_posemb": tokens[:, self.extra_rows :]}
         tokens = self.pos_dropout(nn.with_logical_constraint(tokens, AXES), deterministic=not train)
-        return Carry(tokens, pe), table if join.table_per_layer else None, out
+        return Carry(tokens, pe), table if self.method.table_per_layer else None, out
 
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Float[Array, "b *n k"], dict]:
         """Logits (float32 or better) and the named intermediates; see the class.
@@ -193,7 +197,7 @@ class BigVisionViT(ViT):
         out |= {"pos_embed": self.position_table, "stem": carry.tokens}
         carry, layers = self.encode(carry, layer_pe, train=train)
         out |= layers
-        out["encoded"] = x = self.Transformer.encoder_norm(carry.tokens)
+        out["encoded"] = x = self._final(carry.tokens, carry.pe, self.position_table)
         maps = x[:, self.extra_rows :].reshape(images.shape[0], *self.grid, self.width)
         x = out["head_input"] = self._pool(x)
         if self.rep_size:

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from lape_jax.errors import UserError, nearest
 from lape_jax.models.big_vision import SIZES, BigVisionViT
 from lape_jax.nn import position
+from lape_jax.nn.join import PUBLISHED
 from lape_jax.port import big_vision as names
 from lape_jax.port import files
 from lape_jax.port.params import check
@@ -232,7 +233,7 @@ def _fit_table(
     if extra < cls_pe:
         raise UserError("the file's position table has no row for the class token: leave cls_pe=True out")
     if extra and not cls_pe and has_cls:
-        found = names.without_class_row(found, settings.get("join") or "lape")
+        found = names.without_class_row(found, settings.get("join") or PUBLISHED)
     elif extra and not cls_pe:
         found = {**found, TABLE: found[TABLE][:, 1:]}
     return {**found, TABLE: _resample(found[TABLE], int(cls_pe), old, new)}

@@ -79,7 +79,8 @@ class CeiT(ViT):
             "pos_layer_embed", nn.initializers.zeros, (self.depth, self.width), jnp.float32
         )
         block = {name: value for name, value in self.encoder.block.items() if name not in self.block_options}
-        self.lca = LayerAttention({**block, "join": "default", "relative_grid": None, "pe_norm": "layernorm"})
+        changed = {"join": "default", "relative_grid": None, "rope": None, "pe_norm": "layernorm"}
+        self.lca = LayerAttention({**block, **changed})
 
     def _patch_embed(self) -> nn.Module:
         rows, columns = pair(self.patch_size)
@@ -89,6 +90,12 @@ class CeiT(ViT):
     def _read(self, carry: Carry, layers: Mapping[str, jax.Array | None], train: bool) -> Float[Array, "b l d"]:
         class_tokens = jnp.swapaxes(layers["class_tokens"], 0, 1)
         return self.lca((class_tokens + self.pos_layer_embed).astype(self.dtype), train)
+
+    def _final(
+        self, x: Float[Array, "b l d"], pe: Float[Array, "n d"] | None, table: Float[Array, "*_l n d"] | None
+    ) -> Float[Array, "b l d"]:
+        place = (rows if rows is None else rows[..., :1, :] for rows in (pe, table))  # that of the class token
+        return super()._final(x, *place)
 
     def _pool(self, x: Float[Array, "b l d"]) -> Float[Array, "b d"]:
         return x[:, -1]

@@ -12,7 +12,6 @@ from lape_jax.models.base import pair
 from lape_jax.models.vit import ViT
 from lape_jax.nn import position
 from lape_jax.nn.encoder import Carry
-from lape_jax.nn.join import FOLDED
 from lape_jax.nn.peg import encode_with_pegs
 from lape_jax.nn.resize import METHODS, resize_rows
 
@@ -55,9 +54,9 @@ class ResizableViT(ViT):
         table, grid = self.position_table, self.patches_of(shape)
         if table is None or grid == self.grid:
             return table
-        if self.joining == FOLDED:
+        if not self.method.trainable:
             raise UserError(
-                f"join='folded' has constants for {self.grid[0]} x {self.grid[1]} patches and the images have "
+                f"join={self.joining!r} has constants for {self.grid[0]} x {self.grid[1]} patches and the images have "
                 f"{grid[0]} x {grid[1]}: fold a model whose image_size is theirs"
             )
         absolute, _ = position.parse_pe(self.pe)

@@ -111,8 +111,8 @@ class Segmenter(ResizableViT):
         if self.decoder_type == "linear":
             self.decoder = LinearDecoder(self.num_classes, self.dtype)
             return
-        changed = {"join": "default", "pe_norm": "layernorm", "relative_grid": None, "layer_scale": None}
-        changed |= {"dropout": self.decoder_dropout, "attn_dropout": self.decoder_dropout}
+        changed = {"join": "default", "pe_norm": "layernorm", "relative_grid": None, "rope": None}
+        changed |= {"layer_scale": None, "dropout": self.decoder_dropout, "attn_dropout": self.decoder_dropout}
         blocks = {
             "depth": self.decoder_depth,
             "block": {**self.encoder.block, **changed, "ln_eps": self.decoder_ln_eps},
@@ -149,7 +149,7 @@ class Segmenter(ResizableViT):
         out = {"pos_embed": self.position_table, "stem": carry.tokens}
         carry, layers = self.encode(carry, layer_pe, train=train, grid=grid)
         out |= layers
-        out["encoded"] = x = self.norm(carry.tokens)
+        out["encoded"] = x = self._final(carry.tokens, carry.pe, self.table_for(images.shape))
         masks, found = self.decoder(x[:, self.extra_rows :], train)
         out |= found
         out["masks"] = masks = masks.reshape(-1, *grid, self.num_classes)

@@ -13,7 +13,7 @@ from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
 from lape_jax.nn import choice, position
 from lape_jax.nn.encoder import Carry, Encoder, at_most, check_unroll
-from lape_jax.nn.join import JOINS, PE_NORMS
+from lape_jax.nn.join import PE_NORMS
 from lape_jax.nn.layers import PatchEmbed, layer_norm, normal_02
 from lape_jax.nn.merging import PatchMerging, merge_pe
 from lape_jax.nn.windows import WindowBlock, Windows
@@ -93,7 +93,9 @@ class Swin(Classifier):
     attention: str | choice.OnDevices = "auto"
     dtype: DTypeLike = jnp.float32
 
-    pes: ClassVar[tuple[str, ...]] = tuple(pe for pe in position.KINDS if not position.has_peg(pe))
+    pes: ClassVar[tuple[str, ...]] = tuple(
+        pe for pe in position.KINDS if not position.has_peg(pe) and not position.parse_rope(pe)
+    )
     extra_rows: ClassVar[int] = 0  # tokens before the patches
 
     @property
@@ -163,6 +165,7 @@ class Swin(Classifier):
         self.layers = self._encoders()  # parameters as in the official code: `layers_0/blocks/...`
         self.downsample = [PatchMerging(windows.grid, self.ln_eps, self.dtype) for windows in self.windows[:-1]]
         self.norm = layer_norm(self.ln_eps, self.dtype, "norm")
+        self.pe_norm_last = self._last_pe_norm()
         self.head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=normal_02)
 
     def _tables(self) -> tuple[Float[Array, "*l n d"] | None, ...]:
@@ -175,7 +178,7 @@ class Swin(Classifier):
         if absolute != position.LEARNABLE:
             return (jnp.asarray(position.frozen(absolute, self.grid, self.width), full),)
         shapes = {"pos_embed": (rows, self.width)}
-        if JOINS[self.joining].table_per_layer:
+        if self.method.table_per_layer:
             shapes = {
                 f"pos_embed_{stage}": (depth, rows >> 2 * stage, self.width << stage)
                 for stage, depth in enumerate(self.depths)
@@ -213,10 +216,7 @@ class Swin(Classifier):
             UserError: the images do not have the model's `input_shape`.
         """
         self.check_images(images.shape)
-        tokens, pe = self.patch_embed(images.astype(self.dtype)), None
-        join, table = JOINS[self.joining], self.position_tables[0]
-        if table is not None and not join.table_per_layer:
-            tokens, pe = join.stem(tokens, table)
+        tokens, pe = self.method.stem(self.patch_embed(images.astype(self.dtype)), self.position_tables[0])
         return Carry(self.pos_dropout(tokens, deterministic=not train), pe)
 
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Float[Array, "b k"], dict]:
@@ -226,7 +226,7 @@ class Swin(Classifier):
             UserError: the images do not have the model's `input_shape`.
         """
         carry = self.embed(images, train)
-        per_layer = JOINS[self.joining].table_per_layer
+        per_layer = self.method.table_per_layer
         out = {"pos_embed": self.position_tables if per_layer else self.position_tables[0], "stem": carry.tokens}
         stages = []
         for stage, encoder in enumerate(self.layers):
@@ -236,7 +236,7 @@ class Swin(Classifier):
             stages.append(layers)
         out["tokens"] = tuple(layers["tokens"] for layers in stages)
         out["pe"] = None if stages[0]["pe"] is None else tuple(layers["pe"] for layers in stages)
-        out["encoded"] = x = self.norm(carry.tokens)
+        out["encoded"] = x = self._final(carry.tokens, carry.pe, self.position_tables[0])
         out["pre_logits"] = jnp.mean(x, axis=1)
         return self.head(out["pre_logits"]).astype(jnp.promote_types(self.dtype, jnp.float32)), out
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
-from lape_jax.nn import choice, position
+from lape_jax.nn import choice, position, rope
 from lape_jax.nn.encoder import Block, Carry, Encoder
-from lape_jax.nn.join import JOINS, PE_NORMS
+from lape_jax.nn.join import PE_NORMS
 from lape_jax.nn.layers import GELUS, PatchEmbed, layer_norm, normal_02
 from lape_jax.nn.peg import PEG, check_pegs, encode_with_pegs
 
@@ -116,6 +116,7 @@ class ViT(Classifier):
         self._check_patches()
         if self.width % self.heads:
             raise UserError(f"width={self.width} is not divisible by heads={self.heads}")
+        rope.check_heads(self.pe, self.width, self.heads)
         if self.width * self.mlp_ratio < 1:
             raise UserError(f"mlp_ratio={self.mlp_ratio} leaves an MLP without hidden units at width={self.width}")
 
@@ -133,6 +134,7 @@ class ViT(Classifier):
         nn.share_scope(self, self.encoder)  # the parameters are `blocks/...`, as in DeiT, not `encoder/blocks/...`
         self.peg = self._pegs()
         self.norm = layer_norm(self.ln_eps, self.dtype, "norm")
+        self.pe_norm_last = self._last_pe_norm()
         if self.pool == "seq":
             self.attention_pool = nn.Dense(1, dtype=self.norm.dtype, kernel_init=normal_02)
         head = {"features": self.num_classes, "dtype": self.dtype, "kernel_init": normal_02}
@@ -150,7 +152,7 @@ class ViT(Classifier):
         if absolute is None:
             return None
         if absolute == position.LEARNABLE:
-            if JOINS[self.joining].table_per_layer:
+            if self.method.table_per_layer:
                 shape = (self.depth, *shape)
             table = self.param("pos_embed", self.inits["table"], shape, jnp.float32)
         else:
@@ -168,6 +170,7 @@ class ViT(Classifier):
             "join": self.joining,
             "pe_norm": self.pe_norm,
             "relative_grid": self.grid if relative else None,
+            "rope": rope.of(self.pe, self.grid),
             "dropout": self.dropout,
             "attn_dropout": self.attn_dropout,
             "layer_scale": self.layer_scale,
@@ -194,14 +197,12 @@ class ViT(Classifier):
         rows += [self.dist_token] if self.distilled else []
         rows = [jnp.broadcast_to(row.astype(self.dtype), (images.shape[0], 1, self.width)) for row in rows]
         tokens = jnp.concatenate([*rows, tokens], axis=1)
-        table, pe = self.table_for(images.shape), None
+        table = self.table_for(images.shape)
         if self.unused_rows and table is not None:
             table = table[..., self.unused_rows :, :]
-        join = JOINS[self.joining]
-        if table is not None and not join.table_per_layer:
-            tokens, pe = join.stem(tokens, table)
+        tokens, pe = self.method.stem(tokens, table)
         tokens = self.pos_dropout(tokens, deterministic=not train)
-        return Carry(tokens, pe), table if join.table_per_layer else None
+        return Carry(tokens, pe), table if self.method.table_per_layer else None
 
     def table_for(self, shape: tuple) -> Float[Array, "*l n d"] | None:
         """The table, or those of all layers, for images of this shape, whose batch may be symbolic (`jax.export`)."""
@@ -231,7 +232,8 @@ class ViT(Classifier):
         out = {"pos_embed": self.position_table, "stem": carry.tokens}
         carry, layers = self.encode(carry, layer_pe, train=train)
         out |= layers
-        out["encoded"] = x = self.norm(self._read(carry, layers, train))
+        x = self._read(carry, layers, train)
+        out["encoded"] = x = self._final(x, carry.pe, self.table_for(images.shape))
         out["pre_logits"] = self._pool(x)
         full = jnp.promote_types(self.dtype, jnp.float32)
         logits = self.head(out["pre_logits"]).astype(full)

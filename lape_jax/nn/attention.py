@@ -19,6 +19,7 @@ from lape_jax.nn.cudnn import attend_cudnn
 from lape_jax.nn.layers import normal_02
 from lape_jax.nn.position import relative_position_index
 from lape_jax.nn.resize import resize_rows
+from lape_jax.nn.rope import ROPE_MIXED, Rope, frequencies, turn
 
 BLOCK = 256  # most queries at a time of "blocks"
 Heads = Float[Array, "b n heads hd"]
@@ -95,6 +96,7 @@ class Attention(nn.Module):
             the patches (class, distillation), as query or key, is zero.
         table_grid: rows and columns that its table is learned for, if they are others: it is resized (bicubic).
         bias_init: initial values of its table.
+        rope: turns queries and keys before they meet, whatever attends; its grid is that of all patches.
         qkv_bias: whether the fused projection has a bias.
         attn_dropout: dropout on the attention weights.
         dropout: dropout after the projection.
@@ -108,6 +110,7 @@ class Attention(nn.Module):
     grid: tuple[int, int] | None = None
     table_grid: tuple[int, int] | None = None
     bias_init: Initializer = nn.initializers.zeros
+    rope: Rope | None = None
     qkv_bias: bool = True
     attn_dropout: float = 0.0
     dropout: float = 0.0
@@ -129,9 +132,20 @@ class Attention(nn.Module):
         dense = {"dtype": self.dtype, "kernel_init": normal_02}
         qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **dense)(x)
         qkv = checkpoint_name(qkv, "qkv")
+        if self.rope is not None:
+            q, k, v = jnp.split(qkv, 3, axis=-1)
+            qkv = jnp.concatenate([*self.turned(q, k), v], axis=-1)
         y = checkpoint_name(self.mix(qkv, train, mask), "attended")
         y = nn.Dense(width, name="proj", **dense)(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+    def turned(self, *parts: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], ...]:
+        """Queries or keys of all heads, side by side, as `rope` turns them."""
+        freqs = None
+        if self.rope.kind == ROPE_MIXED:
+            shape = (2, self.heads, parts[0].shape[-1] // self.heads // 2)
+            freqs = jnp.asarray(self.param("freqs", frequencies, shape, jnp.float32))
+        return tuple(turn(part, self.rope, freqs, self.heads) for part in parts)
 
     def mix(
         self, qkv: Float[Array, "b n qkv"], train: bool, mask: Float[Array, "w n n"] | None

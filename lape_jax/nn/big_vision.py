@@ -28,6 +28,7 @@ class EncoderBlock(Block):
         attention = HeadwiseAttention(
             self.heads,
             grid=self.relative_grid,
+            rope=self.rope,
             attn_dropout=self.attn_dropout,
             dropout=self.dropout,
             implementation=self.attention,
@@ -92,6 +93,9 @@ class HeadwiseAttention(Attention):
         q, k, v = (
             checkpoint_name(nn.DenseGeneral(shape, name=name, **dense)(rows), "qkv") for name, rows in given.items()
         )
+        if self.rope is not None:
+            turned = self.turned(*(part.reshape(*part.shape[:2], -1) for part in (q, k)))
+            q, k = (part.reshape(q.shape) for part in turned)
         y = checkpoint_name(self.attend(q, k, v, train), "attended")
         y = nn.DenseGeneral(width, axis=(-2, -1), name="out", **dense)(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)

@@ -16,6 +16,7 @@ from lape_jax.nn.attention import Attention
 from lape_jax.nn.choice import AUTO, OnDevices
 from lape_jax.nn.join import JOINS, PENorm
 from lape_jax.nn.layers import LayerScale, Mlp, drop_path, layer_norm
+from lape_jax.nn.rope import Rope
 
 KEPT_BY_ATTENTION = ("qkv", "attended", "residual", "fc1")  # named in the modules by `checkpoint_name`
 # What the backward pass may keep of a block, beside what enters it; it computes the rest again. From least to most:
@@ -75,8 +76,8 @@ class Block(nn.Module):
 
     Attributes: see `lape_jax.models.vit.ViT`; `train` turns dropout and stochastic depth on. With `norm2_on_residual`
     the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers. The first `bare_rows`
-    tokens have no PE. With `grid`, the patches are of that grid, and a relative bias is resized to it from that of
-    `relative_grid`. Families with another attention or MLP override `attend` or `transform`.
+    tokens have no PE. With `grid`, the patches are of that grid, and not of that of `rope`, and a relative bias is
+    resized to it from that of `relative_grid`. Families with another attention or MLP override `attend` or `transform`.
     """
 
     heads: int
@@ -97,6 +98,7 @@ class Block(nn.Module):
     gelu: str = "erf"
     bare_rows: int = 0
     grid: tuple[int, int] | None = None
+    rope: Rope | None = None
 
     norm_names: ClassVar[tuple[str, str]] = ("norm1", "norm2")
     reported: ClassVar[tuple[str, ...]] = ("tokens", "pe")  # of all that `__call__` knows, what it returns
@@ -131,6 +133,7 @@ class Block(nn.Module):
             "heads": self.heads,
             "grid": self.relative_grid and (self.grid or self.relative_grid),
             "table_grid": self.relative_grid,
+            "rope": self.rope and self.rope._replace(grid=self.grid or self.rope.grid),
             "qkv_bias": self.qkv_bias,
             "attn_dropout": self.attn_dropout,
             "dropout": self.dropout,

@@ -4,9 +4,10 @@ Absolute tables have one row per token in sequence order: class token, distillat
 Which of the first two exist depends on the model; together they are the `extra_rows`. Frozen tables are NumPy float64
 constants, so that a model in float64 sees them exactly; they are never parameters.
 
-A position embedding has a name, `pe`, of up to three parts joined by "+", in this order: an absolute table (how it
-joins the tokens is another choice, `lape_jax.nn.join`); "relative", a bias on the attention logits; "peg", a
-convolution between blocks (`lape_jax.nn.peg`). "none" is none of them.
+A position embedding has a name, `pe`, of up to four parts joined by "+", in this order: an absolute table (how it
+joins the tokens is another choice, `lape_jax.nn.join`); "relative", a bias on the attention logits; one of `ROPES`,
+which turn queries and keys (`lape_jax.nn.rope`); "peg", a convolution between blocks (`lape_jax.nn.peg`). "none" is
+none of them.
 """
 
 import itertools
@@ -19,9 +20,18 @@ from lape_jax.errors import UserError, nearest
 LEARNABLE, SINCOS_1D, SINCOS_2D, SINCOS_2D_MOCO = "learnable", "sincos_1d", "sincos_2d", "sincos_2d_moco"
 ABSOLUTE = (LEARNABLE, SINCOS_1D, SINCOS_2D, SINCOS_2D_MOCO)
 RELATIVE, PEG, NONE = "relative", "peg", "none"
+ROPES = ROPE_AXIAL, ROPE_MIXED, ROPE_DINOV3 = "rope_axial", "rope_mixed", "rope_dinov3"
+# Those of one part first.
 KINDS = tuple(
-    "+".join(filter(None, (absolute, relative, peg))) or NONE
-    for peg, relative, absolute in itertools.product(("", PEG), ("", RELATIVE), (*ABSOLUTE, ""))
+    sorted(
+        (
+            "+".join(filter(None, (absolute, relative, rope, peg))) or NONE
+            for peg, rope, relative, absolute in itertools.product(
+                ("", PEG), ("", *ROPES), ("", RELATIVE), (*ABSOLUTE, "")
+            )
+        ),
+        key=lambda pe: pe.count("+"),
+    )
 )
 
 
@@ -36,6 +46,11 @@ def parse_pe(pe: str) -> tuple[str | None, bool]:
     parts = pe.split("+")
     absolute = parts[0] if parts[0] in ABSOLUTE else None
     return absolute, RELATIVE in parts
+
+
+def parse_rope(pe: str) -> str | None:
+    """Which of `ROPES` the `pe` of this name has, if any."""
+    return next((part for part in pe.split("+") if part in ROPES), None)
 
 
 def has_peg(pe: str) -> bool:

@@ -21,7 +21,7 @@ from lape_jax.errors import UserError
 from lape_jax.models.big_vision import BigVisionViT
 from lape_jax.models.vit import ViT
 from lape_jax.nn import position
-from lape_jax.nn.join import FOLDED, JOINS
+from lape_jax.nn.join import BASELINE, JOINS
 from lape_jax.port.params import as_array, check, copy, first_few, shapes, to_flat, unflatten
 
 PREFIXES = ("params/", "opt/target/")
@@ -175,7 +175,7 @@ def without_class_row(found: Mapping[str, np.ndarray], joining: str) -> dict[str
     Raises:
         UserError: the joining does not simply add the table to the tokens, once.
     """
-    if joining != "default":
+    if not JOINS[joining].stem_only:
         raise UserError(
             f"the file's position table has a row for the class token, which join={joining!r} does not add to it once "
             f"and for all: build the model with cls_pe=True"
@@ -195,7 +195,7 @@ def _check_model(model: nn.Module) -> None:
             raise UserError(
                 f"{field}={getattr(model, field)!r}: big_vision's ViT has {value!r}, so must the model have"
             )
-    if model.pe not in (position.LEARNABLE, position.SINCOS_2D_MOCO, position.NONE) or model.joining == FOLDED:
+    if model.pe not in (position.LEARNABLE, position.SINCOS_2D_MOCO, position.NONE) or not model.method.trainable:
         raise UserError(f"pe={model.pe!r} with join={model.joining!r} has no counterpart in big_vision")
     if model.pool == "seq":
         raise UserError("pool='seq' has no counterpart in big_vision")
@@ -251,6 +251,9 @@ def _to_ours(found: dict[str, np.ndarray], model: ViT, absent: Collection[str]) 
 
 def _to_theirs(flat: Mapping[str, np.ndarray], model: ViT) -> dict[str, np.ndarray]:
     """The inverse of `_to_ours`."""
+    nameless = [path for path in flat if path not in NAMES and not re.fullmatch("pos_embed|blocks/attn/.*", path)]
+    if nameless:
+        raise UserError(f"big_vision's ViT has nothing like {first_few(nameless)}")
     theirs = {NAMES[path]: value for path, value in flat.items() if path in NAMES}
     heads = (model.heads, model.width // model.heads)
     for leaf in ("kernel", "bias"):
@@ -274,10 +277,10 @@ def _with_class_row(found: dict[str, np.ndarray], model: ViT) -> dict[str, np.nd
     absolute, _ = position.parse_pe(model.pe)
     frozen = absolute not in (None, position.LEARNABLE)
     bare = model.pool == "token" and (frozen or (TABLE in found and found[TABLE].shape[1] == patches))
-    if bare and JOINS[model.joining].normalises_pe:
+    if bare and model.method.has_norms:
         raise UserError(
             f"big_vision's class token has no position embedding, and join={model.joining!r} of this model gives it "
-            f"one: use a model with big_vision's names, such as vit_s_16 with pool='tok', or join='default'"
+            f"one: use a model with big_vision's names, such as vit_s_16 with pool='tok', or join={BASELINE!r}"
         )
     if not bare or frozen:
         return found

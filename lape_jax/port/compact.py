@@ -37,6 +37,8 @@ NAMES = {
     "blocks/mlp/fc2/bias": (BLOCK + "linear2.bias", SAME),
     "norm/scale": ("classifier.norm.weight", SAME),
     "norm/bias": ("classifier.norm.bias", SAME),
+    "pe_norm_last/scale": ("classifier.pe_norm_last.weight", SAME),
+    "pe_norm_last/bias": ("classifier.pe_norm_last.bias", SAME),
     "head/kernel": ("classifier.fc.weight", LINEAR),
     "head/bias": ("classifier.fc.bias", SAME),
 }

@@ -21,11 +21,11 @@ from lape_jax.port import big_vision, checkpoint, torch
 from lape_jax.port.big_vision import from_big_vision, is_big_vision, to_big_vision
 from lape_jax.port.contents import read, say
 from lape_jax.port.params import from_flat, shapes, to_flat
-from lape_jax.port.torch import to_mmseg, to_torch
+from lape_jax.port.torch import to_mmseg, to_timm, to_torch
 
 WRITTEN = (".npz", ".safetensors")
 READERS = {"torch": torch.read, "lape": from_flat, "big_vision": from_big_vision}
-WRITERS = {"torch": to_torch, "lape": to_flat, "big_vision": to_big_vision, "mmseg": to_mmseg}
+WRITERS = {"torch": to_torch, "lape": to_flat, "big_vision": to_big_vision, "mmseg": to_mmseg, "timm": to_timm}
 Result = TypeVar("Result")
 
 
@@ -127,7 +127,8 @@ def save(
 
     Args:
         format: "torch" for a state dict (see `to_torch`), "lape" for our own paths, joined with "/", "big_vision" for
-            its names (see `to_big_vision`), "mmseg" for MMSegmentation's (see `lape_jax.port.torch.to_mmseg`).
+            its names (see `to_big_vision`), "mmseg" for MMSegmentation's and "timm" for timm's (see `to_mmseg` and
+            `to_timm` in `lape_jax.port.torch`).
         metadata: texts by name, for `.safetensors` files.
 
     Raises:

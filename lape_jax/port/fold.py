@@ -13,7 +13,7 @@ from lape_jax.errors import UserError
 from lape_jax.models.big_vision import BigVisionViT
 from lape_jax.models.vit import ViT
 from lape_jax.nn import position
-from lape_jax.nn.join import FOLDED, JOINS, PENorm
+from lape_jax.nn.join import PENorm, those
 from lape_jax.port.params import from_flat, to_flat
 
 # Paths of the position table, of the biases of the first LayerNorms, and what those of the PE norms begin with.
@@ -23,27 +23,30 @@ BIG_VISION_NAMES = ("pos_embedding", f"{BLOCK}LayerNorm_0/bias", f"{BLOCK}pe_nor
 
 
 def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] | None = None) -> tuple[nn.Module, dict]:
-    """A model with join="folded", and its variables, that gives the logits of `model` with no more work than "default".
+    """A model with the joining that its own `folds_into`, and its variables: the same logits from less work.
 
-    Attention of layer l sees LN1_l(x_l) + pe_l = g_l * norm(x_l) + (b_l + pe_l). The sum in brackets depends on the
-    weights alone: it is computed once, in the precision that the model has for its PE (float32 at least, whatever the
-    type of the weights), and stored as a table (l, n, d), which takes the place of the PE norms, of the position table
-    and of the biases b_l. Per layer that is one addition, as of the bias before it, and n d numbers to read.
+    LaPE of both kinds becomes "folded", with no more work than "default". Attention of layer l sees LN1_l(x_l) + pe_l =
+    g_l * norm(x_l) + (b_l + pe_l). The sum in brackets depends on the weights alone: it is computed once, in the
+    precision that the model has for its PE (float32 at least, whatever the type of the weights), and stored as a table
+    (l, n, d), which takes the place of the PE norms, of the position table and of the biases b_l. Per layer that is one
+    addition, as of the bias before it, and n d numbers to read.
 
     Args:
         variables: of `model`.
-        model: a ViT of any family with join="lape" or "lape_sharing".
+        model: a ViT of any family, with a joining that folds.
         size: height and width of the images that the constants are for, of a model that takes images of any size; if
             not given, those of its `input_shape`.
 
     Raises:
-        UserError: the joining has nothing to fold, the model is no ViT, or `variables` are not its variables.
+        UserError: the joining has nothing to fold or does not say how it folds, the model is no ViT, or `variables` are
+            not its variables.
     """
     if not isinstance(model, ViT):
         raise UserError(f"a {type(model).__name__} cannot be folded: only models of one width, such as ViTs, can")
-    join = JOINS[model.joining]
-    if not join.normalises_pe:
-        raise UserError(f"join={model.joining!r} has no PE norms to fold: only 'lape' and 'lape_sharing' do")
+    join = model.method
+    if join.folds_into is None:
+        why = "does not say how its PE norms fold" if join.has_norms else "has no PE norms to fold"
+        raise UserError(f"join={model.joining!r} {why}: only {those(lambda method: method.folds_into)} do")
     if not getattr(model, "scan", True):
         raise UserError("a model with scan=False cannot be folded: give its blocks stacked, with scan=True")
     flat = to_flat(variables, model)
@@ -62,7 +65,7 @@ def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] |
     kept = {path: array for path, array in flat.items() if path != bias_path and not path.startswith(norms)}
     kept[table_path] = np.asarray(jax.device_get(jnp.stack(constants)))
     absolute, _ = position.parse_pe(model.pe)
-    changed = {"join": FOLDED, "pe": model.pe.replace(absolute, position.LEARNABLE), "pe_norm": "layernorm"}
+    changed = {"join": join.folds_into, "pe": model.pe.replace(absolute, position.LEARNABLE), "pe_norm": "layernorm"}
     if model.bare_rows:  # they have no PE, but they have the bias
         changed["cls_pe"] = True
     if asked:

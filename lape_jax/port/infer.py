@@ -12,14 +12,16 @@ from lape_jax.models.base import Classifier, pair
 from lape_jax.models.ceit import CeiT
 from lape_jax.models.segmenter import DECODERS, Segmenter
 from lape_jax.models.t2t import T2TViT
+from lape_jax.models.vit import ViT
 from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn import position
-from lape_jax.nn.join import JOINS
+from lape_jax.nn.join import JOINS, PUBLISHED, Joining
 
 # And which axis is that of classes.
 HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2, "decode_head/conv_seg/kernel": -1}
 HEADS |= {"roi_head/mask_head/conv_logits/kernel": -1}
-TABLE, PE_NORM, BIAS_TABLE = "pos_embed", "pe_norm/", "relative_position_bias_table"
+TABLE, BIAS_TABLE = "pos_embed", "relative_position_bias_table"
+PE_NORM, LAST_PE_NORM = "pe_norm/", "pe_norm_last/"
 STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
 DECODER = "decoder/"  # of a Segmenter
 PATCH_KERNELS = ("patch_embed/proj/kernel", "embedding/kernel")
@@ -34,9 +36,9 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     """Models like `model` that weights may be for, the most probable first; they may fail their `check`.
 
     They differ from it in what can be read off the weights: number of classes, distillation token, joining method,
-    relative position bias, size of patches, channels of images, image size, Swin's windows (which imply an image size,
-    if no table does). What cannot is taken to be the model's: heads, whether a table is shared or default, square
-    images.
+    relative position bias, learned frequencies of RoPE, size of patches, channels of images, image size, Swin's windows
+    (which imply an image size, if no table does). What cannot is taken to be the model's: heads, whether a table is
+    shared or default, square images.
 
     Args:
         shapes_for: (model) -> shapes of those of its variables, by path, that the weights have, perhaps in other
@@ -60,11 +62,12 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     settings |= _decoder(found, model)
     if hasattr(model, "distilled"):
         settings["distilled"] = "dist_token" in found
-    if not JOINS[settings["join"]].normalises_pe:
+    if not JOINS[settings["join"]].has_norms:
         settings["pe_norm"] = "layernorm"
     candidates = []
     for absolute in _tables(found, model):
         rest = [position.RELATIVE] if any(path.endswith(BIAS_TABLE) for path in found) else []
+        rest += [rope] if (rope := _rope(found, model)) else []
         rest += [position.PEG] if position.has_peg(model.pe) else []
         candidate = model.clone(**settings, pe="+".join([*filter(None, [absolute]), *rest]) or position.NONE)
         candidates.append(_sized(candidate, found))
@@ -76,13 +79,14 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
     if not isinstance(model, Classifier):
         yield model
         return
-    table = "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])
-    changes: list[dict[str, Any]] = [
-        {},
-        {"join": "lape", "pe": f"{position.LEARNABLE}+{position.RELATIVE}"},
-        {"join": "lape", "pe": table},
-        {"join": "unshared", "pe": position.LEARNABLE, "pe_norm": "layernorm"},
-    ]
+    turned = isinstance(model, ViT) and model.width // model.heads % 4 == 0
+    most = [position.LEARNABLE, position.RELATIVE, *[position.ROPE_MIXED][: int(turned)]]
+    tables = ["+".join(most), "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])]
+    changes: list[dict[str, Any]] = [{}]
+    for name in {_leaves(join): name for name, join in JOINS.items() if join.trainable and any(_leaves(join))}.values():
+        join = JOINS[name]
+        kind = {"join": name} if join.has_norms else {"join": name, "pe_norm": "layernorm"}
+        changes += [{**kind, "pe": pe} for pe in ([position.LEARNABLE] if join.table_per_layer else tables)]
     if hasattr(model, "distilled"):
         changes += [{**change, "distilled": True} for change in changes]
     if isinstance(model, Segmenter):
@@ -149,11 +153,16 @@ def _windows(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str
 
 
 def _joining(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str:
-    if any(PE_NORM in path for path in found):
-        return model.joining if JOINS[model.joining].normalises_pe else "lape"
-    if len(found.get(TABLE, ())) == 3:
-        return "unshared"
-    return "shared" if model.joining == "shared" else "default"
+    """The model's method, or else LaPE or another one, that has such weights."""
+    norms = (any(part in path for path in found) for part in (PE_NORM, LAST_PE_NORM))
+    leaves = (*norms, len(found.get(TABLE, ())) == 3)
+    names = [model.joining, PUBLISHED, *JOINS]
+    return next((name for name in names if JOINS[name].trainable and _leaves(JOINS[name]) == leaves), model.joining)
+
+
+def _leaves(join: Joining) -> tuple[bool, bool, bool]:
+    """What weights show of a joining method: its PE norms in blocks and behind them, and a table for each layer."""
+    return join.normalises_pe, join.last_norm, join.table_per_layer
 
 
 def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str | None]:
@@ -163,12 +172,20 @@ def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str 
         return list(dict.fromkeys([own or position.LEARNABLE, position.LEARNABLE]))
     if own not in (None, position.LEARNABLE):
         return [own, None]
-    if any(PE_NORM in path for path in found):
+    if any(part in path for part in (PE_NORM, LAST_PE_NORM) for path in found):
         raise UserError(
             f"the weights have PE norms and no position table: it is a sinusoid, and pe must be that one, not "
             f"{model.pe!r}"
         )
     return [None]
+
+
+def _rope(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str | None:
+    """The kind of rotary position embedding: only learned frequencies are seen among the variables."""
+    if any(path.endswith("/freqs") for path in found):
+        return position.ROPE_MIXED
+    own = position.parse_rope(model.pe)
+    return None if own == position.ROPE_MIXED else own
 
 
 def _sized(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> nn.Module:

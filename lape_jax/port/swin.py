@@ -23,10 +23,8 @@ NAMES = {
     "pos_embed": (TABLE, ROWS),
     "patch_embed/norm/scale": ("patch_embed.norm.weight", SAME),
     "patch_embed/norm/bias": ("patch_embed.norm.bias", SAME),
-    **{
-        path: vit.NAMES[path]
-        for path in ("patch_embed/proj/kernel", "patch_embed/proj/bias", "norm/scale", "norm/bias")
-    },
+    **{path: vit.NAMES[path] for path in ("patch_embed/proj/kernel", "patch_embed/proj/bias")},
+    **{path: vit.NAMES[path] for path in ("norm/scale", "norm/bias", "pe_norm_last/scale", "pe_norm_last/bias")},
     "head/kernel": ("head.weight", LINEAR),
     "head/bias": ("head.bias", SAME),
 }

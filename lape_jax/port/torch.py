@@ -9,6 +9,7 @@ import flax.linen as nn
 import numpy as np
 
 from lape_jax.errors import UserError
+from lape_jax.models.base import Classifier
 from lape_jax.models.ceit import CeiT
 from lape_jax.models.compact import ViTLite
 from lape_jax.models.mask_rcnn import MaskRCNN
@@ -19,8 +20,8 @@ from lape_jax.models.t2t import T2TViT
 from lape_jax.models.upernet import UperNet
 from lape_jax.models.vit import ViT
 from lape_jax.models.vit_adapter import ViTAdapter
-from lape_jax.nn.join import FOLDED
-from lape_jax.port import ceit, compact, mask_rcnn, regnet, segmenter, swin, t2t, upernet, vit, vit_adapter
+from lape_jax.nn import position
+from lape_jax.port import ceit, compact, mask_rcnn, regnet, rope, segmenter, swin, t2t, upernet, vit, vit_adapter
 from lape_jax.port.checkpoint import choose, pattern
 from lape_jax.port.conventions import described
 from lape_jax.port.entries import ROWS
@@ -97,7 +98,7 @@ def read(given: Mapping[Any, Any], model: nn.Module, absent: Collection[str] = (
     """As `from_torch`, of a dict that has the weights and nothing else, under the model's own names."""
     arrays = {name: as_array(name, value) for name, value in given.items()}
     family = _family(model)
-    arrays = _official(arrays, family)
+    arrays = rope.with_class_row(_official(arrays, family), model)
     entries = family.entries(shapes(model, absent))
     for name, constant in family.constants(model).items():
         if name in arrays:
@@ -117,9 +118,10 @@ def read(given: Mapping[Any, Any], model: nn.Module, absent: Collection[str] = (
 def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
     """The PyTorch state dict of `variables`: the inverse of `from_torch`, bit for bit.
 
-    Names are those of official LaPE and DeiT (layer scales `gamma_1`, `gamma_2`). A frozen sinusoid is written as
-    `pos_embed` and the index of a relative position bias as `relative_position_index`, as in the official code. The
-    counters of BatchNorms, and the head of a Segmenter's encoder, are written as 0.
+    Names are those of official LaPE and DeiT (layer scales `gamma_1`, `gamma_2`), and for RoPE those of
+    naver-ai/rope-vit: see `lape_jax.port.rope`, also for the class token's row of a table beside it. A frozen sinusoid
+    is written as `pos_embed` and the index of a relative position bias as `relative_position_index`, as in the official
+    code. The counters of BatchNorms, and the head of a Segmenter's encoder, are written as 0.
 
     Raises:
         UserError: `variables` are not those of `model`, or a weight is not floating point or not finite.
@@ -130,7 +132,24 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
         value = flat[entry.path] if entry.layer is None else np.asarray(flat[entry.path][entry.layer])
         state_dict[entry.names[0]] = copy(entry.axes.to_torch(value))
     state_dict |= family.constants(model, next(iter(state_dict.values())).dtype)
+    state_dict = rope.without_class_row(state_dict, model)
     return dict(sorted(state_dict.items(), key=lambda item: natural(item[0])))
+
+
+def to_timm(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+    """The state dict of a ViT's `variables` in timm's names, where they are others; `from_torch` reads it.
+
+    Those of its classes `VisionTransformer` and, with RoPE, `Eva` (`vit_small_patch16_rope_mixed_224` and the like).
+
+    Raises:
+        UserError: as `to_torch`; the model is none that timm has under DeiT's names.
+    """
+    if type(model) is not ViT:
+        raise UserError(f"a {type(model).__name__} has no names of its own in timm: format 'torch' is what there is")
+    state_dict = to_torch(variables, model)
+    if position.parse_rope(model.pe):
+        return rope.to_timm(state_dict, model)
+    return {name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): x for name, x in state_dict.items()}
 
 
 def to_mmseg(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
@@ -151,6 +170,7 @@ def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, 
     """
     family = _family(model)
     given = _official({name: value for name, value in state_dict.items() if hasattr(value, "shape")}, family)
+    given = rope.with_class_row(given, model, any_joining=True)
     found, paths = {}, shapes(model)
     for entry in family.entries(paths):
         value = next((given[name] for name in entry.names if hasattr(given.get(name), "shape")), None)
@@ -165,8 +185,8 @@ def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, 
 
 
 def _family(model: nn.Module) -> ModuleType:
-    if getattr(model, "joining", None) == FOLDED:
-        raise UserError("join='folded' has no counterpart in PyTorch: convert the model before it is folded")
+    if isinstance(model, Classifier) and not model.method.trainable:
+        raise UserError(f"join={model.joining!r} has no counterpart in PyTorch: convert the model before it is folded")
     for kind in type(model).__mro__:
         if kind in FAMILIES:
             return FAMILIES[kind]
@@ -174,7 +194,7 @@ def _family(model: nn.Module) -> ModuleType:
 
 
 def _official(arrays: Mapping[str, Any], family: ModuleType) -> Mapping[str, Any]:
-    return family.official(arrays) if hasattr(family, "official") else arrays
+    return rope.official(family.official(arrays) if hasattr(family, "official") else arrays)
 
 
 def _stack(path: str, value: np.ndarray | list[np.ndarray]) -> np.ndarray:

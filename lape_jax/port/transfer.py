@@ -30,7 +30,7 @@ PE_NORM_STARTS = ("ones", "norm1")
 NORM1 = ("norm1", "LayerNorm_0")  # big_vision calls it by the latter
 # Variables in which the two models may differ: those of the position, of how tokens are pooled, and of the classes.
 FREE = re.compile(
-    r"(.*/)?(pos_embed(ding|_\d+)?|pe_norm|relative_position_bias_table|peg_\d+"
+    r"(.*/)?(pos_embed(ding|_\d+)?|pe_norm(_last)?|relative_position_bias_table|freqs|peg_\d+"
     r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg"
     r"|fc_cls|fc_reg|conv_logits)(/.*)?"
 )
@@ -255,7 +255,7 @@ def _bias_grid(rows: int, grid: Grid) -> Grid:
 
 
 def _start_pe_norms(result: dict[str, np.ndarray], initialised: list[str]) -> None:
-    """Sets the scales of new PE norms to those of norm1, or to their mean where a PE norm has a single number."""
+    """Sets the scales of blocks' new PE norms to those of norm1, or to their mean where one has a single number."""
     for path in initialised:
         if path.endswith("pe_norm/scale"):
             scale = next(result[norm1] for name in NORM1 if (norm1 := path.replace("pe_norm", name)) in result)

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from lape_jax.errors import UserError
 from lape_jax.nn import position
+from lape_jax.port import rope
 from lape_jax.port.entries import CONV, LINEAR, ROWS, SAME, Axes, Entry, torch_shape
 from lape_jax.port.params import FLOATS
 
@@ -44,6 +45,8 @@ NAMES = {
     "blocks/ls2/gamma": ("blocks.{i}.gamma_2", SAME),
     "norm/scale": ("norm.weight", SAME),
     "norm/bias": ("norm.bias", SAME),
+    "pe_norm_last/scale": ("pe_norm_last.weight", SAME),  # of joining methods that have one behind the blocks
+    "pe_norm_last/bias": ("pe_norm_last.bias", SAME),
     "head/kernel": ("head.weight", LINEAR),
     "head/bias": ("head.bias", SAME),
     "head_dist/kernel": ("head_dist.weight", LINEAR),
@@ -66,6 +69,10 @@ def entries(
     found = []
     names = {**names, **_peg_names(shapes)}
     for path, shape in shapes.items():
+        if path == rope.PATH:  # of all layers
+            axes = rope.axes(shape[-2])
+            found.append(Entry((rope.NAME,), torch_shape(shape, axes), path, None, axes))
+            continue
         if path not in names:
             raise UserError(f"the parameter {path} of this model has no counterpart in PyTorch's {family}")
         name, axes = names[path]
@@ -89,7 +96,7 @@ def constants(model: nn.Module, dtype: DTypeLike = np.float64) -> dict[str, np.n
     found = fixed(model, dtype, FROZEN_TABLE, INDEX)
     if position.parse_pe(model.pe)[0] == position.SINCOS_1D:
         found[FROZEN_TABLE] = found[FROZEN_TABLE][0]  # without the leading axis that all others have
-    return found
+    return found | rope.places(model, dtype)
 
 
 def fixed(model: nn.Module, dtype: DTypeLike, table: str, index: str) -> dict[str, np.ndarray]:

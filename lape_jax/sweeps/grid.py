@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from lape_jax.config import reading
 from lape_jax.errors import UserError, nearest
+from lape_jax.nn.join import BASELINE, JOINS, PUBLISHED
 
-JOINS = {"default": "default", "shared": "shared", "unshared": "unshared", "lape_sharing": "LaPE (sharing)"}
-JOINS |= {"lape": "LaPE"}
 POSITIONS = {"relative": "RPE", "sincos_1d": "1-D sin", "sincos_2d": "2-D sin", "learnable": "learnable"}
 TABLE7 = {
     "relative": {"default": 72.82},
@@ -150,7 +149,8 @@ def paper(
     models = models or {}
     source = SOURCES.get(name, "")
     if name == "table7":
-        return Sweep("Position embedding x joining", source, _table7(file, rest), seeds, tuple(JOINS.values()))
+        columns = [join.title for join in JOINS.values()]
+        return Sweep("Position embedding x joining", source, _table7(file, rest), seeds, columns)
     if name == "table8":
         return Sweep("What LaPE does to the PE", source, _table8(file, rest), seeds)
     if name not in models:
@@ -161,15 +161,15 @@ def paper(
 
 def _table7(file: str, rest: str) -> list[Cell]:
     return [
-        Cell(POSITIONS[pe], JOINS[join], _config(file, f"pe={pe}", f"join={join}", rest), published=published)
+        Cell(POSITIONS[pe], JOINS[join].title, _config(file, f"pe={pe}", f"join={join}", rest), published=published)
         for pe, joins in TABLE7.items()
         for join, published in joins.items()
     ]
 
 
 def _table8(file: str, rest: str) -> list[Cell]:
-    cells = [Cell("default joining", "top-1", _config(file, "join=default", rest), (), TABLE8["default joining"])]
-    lape = _config(file, "join=lape", rest)
+    default, lape = (_config(file, f"join={join}", rest) for join in (BASELINE, PUBLISHED))
+    cells = [Cell("default joining", "top-1", default, (), TABLE8["default joining"])]
     for kind, formula in FORMULAS.items():
         cells.append(Cell(formula, "top-1", lape, (("model.pe_norm", kind),), TABLE8[kind]))
     return cells
@@ -179,11 +179,11 @@ def _of_models(models: Mapping[str, Model], rest: str) -> list[Cell]:
     cells = []
     for row, model in models.items():
         for join, pe, published in (
-            ("default", model.default_pe, model.default),
-            ("lape", model.lape_pe, model.lape),
+            (BASELINE, model.default_pe, model.default),
+            (PUBLISHED, model.lape_pe, model.lape),
         ):
             config = _config(model.config, model.args, f"pe={pe}" if pe else "", f"join={join}", rest)
-            cells.append(Cell(row, JOINS[join], config, published=published))
+            cells.append(Cell(row, JOINS[join].title, config, published=published))
     return cells
 
 

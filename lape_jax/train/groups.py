@@ -25,7 +25,8 @@ def default_wd_mults(params: Any) -> tuple[tuple[str, float], ...]:
 
     No decay for every bias, every normalisation scale (norm1, norm2, pe_norm of any kind, the final norm) and every
     LayerScale gamma, that is for all tensors that are 1-D in one block, and for `cls_token` and `pos_embed`.
-    None either for what `pe="peg"` adds, kernels included, as in Twins' `CPVTV2`; and of models with big_vision's names
+    None either for what `pe="peg"` adds, kernels included, as in Twins' `CPVTV2`, nor for the frequencies `freqs` of
+    `pe="rope_mixed"`, as in naver-ai/rope-vit; and of models with big_vision's names
     only the kernels decay, as in its configs.
     Everything else decays, also `dist_token`, `relative_position_bias_table`, and the unshared position tables: the
     official code calls those `pos_embed0`, `pos_embed1`, ..., which its no-decay list misses. Here they are one
@@ -37,7 +38,7 @@ def default_wd_mults(params: Any) -> tuple[tuple[str, float], ...]:
     """
     unshared = {name for name, leaf in rules.flat_names(params).items() if name == "pos_embed" and len(leaf.shape) == 3}
     return (
-        (r"(.*/)?(bias|scale|gamma)", 0.0),
+        (r"(.*/)?(bias|scale|gamma|freqs)", 0.0),
         (r"cls_token", 0.0),
         (r"pos_embed", 1.0 if unshared else 0.0),
         (r"peg_\d+/.*", 0.0),

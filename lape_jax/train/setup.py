@@ -19,7 +19,7 @@ from lape_jax.config.schema import HOW
 from lape_jax.data import order
 from lape_jax.errors import UserError
 from lape_jax.nn import position
-from lape_jax.nn.join import FOLDED
+from lape_jax.nn.join import PUBLISHED
 from lape_jax.tasks import config as configs
 from lape_jax.train import optim
 from lape_jax.train import state as states
@@ -138,17 +138,18 @@ def check_training(config: ConfigDict, model: Any) -> None:
     nothing.
     """
     tasks.of(config).check(config, model)
-    if model.joining == FOLDED:
+    if not model.method.trainable:
         raise UserError(
-            "config.model.join='folded' is what a trained model becomes for inference (lape_jax.port.fold), and not "
-            "trained itself: train with 'lape'"
+            f"config.model.join={model.joining!r} is what a trained model becomes for inference (lape_jax.port.fold), "
+            f"and not trained itself: train with {PUBLISHED!r}"
         )
     flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows + model.unused_rows
-    amplified = model.joining == "lape" and model.pe_norm == "layernorm" and model.depth > 1
+    amplified = model.method.serial and model.pe_norm == "layernorm" and model.depth > 1
     if config.optimizer.clip_norm and flat_row and amplified:
         raise UserError(
-            "config.optimizer.clip_norm cannot be used with pe='sincos_2d' and join='lape', where the gradient of the "
-            "PE biases starts out 1000 times larger in each layer and clipping would stop learning: set it to 0"
+            f"config.optimizer.clip_norm cannot be used with pe='sincos_2d' and join={model.joining!r}, where the "
+            "gradient of the PE biases starts out 1000 times larger in each layer and clipping would stop learning: "
+            "set it to 0"
         )
 
 

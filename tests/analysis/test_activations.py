@@ -38,7 +38,7 @@ def test_the_rest_of_the_stream_is_the_tokens(settings):
     alpha = patches @ embedding + variables["params"]["patch_embed"]["proj"]["bias"]
     found = activations.layer_inputs(model, variables, x)
     assert len(found) == 3
-    for layer, (stream, pe) in enumerate(found):
+    for layer, (stream, pe, _) in enumerate(found):
         if "peg" in model.pe and layer:
             kernel = variables["params"]["peg_0"]["proj"]
             before = np.pad(np.asarray(found[0][0]).reshape(3, 2, 2, 32), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -109,7 +109,7 @@ def test_stages_merge_tokens_as_the_model_does():
         return activations.layer_inputs(model, variables, x)[-1], (merged, out["pe"][1][0])
 
     found, expected = both(variables_of(model), images(model, 1))
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip((found.stream, found.beside), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 

@@ -74,6 +74,7 @@ def adapter(case: AdapterCase, dtype="float64", **settings):
     options = {"width": sizes.width, "depth": sizes.depth, "heads": HEADS, "mlp_ratio": sizes.mlp_ratio}
     options |= {"deform_heads": sizes.deform_heads, "deform_points": sizes.points, "spatial_width": sizes.prior_width}
     options |= {"join": sizes.join, "variant": case.variant, "drop_path": 0.0, "dtype": dtype}
+    options |= {"pe": "+".join(filter(None, ("learnable", case.rope)))}
     if not case.upernet:
         return models.create("vit_adapter_ti", **{**options, "image_size": table, **settings})
     options |= {"num_classes": sizes.classes, "channels": sizes.head_width, "aux_channels": sizes.aux_width}

@@ -40,8 +40,9 @@ def test_what_is_large_or_no_number():
     np.testing.assert_array_equal(y, np.array([0, 0, 0, 20, 1e30, np.inf, np.nan], np.float32))
 
 
-def test_the_backward_pass_keeps_one_array():
-    x = jnp.ones((8, 4))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_backward_pass_keeps_one_array(dtype):
+    x = jnp.ones((8, 4), dtype)
     _, pull = jax.vjp(gelu, x)
     assert sum(leaf.size for leaf in jax.tree.leaves(pull)) == x.size
 

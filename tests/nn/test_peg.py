@@ -92,7 +92,7 @@ def test_place_in_the_model():
     [
         ({"pe": "peg", "join": "lape"}, "or a table such as pe='learnable\\+peg'"),
         ({"pe": "relative+peg", "join": "lape"}, "or a table such as pe='learnable\\+relative\\+peg'"),
-        ({"pe": "peg+learnable"}, r"pe='peg\+learnable' is not one of learnable, .*, learnable\+peg, "),
+        ({"pe": "peg+learnable"}, r"pe='peg\+learnable' is not one of learnable, .*, peg, learnable.relative, "),
         ({"pe": "peg", "peg_blocks": 0}, "peg_blocks=0 is not between 1 and depth=12"),
         ({"pe": "peg", "peg_blocks": 13}, "peg_blocks=13 is not between 1 and depth=12"),
         (

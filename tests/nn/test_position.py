@@ -118,11 +118,19 @@ def test_relative_position_index_of_an_oblong():
 def test_names(pe, expected):
     assert position.parse_pe(pe) == expected
     assert position.has_peg(pe) == pe.endswith("peg")
+    assert position.parse_rope(pe) is None
+
+
+def test_names_of_ropes():
+    for kind in position.ROPES:
+        assert kind in position.KINDS
+        assert position.parse_rope(kind) == position.parse_rope(f"learnable+relative+{kind}+peg") == kind
+        assert position.parse_pe(f"sincos_1d+{kind}") == ("sincos_1d", False)
 
 
 def test_every_name_is_tested():
-    assert len(position.KINDS) == 20
-    assert len(set(position.KINDS)) == 20
+    assert len(position.KINDS) == 80
+    assert len(set(position.KINDS)) == 80
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,13 @@ def exists(pe, join):
 
 
 METHODS = [join for join in JOINS if join != FOLDED]
-# A PEG adds the same entries to all of them, and a third kind of sinusoid is a table like the others.
-KINDS = [kind for kind in position.KINDS if not position.has_peg(kind) and position.SINCOS_2D_MOCO not in kind]
+# A PEG adds the same entries to all of them, and a third kind of sinusoid is a table like the others; for RoPE see
+# test_rope.py.
+KINDS = [
+    kind
+    for kind in position.KINDS
+    if not position.has_peg(kind) and not position.parse_rope(kind) and position.SINCOS_2D_MOCO not in kind
+]
 PAIRS = [pair for pair in itertools.product(KINDS, METHODS) if exists(*pair)]
 
 

@@ -70,6 +70,11 @@ class Case:
         return "relative" in self.pe.split("+")
 
     @property
+    def rope(self) -> str | None:
+        """The kind of rotary position embedding, or None."""
+        return next((part for part in self.pe.split("+") if part.startswith("rope")), None)
+
+    @property
     def pegs(self) -> int:
         """How many blocks are followed by a positional encoding generator."""
         return self.peg_blocks if self.pe.split("+")[-1] == "peg" else 0
@@ -160,6 +165,8 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
     if case.absolute == "learnable":
         tables = [f"pos_embed{layer}" for layer in range(case.depth)] if case.join == "unshared" else ["pos_embed"]
         found |= dict.fromkeys(tables, (1, case.rows, width))
+    if case.rope == "rope_mixed":
+        found["freqs"] = (2, case.depth, width // 2)
     for layer in range(case.depth):
         block = _norm("pe_norm", case) if case.has_pe_norm else {}
         block |= {f"{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
@@ -207,7 +214,7 @@ def random_state_dict(shapes: dict[str, tuple[int, ...]], seed: int = 0, stream_
             value = 1.0 + 0.3 * draw
         elif name.endswith((".gamma_1", ".gamma_2")):
             value = 0.5 + 0.2 * draw
-        elif name.endswith(".relative_position_bias_table"):
+        elif name.endswith((".relative_position_bias_table", "freqs")):
             value = draw
         elif name.startswith(("pos_embed", "cls_token", "dist_token")):
             value = 0.5 * draw

@@ -1,7 +1,8 @@
 """An independent ViT with position embeddings in PyTorch float64: the yardstick of the parity tests.
 
 It is written for reading, from the formulas of the LaPE paper (ICCV 2023, Eqs. 1-11), Swin (relative position bias),
-CPVT (positional encoding generator), MoCo v3 (its sinusoid) and DeiT (distillation), and shares nothing with lape_jax:
+CPVT (positional encoding generator), MoCo v3 (its sinusoid), RoPE-ViT and DINOv3 (rotary position embeddings) and DeiT
+(distillation), and shares nothing with lape_jax:
 loops where a formula is per element, one head at a time, a list of blocks in place of a scan. State-dict names are
 those of DeiT, of the official LaPE code and of Twins.
 """
@@ -67,6 +68,39 @@ def relative_position_index(grid: tuple[int, int]) -> Tensor:
     return index
 
 
+def rotary_angles(kind: str, grid: tuple[int, int], head_dim: int, freqs: Tensor | None = None) -> Tensor:
+    """(N, hd/2): by how much the pairs of one head are turned at each patch; `freqs` (2, hd/2) are that head's."""
+    quarter, places = head_dim // 4, []
+    for r in range(grid[0]):
+        for c in range(grid[1]):
+            if kind == "rope_mixed":
+                places.append(c * freqs[0] + r * freqs[1])
+            elif kind == "rope_axial":
+                x = [c * 100 ** (-4 * k / head_dim) for k in range(quarter)]
+                y = [r * 100 ** (-4 * k / head_dim) for k in range(quarter)]
+                places.append(torch.tensor(x + y, dtype=torch.float64))
+            else:
+                periods = [100 ** (2 * k / (head_dim / 2)) for k in range(quarter)]
+                y, x = (2 * (i + 0.5) / side - 1 for i, side in zip((r, c), grid, strict=True))
+                both = [2 * math.pi * y / p for p in periods] + [2 * math.pi * x / p for p in periods]
+                places.append(torch.tensor(both, dtype=torch.float64))
+    return torch.stack(places)
+
+
+def rotated(z: Tensor, kind: str, angles: Tensor, extra_tokens: int) -> Tensor:
+    """Queries or keys (B, N', hd) of a head whose patches' pairs are complex numbers times exp(i angle)."""
+    first, patches = z[:, :extra_tokens], z[:, extra_tokens:]
+    half = z.shape[-1] // 2
+    if kind == "rope_dinov3":  # pairs (m, m + hd/2)
+        points = torch.complex(patches[..., :half], patches[..., half:])
+    else:  # pairs (2m, 2m + 1)
+        points = torch.complex(patches[..., 0::2], patches[..., 1::2])
+    points = points * torch.polar(torch.ones_like(angles), angles)
+    parts = [points.real, points.imag]
+    patches = torch.cat(parts, -1) if kind == "rope_dinov3" else torch.stack(parts, -1).flatten(2)
+    return torch.cat([first, patches], dim=1)
+
+
 def normalise(z: Tensor, eps: float) -> Tensor:
     """(z - mean) / sqrt(var + eps) over the last axis, biased variance."""
     centred = z - z.mean(-1, keepdim=True)
@@ -113,6 +147,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(case.width, 3 * case.width)
         self.proj = nn.Linear(case.width, case.width)
         self.relative_position_bias_table = None
+        self.rope, self.angles = case.rope, None  # the latter by head, set by the ViT
         if case.relative:
             size = (2 * case.grid[0] - 1) * (2 * case.grid[1] - 1)
             self.relative_position_bias_table = nn.Parameter(torch.zeros(size, case.heads))
@@ -124,7 +159,10 @@ class Attention(nn.Module):
         outputs = []
         for head in range(self.heads):
             channels = slice(head * head_dim, (head + 1) * head_dim)
-            logits = q[..., channels] @ k[..., channels].transpose(1, 2) / math.sqrt(head_dim)
+            query, key = q[..., channels], k[..., channels]
+            if self.rope is not None:
+                query, key = (rotated(z, self.rope, self.angles[head], self.extra_tokens) for z in (query, key))
+            logits = query @ key.transpose(1, 2) / math.sqrt(head_dim)
             if self.relative_position_bias_table is not None:
                 bias = self.relative_position_bias_table[self.relative_position_index, head]
                 logits = logits + nn.functional.pad(bias, (self.extra_tokens, 0, self.extra_tokens, 0))
@@ -216,6 +254,8 @@ class ViT(nn.Module):
 
     def _make_tables(self) -> None:
         case = self.case
+        if case.rope == "rope_mixed":
+            self.freqs = nn.Parameter(torch.zeros(2, case.depth, case.width // 2))
         if case.absolute == "learnable" and case.join == "unshared":
             for layer in range(case.depth):
                 self.register_parameter(f"pos_embed{layer}", nn.Parameter(torch.zeros(1, case.rows, case.width)))
@@ -228,6 +268,14 @@ class ViT(nn.Module):
             table = table_of(case.grid, case.width, case.extra_tokens)
             self.register_buffer("pos_embed", table[None], persistent=False)
 
+    def _set_angles(self) -> None:
+        case = self.case
+        for layer, block in enumerate(self.blocks if case.rope else ()):
+            own = [None] * case.heads
+            if case.rope == "rope_mixed":
+                own = self.freqs[:, layer].chunk(case.heads, dim=-1)
+            block.attn.angles = [rotary_angles(case.rope, case.grid, case.width // case.heads, freqs) for freqs in own]
+
     def stem(self, images: Tensor) -> Tensor:
         """alpha: the token embedding [class, distillation, patches] without any position."""
         patches = self.patch_embed(images)
@@ -237,6 +285,7 @@ class ViT(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What leaves the encoder, the tokens after each block (before a PEG), the PE that each block was given."""
         join, tokens, delivered = self.case.join, [], []
+        self._set_angles()
         w = getattr(self, "pos_embed", None)
         if join == "default" and w is not None:
             x = x + w

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.reference.torch_deformable import Deformable, Grid, State, linear, reference_points
-from tests.reference.torch_vit import gelu, normalise
+from tests.reference.torch_vit import gelu, normalise, rotary_angles, rotated
 from tests.reference.vit_adapter_states import BATCH_STATISTICS, GROUPS
 
 MOMENTUM, BATCH_EPS = 0.1, 1e-5
@@ -127,9 +127,27 @@ def attend_to_all(qkv: Tensor, heads: int) -> Tensor:
     return found.transpose(1, 2).flatten(2)
 
 
-def attention(state: State, name: str, x: Tensor, heads: int, grid: Grid, window: int | None) -> Tensor:
+def turned(qkv: Tensor, heads: int, grid: Grid, freqs: Tensor | None, kind: str) -> Tensor:
+    """Queries and keys of each head times exp(i angle), by the place in the whole map."""
+    q, k, v = qkv.chunk(3, dim=-1)
+    size = q.shape[-1] // heads
+    own = [None] * heads if freqs is None else freqs.chunk(heads, dim=-1)
+    angles = [rotary_angles(kind, grid, size, part) for part in own]
+    parts = [
+        torch.cat([rotated(z, kind, a, 0) for z, a in zip(part.split(size, dim=-1), angles, strict=True)], dim=-1)
+        for part in (q, k)
+    ]
+    return torch.cat([*parts, v], dim=-1)
+
+
+def attention(
+    state: State, name: str, x: Tensor, heads: int, grid: Grid, window: int | None, rope: str | None = None
+) -> Tensor:
     """Of all tokens to all, or within windows; what pads the last windows has query, key and value zero, no mask."""
     qkv = linear(state, f"{name}.qkv", x)
+    if rope is not None:
+        layer = int(name.split(".")[1])
+        qkv = turned(qkv, heads, grid, state["freqs"][:, layer] if "freqs" in state else None, rope)
     if window is None:
         return linear(state, f"{name}.proj", attend_to_all(qkv, heads))
     (height, width), rows = grid, []
@@ -144,12 +162,20 @@ def attention(state: State, name: str, x: Tensor, heads: int, grid: Grid, window
 
 
 def block(
-    state: State, name: str, x: Tensor, p: Tensor | None, heads: int, grid: Grid, window: int | None, eps: float
+    state: State,
+    name: str,
+    x: Tensor,
+    p: Tensor | None,
+    heads: int,
+    grid: Grid,
+    window: int | None,
+    eps: float,
+    rope: str | None = None,
 ) -> Tensor:
     """A pre-norm block with layer scale; `p` (1, N, D), if any, is added to the input of q, k and v alone."""
     inner = layer_norm(state, f"{name}.norm1", x, eps)
     inner = inner if p is None else inner + p
-    x = x + state[f"{name}.gamma1"] * attention(state, f"{name}.attn", inner, heads, grid, window)
+    x = x + state[f"{name}.gamma1"] * attention(state, f"{name}.attn", inner, heads, grid, window, rope)
     hidden = gelu(linear(state, f"{name}.mlp.fc1", layer_norm(state, f"{name}.norm2", x, eps)))
     return x + state[f"{name}.gamma2"] * linear(state, f"{name}.mlp.fc2", hidden)
 
@@ -183,11 +209,13 @@ def vit_adapter(
     attend: Deformable | None = None,
     train: bool = False,
     statistics: State | None = None,
+    rope: str | None = None,
 ) -> list[Tensor]:
     """The four maps (B, D, h, w) at 1/4, 1/8, 1/16 and 1/32 of the images, whose sides are multiples of 32.
 
     `windows` overrides, block by block, the side of its windows (None: global). `statistics` gets, in training, the
-    running statistics after this batch. `attend` fixes heads and points of the deformable attentions.
+    running statistics after this batch. `attend` fixes heads and points of the deformable attentions. `rope` is the
+    kind of rotary position embedding, if there is one.
     """
     assert variant in VARIANTS, variant
     assert depth % GROUPS == 0, depth
@@ -214,7 +242,7 @@ def vit_adapter(
         for layer in range(i * group, (i + 1) * group):
             if join == "lape":
                 w = p = layer_norm(state, f"blocks.{layer}.pe_norm", w, eps)
-            x = block(state, f"blocks.{layer}", x, p, heads, grid, windows[layer], eps)
+            x = block(state, f"blocks.{layer}", x, p, heads, grid, windows[layer], eps, rope)
         extras = [f"extra_extractors.{extra}" for extra in (0, 1)] if i == GROUPS - 1 else []
         for name in ("extractor", *extras):
             c = extract(state, f"interactions.{i}.{name}", c, x, grids, attend, eps)

@@ -14,6 +14,7 @@ def outputs(case: AdapterCase, state: dict, images: torch.Tensor, **options) -> 
     sizes = case.sizes
     options |= {"depth": sizes.depth, "heads": HEADS, "join": sizes.join, "table_grid": sizes.table_grid}
     options |= {"variant": case.variant, "attend": Deformable(heads=HEADS, points=sizes.points)}
+    options["rope"] = case.rope
     if case.upernet:
         names, found = ("pixels", "masks", "aux"), torch_upernet.upernet(state, images, **options)
     else:

@@ -19,16 +19,17 @@ class AdapterCase:
     at: tuple[int, int] = (160, 288)
     depth: int = 8
     upernet: bool = False
+    rope: str | None = None
 
     @property
     def name(self) -> str:
         """Test id and golden key, such as lape-detection-160x288."""
         family = "upernet" if self.upernet else self.variant
-        return f"{self.join}-{family}-{self.at[0]}x{self.at[1]}"
+        return f"{self.join}-{family}-{self.at[0]}x{self.at[1]}{f'-{self.rope}' if self.rope else ''}"
 
     @property
     def sizes(self) -> states.Sizes:
-        return dataclasses.replace(states.tiny(self.join), depth=self.depth, table_grid=(4, 4))
+        return dataclasses.replace(states.tiny(self.join), depth=self.depth, table_grid=(4, 4), rope=self.rope)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -30,6 +30,7 @@ class Sizes:
     classes: int = 150
     head_width: int = 512
     aux_width: int = 256
+    rope: str | None = None
 
 
 def tiny(join: str = "default") -> Sizes:
@@ -47,6 +48,8 @@ def vit_adapter_shapes(sizes: Sizes) -> Shapes:
     """The back-bone's tensors, batch statistics included."""
     width, prior, rows = sizes.width, sizes.prior_width, 1 + math.prod(sizes.table_grid)
     found: Shapes = {"pos_embed": (1, rows, width), "level_embed": (3, width)}
+    if sizes.rope == "rope_mixed":
+        found["freqs"] = (2, sizes.depth, width // 2)
     found |= _layer("patch_embed.proj", width, 3, 16, 16)
     for layer in range(sizes.depth):
         found |= _block(f"blocks.{layer}", sizes)
@@ -146,7 +149,7 @@ def _value(name: str, shape: tuple[int, ...], grid: tuple[int, int], seed: int, 
         return 1.0 + 0.3 * draw
     if leaf in ("gamma", "gamma1", "gamma2"):
         return 0.5 + 0.2 * draw
-    if leaf == "level_embed":
+    if leaf in ("level_embed", "freqs"):
         return draw
     if leaf == "pos_embed":
         return 0.5 * draw

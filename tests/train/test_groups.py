@@ -38,6 +38,13 @@ def test_positional_encoding_generators_do_not_decay():
     assert not any(jax.tree.leaves(wd))
 
 
+def test_frequencies_of_rope_do_not_decay():
+    params = models.create("deit_ti", pe="rope_mixed").param_shapes()
+    _, wd = groups.multipliers(config(), params)
+    assert wd["blocks"]["attn"]["freqs"] == 0
+    assert wd["blocks"]["attn"]["qkv"]["kernel"] == 1
+
+
 def test_of_big_visions_parameters_the_kernels_decay():
     params = models.create("vit_ti_16", pool="map").param_shapes()
     params["cls"] = params["pos_embedding"]
