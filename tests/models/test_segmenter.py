@@ -45,6 +45,7 @@ def test_published_parameter_counts(name, encoder, decoder):
     assert (model.num_classes, model.image_size, model.grid) == (150, 512, (32, 32))
 
 
+@pytest.mark.slow
 def test_lape_and_the_distillation_token_add_what_they_add_to_a_vit():
     default, lape = (models.create("segmenter_ti_mask", join=join).param_shapes() for join in ("default", "lape"))
     assert count(lape) - count(default) == 12 * 2 * 192

@@ -193,6 +193,7 @@ def test_stochastic_depth_rises_over_all_stages():
     assert min(np.abs(logits[0] - other).max() for other in (logits[1], plain_logits())) > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16():
     model, variables, images = tiny()
     logits = plain_logits()
