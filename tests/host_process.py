@@ -262,7 +262,7 @@ def interrupted(workdir):
 
 
 EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene, detects)
-SCENES = {"evaluations": EVALUATIONS, "plays": (starts, goes_on, *EVALUATIONS, unreadable, interrupted)}
+SCENES = {"evaluations": EVALUATIONS, "plays": (starts, goes_on, unreadable, interrupted)}
 
 if __name__ == "__main__":
     sys.exit(cli.exit_code(lambda: main(sys.argv[1], Path(sys.argv[2]))))

@@ -144,7 +144,6 @@ def test_two_processes(on_one_device, tmp_path):
     assert happened[0]["goes_on"] == happened[1]["goes_on"] == [None, [6, 12]]
     assert_same_run(tmp_path / "goes_on", on_one_device)
     assert [path.name for path in tmp_path.glob("goes_on/checkpoints/corrupt*")] == ["corrupt-12"]
-    assert_no_training(happened, tmp_path)
     assert [both["unreadable"][0] for both in happened] == BROKEN
     assert happened[0]["unreadable"][1] == [6]  # all that was trained before
     assert [both["interrupted"][0] for both in happened] == ["KeyboardInterrupt: "] * 2

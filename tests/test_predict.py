@@ -76,7 +76,9 @@ def test_top_five(digits, folder, tmp_path, capsys, devices, size):
     run((workdir, config), folder, devices=devices, out=str(tmp_path / "out"))
     names = ["a.png", "d.png", "e.png", "sub/b.png", "sub/deep/c.PNG"]
     images = np.stack([sources.digits("val")[index].image for index in (0, 3, 5, 1, 2)])
-    logits = np.asarray(model.apply(variables, normalise(jnp.asarray(images), (0.5,), (0.5,)))[0], np.float64)
+    logits = np.asarray(
+        quick.jit(model.apply)(variables, normalise(jnp.asarray(images), (0.5,), (0.5,)))[0], np.float64
+    )
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [str(folder / name) for name in names]
@@ -105,7 +107,7 @@ def test_images_are_resized_and_cut_as_in_evaluation(digits, tmp_path):
     run(digits, tmp_path / "a.jpg", out=str(tmp_path / "out"))
     grey = np.asarray(opened(tmp_path / "a.jpg").convert("L").resize((13, 8), Image.Resampling.BICUBIC))
     square = normalise(jnp.asarray(grey[None, :, 2:10, None]), config.data.mean, config.data.std)
-    expected = jax.nn.softmax(model.apply(variables, square)[0])[0]
+    expected = jax.nn.softmax(quick.jit(model.apply)(variables, square)[0])[0]
     (line,) = map(json.loads, (tmp_path / "out" / "predictions.jsonl").read_text().splitlines())
     assert line["top"][0]["probability"] == pytest.approx(float(expected.max()), rel=1e-4)
 

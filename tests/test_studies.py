@@ -69,7 +69,7 @@ def test_attention_and_its_terms(run, tmp_path):
     ("command", "options", "message"),
     [
         (resolutions, ["--out=x"], "give either --workdir"),
-        (resolutions, ["--out=x", "--workdir", "a", "--sizes=8,big"], "--sizes is '8,big': it must be numbers of pixels"),
+        (resolutions, ["--out=x", "--workdir", "a", "--sizes=8,big"], "--sizes is '8,big': it must be numbers"),
         (resolutions, ["--out=x", "--weights=a.npz"], "--weights=FILE needs --config=FILE.py"),
         (probe, ["--out=x", "--weights=a.npz"], "--config=FILE.py goes with --weights=FILE"),
         (probe, ["--out=x", "--workdir", "a", "--shots=few"], "--shots is 'few': it must be a whole number"),

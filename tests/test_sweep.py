@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from lape_jax import cli, sweep
+from lape_jax.analysis import plots
 from lape_jax.errors import UserError
 from lape_jax.sweeps import runs as sweep_runs
 from lape_jax.sweeps import seeds
@@ -58,6 +59,12 @@ def file(tmp_path_factory):
 def command(file, out, *argv):
     """The exit code."""
     return cli.exit_code(lambda: sweep.main([f"--config={file}", f"--out={out}", *argv]))
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Files of the table name their form, but in the directory that `trained` makes: to draw takes most of the time."""
+    monkeypatch.setattr(plots, "render", lambda figure, form: form.encode())
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Runs of every family: they train, go on elsewhere, and leave what is constant as it was.
 
-A quick one of its kind is in tests/test_big_vision_run.py.
+Steps on eight devices that equal those on one are among the quick tests, too: tests/train/test_state.py.
 """
 
 import re
@@ -24,7 +24,7 @@ NOISE = re.compile(r".*(attention_pool/bias|attn/qkv/bias|attn/key/bias|mlp/(fc1
 FAMILIES = ("cct_cifar100", "t2t_vit_7", "swin_t", "deit_ti_distilled", "cvt_cifar10", "ceit_ti")
 CASES = [
     *((config, "lape") for config in FAMILIES),
-    *(("deit_ti", join) for join in ("default", "lape", "default,pe=peg", "lape,pe=learnable+rope_mixed+peg")),
+    *(("deit_ti", join) for join in ("default", "lape,pe=learnable+rope_mixed+peg")),
 ]
 
 

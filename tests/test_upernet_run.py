@@ -4,6 +4,7 @@ Training is compiled for most of a minute, so nearly all of it is left to `-m sl
 """
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -27,7 +28,7 @@ from lape_jax.tasks.config import from_json
 from lape_jax.tasks.segment.digits import DigitScenes
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.train import setup, trained
-from tests import runs
+from tests import quick, runs
 
 CONFIG = f"{runs.ROOT}/configs/upernet_vit_adapter_ti_ade20k.py:debug"
 # All that is random takes part, and at this rate a few steps make a difference. A checkpoint lies between log lines.
@@ -194,7 +195,8 @@ def test_exported_folded_with_a_batch_of_any_size(workdir, tmp_path):
         model, variables = found.model, found.variables
     program = jax.export.deserialize(bytearray(out.read_bytes()))
     images = np.random.default_rng(1).integers(0, 256, (5, *model.input_shape), np.uint8)
-    expected = model.apply(variables, normalise(jnp.asarray(images), config.data.mean, config.data.std))[0]
+    normal = normalise(jnp.asarray(images), config.data.mean, config.data.std)
+    expected = quick.jit(lambda variables, x: model.apply(variables, x)[0])(variables, normal)
     np.testing.assert_allclose(program.call(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
@@ -233,13 +235,11 @@ def test_predict_and_visualize(workdir, tmp_path, capsys):
 # ---- Other forms of the same step ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("changed", [{"unroll": 2}, {"remat": "attention"}, {"dtype": jnp.bfloat16}], ids=str)
-def test_the_gradient_in_other_forms(changed):
-    """Unrolled and with remat it is the same; in bfloat16 it is near."""
+@functools.cache
+def gradient(**changed):
+    """As one vector, and the loss; of blocks that are two by two."""
     config = runs.load(CONFIG, **RUN, **{"model.depth": 8})
-    model = setup.build_model(config, 11)
-    other = dataclasses.replace(model, **changed, parent=None, name=None)
+    model = dataclasses.replace(setup.build_model(config, 11), **changed, parent=None, name=None)
     rng = np.random.default_rng(0)
     draw = lambda leaf: rng.uniform(0.05, 0.3, leaf.shape).astype(np.float32)  # noqa: E731
     variables = jax.tree.map(draw, model.variable_shapes())
@@ -249,15 +249,17 @@ def test_the_gradient_in_other_forms(changed):
         "label": rng.integers(-2, 11, (4, size, size)).astype(np.int32),
         "mask": np.float32([1, 1, 1, 0]),
     }
-    found = []
-    for one in (model, other):
-        loss = TASKS["segment"].loss(config, one)
-        with runs.on(1):
-            gradient = jax.jit(jax.grad(loss, has_aux=True))
-            tree, (sums, _) = gradient(variables["params"], {"batch_stats": variables["batch_stats"]}, batch,
-                                       jax.random.key(0))  # fmt: skip
-        found.append((np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]), float(sums["loss"])))
-    (expected, loss), (near, other_loss) = found
+    step = quick.jit(jax.grad(TASKS["segment"].loss(config, model), has_aux=True))
+    collections = {"batch_stats": variables["batch_stats"]}
+    tree, (sums, _) = step(variables["params"], collections, batch, jax.random.key(0))
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]), float(sums["loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", [{"unroll": 2, "remat": "attention"}, {"dtype": jnp.bfloat16}], ids=str)
+def test_the_gradient_in_other_forms(changed):
+    """Unrolled and with remat it is the same; in bfloat16 it is near."""
+    (expected, loss), (near, other_loss) = gradient(), gradient(**changed)
     bound = 0.1 if "dtype" in changed else 1e-4
     assert other_loss == pytest.approx(loss, rel=bound)
     assert np.linalg.norm(near - expected) < bound * np.linalg.norm(expected)

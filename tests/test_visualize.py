@@ -37,6 +37,13 @@ def run(tmp_path_factory):
     return runs.finished(tmp_path_factory.getbasetemp())
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Files of figures name their form: to draw them takes most of the time. (tests/analysis/test_study.py does.)"""
+    monkeypatch.setattr(plots, "render", lambda figure, form: form.encode())
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_runs_side_by_side(run, tmp_path, capsys):
     copy = runs.copy(run, tmp_path)
     visualize_("--workdir", run, copy, f"--out={tmp_path / 'out'}", "--images=40", "--step=best", "--token=0")
@@ -91,6 +98,7 @@ def test_images_from_all_over_the_set(run):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_segment(run, tmp_path, tmp_path_factory, monkeypatch):
     """Beside each other and a run that classifies, with their maps of labels."""
     base = tmp_path_factory.getbasetemp()
@@ -98,7 +106,6 @@ def test_runs_that_segment(run, tmp_path, tmp_path_factory, monkeypatch):
     drawn = []
     comparison = overlays.comparison
     monkeypatch.setattr(overlays, "comparison", lambda *args: drawn.append(args) or comparison(*args))
-    monkeypatch.setattr(plots, "render", lambda figure, form: form.encode())  # which takes most of the time
     visualize_("--workdir", *segmenters, run, f"--out={tmp_path / 'out'}", "--images=6")
     names = [*FIGURES, "overlays"]
     expected = [f"{name}.{form}" for name in names for form in ("png", "pdf")] + ["numbers.npz"]
@@ -169,6 +176,7 @@ def test_runs_that_segment_other_images():
         (["--workdir={run}", "--images=0", "--out={run}/config.json"], "config.json cannot be made"),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_mistakes(run, options, message, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=message):
@@ -176,6 +184,7 @@ def test_mistakes(run, options, message, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_data_that_are_gone(run, tmp_path):
     copy = runs.copy(run, tmp_path)
     text = (copy / "config.json").read_text()

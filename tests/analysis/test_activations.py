@@ -57,7 +57,7 @@ def test_default_by_numpy():
         variables = variables_of(model, np.float64)
         x = images(model, 3, np.float64)
         measured = activations.measure(model, variables, [x[:2], x[2:]])
-        _, out = model.apply(variables, x)
+        _, out = quick.jit(model.apply)(variables, x)
     params = variables["params"]
     w, norm1 = params["pos_embed"][1:], params["blocks"]["norm1"]
     streams = [out["stem"], out["tokens"][0]]
@@ -80,7 +80,7 @@ def test_lape_by_numpy():
     variables = variables_of(model)
     x = images(model)
     measured = activations.measure(model, variables, [x])
-    _, out = model.apply(variables, x)
+    _, out = quick.jit(model.apply)(variables, x)
     norm1 = variables["params"]["blocks"]["norm1"]
     streams = [out["stem"], out["tokens"][0]]
     for layer, one in enumerate(measured):

@@ -76,7 +76,7 @@ def test_the_size_of_what_is_seen_has_lambda_2_in_it():
     model = tiny(join="default")
     variables = variables_of(model)
     images = [jnp.asarray(np.random.default_rng(0).normal(size=(2, *model.input_shape)), jnp.float32)]
-    stream = np.asarray(model.apply(variables, images[0])[1]["stem"], np.float64)[:, 1:]
+    stream = np.asarray(quick.jit(model.apply)(variables, images[0])[1]["stem"], np.float64)[:, 1:]
     w, norm1 = variables["params"]["pos_embed"][1:], variables["params"]["blocks"]["norm1"]
     normed = norm(w, norm1["scale"][0], norm1["bias"][0], 1e-6)
     expected = np.sqrt(np.mean((w.std(-1) / stream.std(-1))[..., None] ** 2 * normed**2))

@@ -53,7 +53,7 @@ def pillow(name, image, argument, method):
     return np.asarray(image.transform(image.size, Image.Transform.AFFINE, matrix, method, fillcolor=FILL))
 
 
-@pytest.mark.parametrize("name", quick.first(1, ["rotate", *MATRICES]))
+@pytest.mark.parametrize("name", quick.first(0, ["rotate", *MATRICES]))
 def test_agrees_with_pillow(name):
     """Every pixel within 1 grey level, nearly all equal."""
     greatest = 30 if name == "rotate" else MATRICES[name][0]

@@ -5,6 +5,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from lape_jax.augment import policies
 from lape_jax.errors import UserError
+from tests import quick
 from tests.quick import jit
 
 RECIPE = "rand-m9-mstd0.5-inc1"
@@ -27,7 +28,7 @@ def keys():
     return jax.random.split(jax.random.key(0), 24)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", quick.first(1, POLICIES))
 def test_an_image_depends_on_its_own_key_alone(name, images, keys):
     policy = jit(POLICIES[name])
     first = np.asarray(policy(images, keys))
@@ -39,6 +40,7 @@ def test_an_image_depends_on_its_own_key_alone(name, images, keys):
     assert (np.asarray(policy(images, keys[order])) != first).any()
 
 
+@pytest.mark.slow
 def test_shards_of_a_batch_give_the_same(images, keys):
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
     rows = PartitionSpec("data")
@@ -46,6 +48,7 @@ def test_shards_of_a_batch_give_the_same(images, keys):
     np.testing.assert_array_equal(jit(sharded)(images, keys), jit(POLICIES[RECIPE])(images, keys))
 
 
+@pytest.mark.slow
 def test_grey_images_and_interpolation(images, keys):
     grey = images[..., :1]
     linear, cubic = (

@@ -324,6 +324,7 @@ def test_ctrl_c_ends_a_program_that_waits_for_data():
     assert "Exception ignored" not in errors
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_still_ends():
     command = [sys.executable, "-W", "error", "-c", PROGRAM, "0.002"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

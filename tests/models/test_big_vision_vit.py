@@ -18,7 +18,7 @@ from lape_jax.errors import UserError
 from lape_jax.models.big_vision_vit import Model, load
 from lape_jax.port.big_vision import canonical
 from tests import quick
-from tests.models import families, stepwise
+from tests.models import families
 from tests.quick import jit
 from tests.reference import big_vision_cases
 from tests.reference.big_vision_cases import BigVisionCase
@@ -99,7 +99,7 @@ def forward(case, scan=False):
         weights = big_vision_cases.weights(case)
         images = jnp.asarray(big_vision_cases.images(case))
         params = unflatten_dict(canonical(weights) if scan else weights, sep="/")
-        logits, out = stepwise.run(lambda params: model.apply({"params": params}, images, train=False), params)
+        logits, out = jit(lambda params: model.apply({"params": params}, images, train=False))(params)
         return np.asarray(logits), jax.tree.map(np.asarray, out), weights
 
 

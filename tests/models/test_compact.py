@@ -18,9 +18,7 @@ from tests.models import families
 from tests.reference.compact_cases import CASES
 
 FIRST = (
-    "vit_lite-lape-learnable-layernorm",
     "cvt-default-sincos_1d",
-    "cct_3x1-shared-learnable+relative",
     "cct_3x2-lape_sharing-sincos_1d-scalar_norm",
 )
 each_case = quick.cases(CASES, FIRST)

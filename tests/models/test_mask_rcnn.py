@@ -27,7 +27,8 @@ PASTED = 4  # detections of an image
 
 @pytest.mark.parametrize(
     ("name", "default", "lape"),
-    quick.first(1, [("mask_rcnn_vit_adapter_ti", 28_068_512, 4_608), ("mask_rcnn_vit_adapter_s", 47_802_368, 9_216)]),
+    # Of the first, tests/port/test_mask_rcnn.py has every shape.
+    quick.first(0, [("mask_rcnn_vit_adapter_ti", 28_068_512, 4_608), ("mask_rcnn_vit_adapter_s", 47_802_368, 9_216)]),
 )
 def test_published_parameter_counts(name, default, lape):
     model = models.create(name)

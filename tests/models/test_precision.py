@@ -7,7 +7,6 @@ import pytest
 
 from lape_jax import models, port
 from tests import quick
-from tests.models import stepwise
 from tests.models.compare import assert_close, create, goldens
 from tests.reference import cases
 
@@ -48,7 +47,7 @@ def test_epsilon_of_every_norm():
             weights[f"blocks.{layer}.pe_norm.weight"][:] = 1.0
             weights[f"blocks.{layer}.pe_norm.bias"][:] = 0.0
         images = jnp.asarray(cases.images(cases.Case()))
-        _, out = stepwise.run(model.apply, port.from_torch(weights, model), images)
+        _, out = quick.jit(model.apply)(port.from_torch(weights, model), images)
     first = 1e-3 / np.sqrt(1e-6 + 1e-6)  # 0.70711
     second = first / np.sqrt(first**2 + 1e-6)
     third = second / np.sqrt(second**2 + 1e-6)
@@ -72,7 +71,7 @@ def flat_row(bias: np.ndarray, dtype) -> tuple[np.ndarray, np.ndarray]:
         variables = port.from_torch({name: np.float32(value) for name, value in weights.items()}, model)
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
         images = jnp.asarray(np.float32(cases.images(FLAT)), dtype)
-        logits, out = stepwise.run(model.apply, variables, images)
+        logits, out = quick.jit(model.apply)(variables, images)
         return np.asarray(out["pe"][:, 0], np.float64), np.asarray(logits, np.float64)
 
 

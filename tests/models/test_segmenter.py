@@ -45,6 +45,7 @@ def test_published_parameter_counts(name, encoder, decoder):
     assert (model.num_classes, model.image_size, model.grid) == (150, 512, (32, 32))
 
 
+@pytest.mark.slow
 def test_lape_and_the_distillation_token_add_what_they_add_to_a_vit():
     default, lape = (models.create("segmenter_ti_mask", join=join).param_shapes() for join in ("default", "lape"))
     assert count(lape) - count(default) == 12 * 2 * 192
@@ -209,6 +210,7 @@ def test_rates_act_in_training_alone():
         assert (np.abs(logits - expected).max() > 0.1) == bool(rates)
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16():
     expected, _ = ran(18, 27, decoder="mask")
     model = tiny(remat="attention", unroll=2, dtype="bfloat16")

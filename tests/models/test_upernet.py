@@ -44,6 +44,10 @@ def test_shapes_and_types():
     assert [m.shape for m in out["maps"]] == [(3, 24, 16, 8), (3, 12, 8, 8), (3, 6, 4, 8), (3, 3, 2, 8)]
     assert out["tokens"].shape == (4, 3, 24, 8)
     assert (out["pe"].shape, out["pos_embed"].shape) == ((4, 24, 8), (5, 8))
+
+
+@pytest.mark.slow
+def test_types_in_bfloat16():
     half = jax.eval_shape(tiny(dtype="bfloat16").apply, variables(), jnp.zeros((1, 64, 64, 3)))
     assert (half[0].dtype, half[1]["masks"].dtype, half[1]["maps"][0].dtype) == (jnp.float32, jnp.float32, jnp.bfloat16)
 

@@ -101,9 +101,10 @@ def assert_same(ours, theirs, tolerance=1e-11):
 
 STOCHASTIC = {"train": True, "dropout": 0.3, "attn_dropout": 0.3, "drop_path": 0.5}
 KNOBS = [
+    {"remat": "attention"},
     {"unroll": DEPTH},
     {"unroll": "auto", "remat": "auto"},
-    *({"remat": policy} for policy in REMAT_POLICIES if policy not in ("auto", "none")),
+    *({"remat": policy} for policy in REMAT_POLICIES if policy not in ("auto", "attention", "none")),
 ]
 
 
@@ -172,7 +173,7 @@ def test_knobs_do_not_change_the_parameters():
     jax.tree.map(np.testing.assert_array_equal, plain, params(encoder(unroll=DEPTH, remat="full")))
 
 
-@pytest.mark.parametrize("join", ["unshared", "lape"])
+@pytest.mark.parametrize("join", quick.first(1, ["lape", "unshared"]))
 def test_scan_equals_a_loop_over_blocks(join):
     params = random_params(encoder(join=join), join)["blocks"]
 

@@ -2,12 +2,12 @@ import functools
 
 import pytest
 
-from lape_jax.models.vit import ViT
+from lape_jax.models.regnet import RegNet
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes_once():
-    """Finding the shapes of a model takes 0.1 s, and the same few models come up again and again here."""
+    """Finding the shapes of a RegNet takes a second (other models keep theirs), and the same few come up again here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ViT, "variable_shapes", functools.cache(ViT.variable_shapes))
+        patch.setattr(RegNet, "variable_shapes", functools.cache(RegNet.variable_shapes))
         yield

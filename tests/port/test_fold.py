@@ -20,7 +20,7 @@ def logits(model, variables):
 @pytest.mark.parametrize(
     "settings",
     quick.first(
-        3,
+        1,
         [
             {"pe_norm": "scalar_norm", "pe": "learnable+relative+peg"},
             {"pe": "sincos_2d+relative", "distilled": True},
@@ -73,7 +73,7 @@ def test_weights_of_16_bits_have_full_constants(dtype):
 def test_the_constant_is_the_bias_and_the_pe_of_each_layer():
     model = tiny(join="lape")
     variables = random_variables(model)
-    _, out = model.apply(variables, jnp.zeros((1, *model.input_shape)))
+    _, out = quick.jit(model.apply)(variables, jnp.zeros((1, *model.input_shape)))
     _, constants = port.fold(variables, model)
     expected = out["pe"] + variables["params"]["blocks"]["norm1"]["bias"][:, None]
     np.testing.assert_allclose(constants["params"]["pos_embed"], expected, rtol=1e-6, atol=1e-6)

@@ -40,7 +40,7 @@ def published(file, arg):
     return {(cell.row, cell.column): cell.published for cell in load(file, arg).cells}
 
 
-@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("debug", quick.first(1, [False, True]))
 @pytest.mark.parametrize(("file", "arg"), SHIPPED)
 def test_every_cell_is_a_run_that_can_be_made(file, arg, debug, tmp_path):
     sweep = load(file, f"{arg},debug" if debug else arg)

@@ -109,6 +109,7 @@ def test_flops_of_a_scanned_model(unroll):
     assert flops_per_image(model, variables) == 2 * (patches + layers + head)
 
 
+@pytest.mark.slow
 def test_flops_of_swin_t():
     """4.5e9 multiply-adds, as published."""
     model = models.create("swin_t")

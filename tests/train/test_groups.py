@@ -201,7 +201,7 @@ def settings(cfg, key):
     return cfg.lr * by_hand(name, layer), cfg.weight_decay * (not name.endswith(("bias", "scale", "gamma")))
 
 
-@pytest.mark.parametrize("kind", OPTIMISERS)
+@pytest.mark.parametrize("kind", quick.first(1, OPTIMISERS))
 def test_a_layer_moves_as_a_parameter_of_its_own(kind):
     cfg = config(**kind, **DECAYED)
     with jax.enable_x64():

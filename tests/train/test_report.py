@@ -103,6 +103,7 @@ def test_mixed_labels_are_named_with_their_weights():
         assert float(a) + float(b) == pytest.approx(1, abs=0.011)
 
 
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_made(workdir, tmp_path):
     again = runs.copy(workdir, tmp_path)
     for path in (again / "figures").iterdir():

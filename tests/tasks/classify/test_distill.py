@@ -193,10 +193,11 @@ def test_a_distillation_token_and_a_teacher_need_each_other():
         ({"teacher": "no/such.pth"}, {}, "config.distill.teacher is 'no/such.pth', which does not exist: it must be"),
         ({"model": ""}, {}, "config.distill.model is empty: the weights in .*teacher.npz' need the name of their mod"),
         ({"model": "regnety_16"}, {}, r"config.distill.model: model 'regnety_16' .* \(did you mean 'regnety_160'\?\)"),
-        (
+        pytest.param(
             {"model": "regnety_160"},
             {},
             r"^config.distill.teacher, read as regnety_160 for 3 .* \(0 of 369 fit\) .* the model has no blocks.",
+            marks=pytest.mark.slow,  # its shapes take seconds
         ),
         (
             {},
