@@ -26,10 +26,12 @@ from decode import read, synthesise
 from PIL import Image
 
 from lape_jax.data import canvas, packed, pipeline
+from lape_jax.data.batches import Reading
 from lape_jax.data.example import Example
-from lape_jax.data.offline import pack
+from lape_jax.data.offline import pack, parts
+from lape_jax.data.order import Order
 
-CROP = {"size": 224, "channels": 3, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)}
+CROP = pipeline.Crop(224, 3, (0.08, 1.0), (3 / 4, 4 / 3))
 GOAL, CORES = 17_000, (2, 16)  # images/s of a fast accelerator on DeiT-Ti, and cores of a host
 
 
@@ -60,8 +62,8 @@ def main():
     source = Files(read(args.data, args.images) if args.data else synthesise(args.images))
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory) / "pack"
-        options = {"side": args.side, "orientation": "stored", "origin": "benchmark"}
-        pack.write({"train": source}, place, options, threads=1, max_corrupt=0)
+        form = pack.Pack(place, args.side, "stored")
+        pack.write(form, {"train": source}, {"origin": "benchmark"}, parts.How(1))
         found = packed.open_packed(str(place), "train")
         batch = min(args.batch, len(source))
         ways = {"JPEG": jpeg_way(source, batch), "packed": packed_way(found, batch), "floor": floor_way(found, batch)}
@@ -78,11 +80,11 @@ def main():
 
 
 def jpeg_way(source, batch):
-    return way(lambda **options: pipeline.train_batches(source, **options, **CROP), len(source), batch)
+    return way(lambda reading: pipeline.train_batches(source, reading, CROP), len(source), batch)
 
 
 def packed_way(source, batch):
-    return way(lambda **options: canvas.train_batches(source, **options), 20 * len(source), batch)
+    return way(lambda reading: canvas.train_batches(source, reading), 20 * len(source), batch)
 
 
 def way(make, images, batch):
@@ -91,7 +93,7 @@ def way(make, images, batch):
 
     def turn():
         cpu, wall = time.process_time(), time.perf_counter()
-        with make(seed=0, batch_size=batch, start_step=0, total_steps=steps, threads=1, max_corrupt=0) as batches:
+        with make(Reading(Order(0, batch), range(steps), threads=1)) as batches:
             for _ in batches:
                 pass
         return steps * batch / (time.process_time() - cpu), steps * batch / (time.perf_counter() - wall)

@@ -30,7 +30,7 @@ from lape_jax import cli
 from lape_jax.data import sources
 from lape_jax.models import rules
 from lape_jax.parallel import sharding
-from lape_jax.train import finished, setup
+from lape_jax.train import setup, trained
 
 ROOT = Path(__file__).parents[1]
 # A run in which everything takes part that has a state or a random number.
@@ -144,7 +144,7 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
     config = cli.load_config("", str(workdir))
     model = setup.build_model(config, len(sources.open_split(config.data, "train").classes))
     mesh = sharding.make_mesh(config.mesh)
-    state, _ = finished.state(Path(workdir), config, model, mesh, "last", config.sharding)
+    state = trained.restore(Path(workdir), config, model, mesh, trained.LAST, config.sharding).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}
 
 

@@ -1,3 +1,3 @@
 """LaPE (Layer-adaptive Position Embedding, ICCV 2023) for Vision Transformers in JAX/Flax."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,7 +2,8 @@
 
     COMMAND --config=FILE.py[:arg,arg=value] --workdir=DIR [--config.key=value ...] [--option=value ...]
 
-FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/config/schema.py). Exit codes: 0 done,
+FILE.py is a Python file with `get_config(arg) -> ConfigDict` (see lape_jax/config/schema.py), or the name of one that
+is shipped, as `deit_ti`, if there is no such file. Exit codes: 0 done,
 1 a bug (with its traceback), 2 a mistake in what was given (one line on stderr), 130 interrupted.
 """
 
@@ -27,9 +28,13 @@ from lape_jax.errors import UserError, nearest
 from lape_jax.tasks import config as configs
 
 _log = logging.getLogger(__name__)
+_PACKAGE = Path(__file__).parent
+# The repository's configs, which an installed package has inside.
+SHIPPED = next((place for place in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if place.is_dir()), _PACKAGE)
 _VALUES = {"config": "FILE", "workdir": "DIR"}
 Result = TypeVar("Result")
 Main = Callable[[ConfigDict, argparse.Namespace], None]
+Options = Callable[[argparse.ArgumentParser], None]
 
 
 def run(
@@ -38,8 +43,7 @@ def run(
     *,
     description: str = "",
     required: Sequence[str] = (),
-    options: Mapping[str, str] | None = None,
-    files: str = "",
+    options: Options | None = None,
     assumed: Mapping[str, str] | None = None,
 ) -> int:
     """Calls `main(config, args)` with what the command line says, and returns the exit code.
@@ -48,22 +52,21 @@ def run(
             sys.exit(cli.run(main, description=__doc__, required=("config", "workdir")))
 
     `config` is complete and valid: that of --config or, without it, of DIR/config.json, with the overrides put in.
-    `args` holds the text of every option by its name, "" where it was not given, and in `overrides` {key: text} of the
-    config's keys that were.
+    `args` holds the value of every option by its name, and in `overrides` {key: text} of the config's keys that were
+    given.
 
     Args:
         main: the command.
         argv: the arguments, by default those of the process.
         description: what --help says about the command.
         required: the options that must be given.
-        options: further options, name -> help text, beside --config and --workdir.
-        files: help text of arguments that are no options, one or more, in `args.files`; "" if there are none.
+        options: adds what the command takes beside --config and --workdir to an `argparse.ArgumentParser`.
         assumed: keys of the config and the texts that the command sets them to, unless the command line says otherwise.
             A run from before there was such a key goes on with what it had.
     """
 
     def command() -> None:
-        args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options or {}, files)
+        args, overrides = parse(sys.argv[1:] if argv is None else argv, description, required, options)
         args.overrides = dict(overrides)
         main(load_config(args.config, args.workdir, overrides, assumed or {}), args)
 
@@ -127,7 +130,7 @@ def print_any_name() -> None:
 
 
 def parse(
-    argv: Sequence[str], description: str, required: Sequence[str], options: Mapping[str, str], files: str = ""
+    argv: Sequence[str], description: str, required: Sequence[str] = (), options: Options | None = None
 ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """Splits the command line into the options by name and the (key, text) overrides of the config, in order."""
     overrides, rest = _split_overrides(argv)
@@ -136,25 +139,31 @@ def parse(
         prog=f"python -m {module.name}" if module else None,
         description=description,
         epilog="Any key of the config can be set: --config.optimizer.lr=3e-4 --config.total_epochs=100",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", default="", metavar="FILE[:ARG]", help="config file, and its argument")
-    parser.add_argument("--workdir", default="", metavar="DIR", help="directory of the run: checkpoints, metrics, ...")
-    for name, text in options.items():
-        parser.add_argument(f"--{name}", default="", metavar=name.upper(), help=text)
-    if files:
-        parser.add_argument("files", nargs="+", metavar="FILE", type=os.path.expanduser, help=files)
+    path = {"default": "", "type": os.path.expanduser}  # the shell does it at the start of a word only
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="config file or name of one, and its argument", **path)
+    parser.add_argument("--workdir", metavar="DIR", help="directory of the run: checkpoints, metrics, ...", **path)
+    if options is not None:
+        options(parser)
     args, unknown = parser.parse_known_intermixed_args(rest)
-    for name in ("config", "workdir", "weights"):  # the shell expands ~ at the start of a word only
-        if hasattr(args, name):
-            setattr(args, name, os.path.expanduser(getattr(args, name)))
     if unknown:
-        name = unknown[0].partition("=")[0]
-        raise UserError(f"option {nearest(name, [f'--{n}' for n in ('config', 'workdir', *options)])}")
+        raise UserError(f"option {nearest(unknown[0].partition('=')[0], parser.options)}")
     for name in required:
         if not getattr(args, name):
             raise UserError(f"--{name}={_VALUES.get(name, '...')} is missing")
     return args, overrides
+
+
+def split_settings(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of all `--model.KEY=VALUE` by key, and the other arguments."""
+    settings, rest = {}, []
+    for arg in argv:
+        match = re.fullmatch(r"--model\.([^=]+)=(.*)", arg, re.DOTALL)
+        if match:
+            settings[match[1]] = reading.literal(match[2], f"--model.{match[1]}")
+        else:
+            rest.append(arg)
+    return settings, rest
 
 
 def load_config(
@@ -191,7 +200,7 @@ def _keep(config: ConfigDict, begun: Mapping | None, workdir: str, overrides: Ma
 
 
 def read_config_file(file: str) -> ConfigDict:
-    """What `get_config(ARG)` of the Python file `PATH` returns, for `file` = "PATH" or "PATH:ARG".
+    """What `get_config(ARG)` of the Python file `PATH` returns, for `file` = "PATH" or "PATH:ARG"; see `find_config`.
 
     Raises UserError if there is no such file, or naming the line of it that raised.
     """
@@ -205,10 +214,12 @@ def call_config_file(file: str, function: str, kind: type[Result]) -> Result:
     that raised.
     """
     path, _, arg = file.partition(":")
+    path = find_config(path)
     try:
         source = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         siblings = sorted(str(sibling) for sibling in Path(path).parent.glob("*.py"))
+        siblings += sorted(shipped.stem for shipped in SHIPPED.glob("*.py")) if "/" not in path else []
         near = f": {nearest(path, siblings)}" if siblings else ""
         raise UserError(
             f"config file {path!r} cannot be read ({getattr(error, 'strerror', None) or error}){near}"
@@ -229,6 +240,12 @@ def call_config_file(file: str, function: str, kind: type[Result]) -> Result:
     if not isinstance(result, kind):
         raise UserError(f"{function} of {path!r} returned {type(result).__name__}: it must return a {kind.__name__}")
     return result
+
+
+def find_config(path: str) -> str:
+    """`path`, or the config of that name which is shipped, if there is no such file: "deit_ti", "deit_ti.py"."""
+    shipped = SHIPPED / f"{path.removesuffix('.py')}.py"
+    return str(shipped) if os.path.basename(path) == path and not os.path.exists(path) and shipped.is_file() else path
 
 
 def _explain(error: Exception, path: str) -> str:
@@ -265,10 +282,19 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[s
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit, and takes no option that is only begun."""
+    """Raises UserError where argparse would print its usage and exit, and takes no option that is only begun.
+
+    Attributes:
+        options: names of all that were added.
+    """
 
     def __init__(self, **settings: Any):
-        super().__init__(**settings, allow_abbrev=False)
+        self.options: list[str] = []
+        super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        self.options += [name for name in names if name.startswith("--") and name != "--help"]
+        return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> None:
-        raise UserError(message)
+        raise UserError(re.sub(r"^argument (\S+): is ", r"\1 is ", message))  # as `lape_jax.config.options` says it

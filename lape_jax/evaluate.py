@@ -4,9 +4,10 @@
     python -m lape_jax.evaluate --weights=FILE --config=FILE.py [--config.key=value ...]
     both, if it segments or detects: [--out=DIR [--overlays=N]]
 
-Without --step a workdir's newest checkpoint is evaluated. FILE holds weights of the config's very model under the
-names of PyTorch, lape_jax or big_vision (.npz, safetensors, or what torch.save writes); where there are two sets of
-them, FILE:KEY says which, as in last.pth.tar:state_dict_ema. The last line printed is one JSON object.
+Of a workdir the best checkpoint is evaluated, or the newest if none was evaluated so far. FILE holds weights of the
+config's very model under the names of PyTorch, lape_jax or big_vision (.npz, safetensors, or what torch.save writes);
+where there are two sets of them, FILE:KEY says which, as in last.pth.tar:state_dict_ema. The last line printed is one
+JSON object, which says which step it was.
 
 Written to --out, of a run without the running mean of its weights:
 segmentation
@@ -25,6 +26,7 @@ detection
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lape_jax import cli, tasks
+from lape_jax.config.options import whole
 from lape_jax.errors import UserError
 from lape_jax.parallel import hosts, sharding
 from lape_jax.port.files import write_all
@@ -49,23 +52,22 @@ def main(config: ConfigDict, args: argparse.Namespace) -> None:
 
 def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
     """What was evaluated, and its metrics."""
-    trained.check_origin(args)
-    count = _overlays(config, args)
+    _check_details(config, args)
     if args.out and jax.process_index() == 0:
-        write_all(Path(args.out).expanduser(), {})  # says at once if it cannot be
+        write_all(Path(args.out), {})  # says at once if it cannot be
     task = tasks.of(config)
-    found = trained.load(config, args, args.step, config.sharding)
+    found = trained.load(config, args, config.sharding)
     source = task.open_for(config, "val", found.classes, found.what)
     evaluator = task.evaluator(config, found.model, sharding.make_mesh(config.mesh), source)
     results = evaluator(found.variables)
     if args.out:
-        contents = task.evaluation_files(config, evaluator, found.variables, source, count)
+        contents = task.evaluation_files(config, evaluator, found.variables, source, args.overlays)
         if jax.process_index() == 0:
-            write_all(Path(args.out).expanduser(), contents)
+            write_all(Path(args.out), contents)
     if found.ema is not None:
         results |= evaluator(found.ema, prefix="val/ema_")
-    tested = {"workdir": args.workdir, "step": found.step} if args.workdir else {"weights": args.weights}
-    return tested | results
+    tested = {"workdir": args.workdir, "step": found.step, "chosen": found.why}
+    return (tested if args.workdir else {"weights": args.weights}) | results
 
 
 def _number(value: Any) -> Any:
@@ -73,25 +75,29 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _overlays(config: ConfigDict, args: argparse.Namespace) -> int:
-    """The number of overlays. Raises UserError for options that do not fit."""
-    for name in ("out", "overlays"):
-        if getattr(args, name) and not tasks.of(config).details:
+def _check_details(config: ConfigDict, args: argparse.Namespace) -> None:
+    """Completes --overlays. Raises UserError for options that do not fit."""
+    for name, given in (("out", bool(args.out)), ("overlays", args.overlays is not None)):
+        if given and not tasks.of(config).details:
             raise UserError(
                 f"--{name}: there is nothing more to say of task={config.task} than its metrics; leave it out"
             )
-    if args.overlays and not args.out:
+    if args.overlays is not None and not args.out:
         raise UserError("--overlays needs --out=DIR to be written to")
-    if args.overlays and not args.overlays.isdecimal():
-        raise UserError(f"--overlays={args.overlays}: it must be a whole number, at least 0")
-    return int(args.overlays or OVERLAYS)
+    args.overlays = OVERLAYS if args.overlays is None else args.overlays
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    trained.add_options(parser)
+    parser.add_argument(
+        "--out",
+        default="",
+        metavar="DIR",
+        type=os.path.expanduser,
+        help="directory to write scores of classes and overlays to",
+    )
+    parser.add_argument("--overlays", type=whole(0), metavar="N", help=f"images in overlays.png (default {OVERLAYS})")
 
 
 if __name__ == "__main__":
-    options = {
-        "weights": "weights to evaluate instead of a run's",
-        "step": "which checkpoint: N, last or best",
-        "out": "directory to write scores of classes and overlays to",
-        "overlays": f"images in overlays.png (default {OVERLAYS})",
-    }
     sys.exit(cli.run(main, description=__doc__, options=options))

@@ -13,11 +13,12 @@ safetensors, npz   the weights under the names of PyTorch; safetensors with the 
              mean, std, num_classes, classes and settings (all attributes of the model)
 
 --fold=true turns LaPE into constants first: the same logits with less work (stablehlo only, as PyTorch has no names
-for it). --ema=true takes the running mean of the weights. What was written is read again and compared. Without --step a
-workdir's best checkpoint is exported.
+for it). --ema=true takes the running mean of the weights. What was written is read again and compared. Of a
+workdir the best checkpoint is exported, or the newest if none was evaluated.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -28,14 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax import cli, port, tasks
+from lape_jax import atomic, cli, port, tasks
 from lape_jax.augment.photometric import normalise
+from lape_jax.config.options import truth
 from lape_jax.errors import UserError, nearest
-from lape_jax.parallel import fit, sharding
-from lape_jax.port import about
-from lape_jax.port.files import replacing
+from lape_jax.parallel import fit
 from lape_jax.train import trained
-from lape_jax.train.trained import Trained
 
 FORMATS = {"stablehlo": (".stablehlo",), "safetensors": (".safetensors",), "npz": (".npz",)}
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -43,44 +42,27 @@ TOLERANCE = 1e-5  # of answers, relative to the largest: XLA may order sums in a
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
-    path = Path(args.out).expanduser()
+    path = Path(args.out)
     form = args.format or path.suffix.removeprefix(".")
     if form not in FORMATS:
         raise UserError(f"--format={nearest(form, FORMATS)}")
     if not path.name.endswith(FORMATS[form]):
         raise UserError(f"--out={args.out} should end in {FORMATS[form][0]}, as --format={form} says")
-    if args.fold not in ("", "true", "false"):
-        raise UserError(f"--fold={args.fold}: it is true or false")
-    found = weights(config, args)
-    model, variables = found.model, found.variables
-    if args.fold == "true":
-        if form != "stablehlo":
-            raise UserError("--fold=true needs --format=stablehlo: PyTorch has no names for a folded model")
+    if args.fold and form != "stablehlo":
+        raise UserError("--fold=true needs --format=stablehlo: PyTorch has no names for a folded model")
+    found = trained.load(config, args)
+    print(found.origin, flush=True)
+    model, variables = found.model, jax.device_get(found.variables)
+    if args.fold:
         size = image_shape(config, model)[:2]
         model, variables = port.fold(variables, model, None if size == model.input_shape[:2] else size)
     if form == "stablehlo":
         export_program(path, model, variables, config)
     else:
-        export_weights(
-            path,
-            model,
-            variables,
-            about.write(config.model.name, model, config.data.mean, config.data.std, found.classes),
-        )
+        export_weights(path, model, variables, found.texts())
     size = path.stat().st_size / 1e6
     kind = f"{type(model).__name__}{f' with join {model.joining}' if hasattr(model, 'joining') else ''}"
     print(f"{path}: {size:.1f} MB, {kind}, read again and compared")
-
-
-def weights(config: ConfigDict, args: argparse.Namespace) -> Trained:
-    """What --workdir or --weights name, variables on the host: --ema of a run asks for their running mean."""
-    if args.ema not in ("", "true", "false"):
-        raise UserError(f"--ema={args.ema}: it is true or false")
-    trained.check_origin(args)
-    found = trained.load(config, args, args.step or "best", sharding.REPLICATED)
-    if args.ema == "true" and found.ema is None:
-        raise UserError(f"{found.what} keeps no running mean of its weights: leave out --ema")
-    return found._replace(variables=jax.device_get(found.ema if args.ema == "true" else found.variables))
 
 
 def image_shape(config: ConfigDict, model: nn.Module) -> tuple[int, ...]:
@@ -99,8 +81,7 @@ def export_program(path: Path, model: nn.Module, variables: dict, config: Config
     (size,), shape = jax.export.symbolic_shape("b"), image_shape(config, model)
     images = jax.ShapeDtypeStruct((size, *shape), jnp.uint8)
     program = jax.export.export(jax.jit(answer), platforms=PLATFORMS)(images)
-    with replacing(path) as file:
-        file.write(program.serialize())
+    atomic.write(path, bytes(program.serialize()))
     again = jax.export.deserialize(bytearray(path.read_bytes()))
     for count in (1, 3):
         images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
@@ -122,13 +103,12 @@ def export_weights(path: Path, model: nn.Module, variables: dict, texts: dict[st
         raise RuntimeError(f"the weights in {path} are not those that were written")
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    trained.add_options(parser, ema=True)
+    parser.add_argument("--format", default="", help=f"{' | '.join(FORMATS)}; without it, what --out ends in")
+    parser.add_argument("--out", default="", metavar="FILE", type=os.path.expanduser, help="file to write")
+    parser.add_argument("--fold", type=truth, default=False, help="true: turn LaPE into constants")
+
+
 if __name__ == "__main__":
-    options = {
-        "weights": "weights to export instead of a run's",
-        "step": "which checkpoint: N, last or best",
-        "format": f"{' | '.join(FORMATS)}; without it, what --out ends in",
-        "out": "file to write",
-        "fold": "true: turn LaPE into constants",
-        "ema": "true: the running mean of the run's weights",
-    }
     sys.exit(cli.run(main, description=__doc__, required=("out",), options=options))

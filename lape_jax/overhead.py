@@ -26,11 +26,11 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from lape_jax import cli, convert
+from lape_jax import atomic, cli
 from lape_jax.analysis import overhead
 from lape_jax.analysis.overhead_table import FORMATS, Report, markdown
+from lape_jax.config.options import whole
 from lape_jax.errors import UserError
-from lape_jax.port.files import replacing
 from lape_jax.train import programs
 
 # Or libtpu waits for the metadata of a TPU VM, and for other processes that have loaded it.
@@ -76,8 +76,7 @@ def main(argv: Sequence[str]) -> None:
     report = Report(about, costs, notes)
     print(markdown(report), end="")
     for path in args.out:
-        with replacing(path) as file:
-            file.write(FORMATS[path.suffix](report).encode())
+        atomic.write(path, FORMATS[path.suffix](report))
 
 
 def _device(devices: Sequence[Any], topology: str) -> str:
@@ -106,14 +105,12 @@ def chips(topology: str) -> list[Any]:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options, and the settings of the model."""
-    settings, rest = convert.split_settings(argv)
-    parser = cli.Parser(
-        prog="python -m lape_jax.overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    settings, rest = cli.split_settings(argv)
+    parser = cli.Parser(prog="python -m lape_jax.overhead", description=__doc__)
     parser.add_argument("--model", required=True, metavar="NAME", help="such as deit_ti")
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="images (default %(default)s)")
+    parser.add_argument("--batch", type=whole(1), default=16, metavar="N", help="images (default %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="to compute in (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, metavar="N", help="turns to time (default %(default)s)")
+    parser.add_argument("--repeats", type=whole(2), default=15, metavar="N", help="turns to time (default %(default)s)")
     parser.add_argument("--tpu", default="", metavar="TOPOLOGY", help="compile for a TPU slice instead of running")
     parser.add_argument(
         "--out",
@@ -124,9 +121,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         help="file to write: .md, .csv or .json",
     )
     args = parser.parse_args(rest)
-    for name, least in (("batch", 1), ("repeats", 2)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name}={getattr(args, name)}: it must be at least {least}")
     for path in args.out:
         if path.suffix not in FORMATS:
             raise UserError(f"--out={path} must end in {', '.join(FORMATS)}")

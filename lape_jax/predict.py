@@ -5,7 +5,7 @@
 
 Of a directory all images in and below it are taken, but hidden ones and those in --out. They are turned as EXIF says,
 as a viewer shows them (--config.data.orientation=stored: as they are stored), and resized and cut as in evaluation.
-Without --step a workdir's best checkpoint predicts. In --out, as they come:
+Of a workdir the best checkpoint predicts, or the newest if none was evaluated. In --out, as they come:
 
 classification
     predictions.csv     a line for each image: the five most probable classes, and their probabilities
@@ -26,40 +26,41 @@ An image that cannot be read is named and left out; the others are done, and the
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lape_jax import cli, export, tasks
+from lape_jax import cli, tasks
 from lape_jax.errors import UserError
 from lape_jax.port.files import write_all
 from lape_jax.tasks.images import find
-from lape_jax.tasks.task import Candidate
-from lape_jax.train.trained import check_origin
+from lape_jax.train import trained
 
 
 def main(config: ConfigDict, args: argparse.Namespace) -> None:
-    check_origin(args)
-    out = Path(args.out).expanduser()
+    out = Path(args.out)
     images = find(args.files, out)
     task = tasks.of(config)
     task.check_places(images, out)
-    found = export.weights(config, args)
+    found = trained.load(config, args)
+    print(found.origin, flush=True)
     write_all(out, {})
-    done = task.predict(Candidate(config, found.model, found.variables, found.classes), images, out)
+    done = task.predict(found.candidate(), images, out)
     print(f"{out}: {done} of {len(images)} images")
     if done < len(images):
         raise UserError(f"{len(images) - done} of {len(images)} images cannot be read: see the warnings")
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    trained.add_options(parser, ema=True)
+    parser.add_argument("--out", default="", metavar="DIR", type=os.path.expanduser, help="directory to write to")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", type=os.path.expanduser, help="images, and directories of images"
+    )
+
+
 if __name__ == "__main__":
-    options = {
-        "weights": "weights that predict instead of a run's",
-        "step": "which checkpoint: N, last or best",
-        "ema": "true: the running mean of the run's weights",
-        "out": "directory to write to",
-    }
-    files = "images, and directories of images"
     assumed = {"data.orientation": "view"}
-    sys.exit(cli.run(main, description=__doc__, required=("out",), options=options, files=files, assumed=assumed))
+    sys.exit(cli.run(main, description=__doc__, required=("out",), options=options, assumed=assumed))

@@ -38,9 +38,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lape_jax import cli
+from lape_jax.config.options import whole
 from lape_jax.data import canvas, exif, packed
-from lape_jax.data.offline import check, cifar, pack, splits
-from lape_jax.errors import UserError
+from lape_jax.data.offline import check, cifar, pack, parts, splits
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.task import Preparation
 
@@ -60,13 +60,10 @@ def main(argv: Sequence[str]) -> None:
 
             resize.copy(
                 args.set, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
-                threads=args.threads, max_corrupt=args.max_corrupt, orientation=args.orientation, say=say,
+                orientation=args.orientation, how=how(args),
             )  # fmt: skip
         case "pack":
-            pack.copy(
-                args.set, args.splits, args.out, side=args.side, threads=args.threads, max_corrupt=args.max_corrupt,
-                orientation=args.orientation, say=say,
-            )  # fmt: skip
+            pack.copy(args.set, args.splits, args.out, side=args.side, orientation=args.orientation, how=how(args))
         case "tfds":
             from lape_jax.data.offline import download
 
@@ -77,7 +74,12 @@ def main(argv: Sequence[str]) -> None:
             say(f"{version}: {', '.join(f'{args.out}/{split}.npz: {n:,} images' for split, n in counts.items())}")
             say(f"look it over: python -m lape_jax.prepare check --source=arrays --path={shlex.quote(args.out)}")
         case name:
-            of_tasks()[name].run(args, say)
+            of_tasks()[name].run(args, how(args))
+
+
+def how(args: argparse.Namespace) -> parts.How:
+    """How a copy is written; only those of images with a class each may do without some."""
+    return parts.How(args.threads, getattr(args, "max_corrupt", 0), say)
 
 
 def of_tasks() -> dict[str, Preparation]:
@@ -91,9 +93,7 @@ def say(line: str) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = cli.Parser(
-        prog="python -m lape_jax.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(prog="python -m lape_jax.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {name: commands.add_parser(name) for name in (*COMMANDS, *of_tasks())}
     add = {name: one.add_argument for name, one in parsers.items()}
@@ -106,19 +106,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         option("--train", default="train", help="the split that defines the classes (default %(default)s)")
     for option in (add[name] for name in (*READING, *of_tasks())):
         option("--splits", default="", metavar="A,B", help="only these")
-        option("--threads", type=int, default=os.cpu_count() or 1, help="default: one per core")
+        option("--threads", type=whole(1, 1024), default=os.cpu_count() or 1, metavar="N", help="default: one per core")
     for name in ("resize", *of_tasks()):
-        shorter = "pixels of the shorter side, at most"
-        add[name]("--short", type=int, required=name == "resize", metavar="N", help=shorter)
-        add[name]("--quality", type=int, default=90, help="of JPEG (default %(default)s)")
+        required = name == "resize"
+        shorter = "pixels of the shorter side, at most" + ("" if required else " (default: as it is)")
+        add[name]("--short", type=whole(8, 8192), required=required, default=0, metavar="N", help=shorter)
+        add[name]("--quality", type=whole(1, 95), default=90, metavar="N", help="of JPEG (default %(default)s)")
+    for name in ("resize", "pack", *of_tasks()):
+        default = "view; of TFDS stored" if name in READING else "view"
+        help_ = f"by EXIF (default: {default})"
+        add[name]("--orientation", default="", choices=exif.CHOICES, metavar="view|stored", help=help_)
     add["check"]("--all", action="store_true", help="read all images, not only some of each split")
     for option in (add["resize"], add["pack"]):
-        option("--max-corrupt", type=int, default=10, help="how many unreadable images are left out at most")
-        option("--orientation", default="", choices=exif.CHOICES, help="by EXIF (default: view; of TFDS stored)")
-    add["pack"](
-        "--side", type=int, default=canvas.SIDE, metavar="N", help="pixels that an image fits into (%(default)s)"
-    )
-    add["resize"]("--as", dest="new_name", default="", metavar="NAME", help="of the copy, instead of NAME_N")
+        option("--max-corrupt", type=whole(0), default=10, metavar="N", help="unreadable images left out at most")
+    side = "pixels that an image fits into (default %(default)s)"
+    add["pack"]("--side", type=whole(*pack.SIDES), default=canvas.SIDE, metavar="N", help=side)
+    for name in ("resize", *of_tasks()):
+        add[name]("--as", dest="new_name", default="", metavar="NAME", help="of the copy (default: its origin's, _N)")
     for name, one in of_tasks().items():
         one.options(parsers[name])
     add["tfds"]("name", metavar="NAME", help="NAME[/CONFIG][:VERSION]")
@@ -126,22 +130,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("resize", "pack", "cifar", *of_tasks()):
         add[name]("--out", required=True, help="where the result goes", **place)
     args = parser.parse_args(argv)
-    limits = {
-        "threads": (1, 1024),
-        "short": (8, 8192),
-        "side": pack.SIDES,
-        "quality": (1, 95),
-        "max_corrupt": (0, 10**9),
-    }
-    for name, (low, high) in limits.items():
-        value = getattr(args, name, None)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be {low} to {high}")
     if args.command in READING:
         found = "tfds" if args.name else "packed" if packed.is_pack(args.path) else "folder"
         args.set = splits.DataSet(args.source or found, args.path, args.name, args.train)
-    if args.command in ("resize", "pack"):
-        args.orientation = args.orientation or ("stored" if args.set.kind == "tfds" else "view")
+    if "orientation" in args:
+        stored = args.command in READING and args.set.kind == "tfds"
+        args.orientation = args.orientation or ("stored" if stored else "view")
     return args
 
 

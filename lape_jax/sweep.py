@@ -15,6 +15,7 @@ workdir of every run.
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lape_jax import cli
+from lape_jax import atomic, cli
 from lape_jax.analysis import plots
 from lape_jax.config.schema import DURATIONS
 from lape_jax.errors import UserError, listed
@@ -34,15 +35,13 @@ from lape_jax.train import workdir as workdirs
 from lape_jax.train.signals import StopRequest
 from lape_jax.train.writers import Console
 
-OPTIONS = {"out": "directory of the results", "seeds": "seeds, separated by commas, instead of the sweep's"}
-
 
 def main(argv: list[str]) -> None:
     args, overrides = parse(argv)
     sweep = cli.call_config_file(args.config, "sweep", Sweep)
-    seeds = _seeds(args.seeds) if args.seeds else list(sweep.seeds)
-    out = Path(args.out).expanduser()
-    directory = Path(args.config.partition(":")[0]).parent
+    seeds = args.seeds or list(sweep.seeds)
+    out = Path(args.out)
+    directory = Path(cli.find_config(args.config.partition(":")[0])).parent
     configs = [cli.load_config(str(directory / cell.config), "", [*cell.overrides, *overrides]) for cell in sweep.cells]
     labels = [_data(configs), f"`python -m lape_jax.sweep {shlex.join(argv)}`"]
     with workdirs.claim(out), StopRequest() as stop, contextlib.closing(Console()) as console:
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """The options, and the overrides of every config."""
-    args, overrides = cli.parse(argv, __doc__, ("config", "out"), OPTIONS)
+    args, overrides = cli.parse(argv, __doc__, ("config", "out"), options)
     if args.workdir:
         raise UserError("a sweep has many workdirs, all in --out=DIR: leave out --workdir")
     for key, _ in overrides:
@@ -91,9 +90,7 @@ def write(out: Path, sweep: Sweep, jobs: Sequence[sweep_runs.Job], labels: Seque
     contents = {name: text.encode() for name, text in texts.items()}
     contents |= {f"table.{form}": plots.render(figure, form) for form in plots.FORMATS}
     for name, content in contents.items():
-        partial = out / f"{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(out / name)
+        atomic.write(out / name, content)
 
 
 def _data(configs: Sequence[ConfigDict]) -> str:
@@ -105,13 +102,20 @@ def _data(configs: Sequence[ConfigDict]) -> str:
     return f"Trained on {', '.join(names)} for {' or '.join(lengths)}."
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="", metavar="DIR", type=os.path.expanduser, help="directory of the results")
+    parser.add_argument(
+        "--seeds", default=(), type=_seeds, metavar="N,N", help="seeds, separated by commas, instead of the sweep's"
+    )
+
+
 def _seeds(text: str) -> list[int]:
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--seeds is {text!r}: it must be whole numbers, separated by commas") from None
+        raise argparse.ArgumentTypeError(f"is {text!r}: it must be whole numbers, separated by commas") from None
     if len(set(seeds)) < len(seeds) or any(not 0 <= seed < 2**31 for seed in seeds):
-        raise UserError(f"--seeds is {text!r}: seeds must differ, and lie between 0 and 2^31 - 1")
+        raise argparse.ArgumentTypeError(f"is {text!r}: seeds must differ, and lie between 0 and 2^31 - 1")
     return seeds
 
 

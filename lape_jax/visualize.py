@@ -17,12 +17,11 @@ and numbers.npz, all of it as arrays, whose keys `lape_jax.analysis.study` lists
 Layers are numbered from 1. --token is a patch's number, row by row from 0; without it the centre. --eps is that of the
 LayerNorms that the maps see the table through, by default the one of the authors' script; the models' own may differ.
 --images: so many validation images are measured on (default 256; 0 for none); of images to segment it is the window in
-the middle. A workdir's newest checkpoint is taken; of a file of weights what cannot be read off it must be said, as for
-`python -m lape_jax.convert`.
+the middle. Of a workdir the best checkpoint is taken, or the newest if none was evaluated; of a file of weights what
+cannot be read off it must be said, as for `python -m lape_jax.convert`.
 """
 
 import argparse
-import math
 import os
 import re
 import sys
@@ -33,16 +32,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lape_jax import cli, convert, tasks
+from lape_jax import cli, tasks
 from lape_jax.analysis.activations import unmeasurable
 from lape_jax.analysis.seen import SCRIPT_EPS
 from lape_jax.analysis.study import Study, distinct, render, study, text
 from lape_jax.augment.photometric import normalise
+from lape_jax.config.options import finite, whole
 from lape_jax.errors import UserError
-from lape_jax.parallel import sharding
-from lape_jax.port import about, files
+from lape_jax.port import files
 from lape_jax.tasks.task import OVERLAYS, Candidate, Spread
-from lape_jax.train import finished, setup
+from lape_jax.train import named, trained
+
+IMAGES = 256  # validation images that runs are measured on, unless so many are asked for
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,21 +52,17 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give either --workdir=DIR (one run or more) or --weights=FILE with --model=NAME")
     if args.workdir and (args.model or settings):
         raise UserError("a run says itself which model it has trained: leave out --model")
-    if args.weights and (args.step or args.images or args.overlays):
+    if args.weights and (args.step, args.images, args.overlays) != (None, None, None):
         raise UserError("--step, --images and --overlays are of a run: leave them out with --weights")
-    eps, layers, token = _number("eps", args.eps or SCRIPT_EPS, float), _layers(args.layers), None
-    if args.token not in ("", "centre"):
-        token = _number("token", args.token, int)
-    contents = {}
     if args.weights:
-        studies = [of_weights(args.weights, args.model, settings, eps)]
+        contents, studies = {}, [of_weights(args.weights, args.model, settings, args.eps)]
     else:
-        count = _number("images", args.images or "256", int)
+        count = IMAGES if args.images is None else args.images
         runs = [load(Path(path), args.step) for path in args.workdir]
-        studies = distinct([of_run(run, count, eps) for run in runs], args.workdir)
-        shown = _number("overlays", args.overlays or str(OVERLAYS), int) if count else 0
+        studies = distinct([of_run(run, count, args.eps) for run in runs], args.workdir)
+        shown = (OVERLAYS if args.overlays is None else args.overlays) if count else 0
         contents = comparisons({one.label: run for one, run in zip(studies, runs, strict=True)}, shown)
-    contents = render(studies, eps, token, layers) | contents
+    contents = render(studies, args.eps, args.token, args.layers) | contents
     files.write_all(Path(args.out), contents)
     print("\n\n".join(map(text, studies)))
     print(f"\n{args.out}: {', '.join(contents)}")
@@ -73,18 +70,16 @@ def main(argv: Sequence[str]) -> None:
 
 def of_weights(path: str, name: str, settings: dict[str, Any], eps: float) -> Study:
     """The weights in a file, for a model called `name`."""
-    name, settings = convert.asked(path, about.read(path), name, settings)
-    model, variables = convert.from_weights(*files.read(path), name, settings)
-    return study(f"{name}, {model.joining}, {model.pe}", model, variables, eps=eps)
+    found = named.of_name(path, name, settings)
+    model = found.model
+    return study(f"{found.name}, {model.joining}, {model.pe}", model, found.variables, eps=eps)
 
 
-def load(path: Path, step: str) -> Candidate:
-    """A checkpoint of the run in `path`."""
-    config = cli.load_config("", str(path))
-    classes = finished.classes(path, "the run")
-    model = setup.build_model(config, len(classes))
-    state, _ = finished.state(path, config, model, sharding.data_mesh(), step, sharding.REPLICATED)
-    return Candidate(config, model, jax.device_get(state.variables), classes)
+def load(path: Path, step: trained.Which) -> Candidate:
+    """A checkpoint of the run in `path`; says which."""
+    found = trained.of_run(path, step=step)
+    print(found.origin, flush=True)
+    return found.candidate()
 
 
 def of_run(run: Candidate, count: int, eps: float) -> Study:
@@ -117,43 +112,37 @@ def comparisons(runs: Mapping[str, Candidate], count: int) -> dict[str, bytes]:
     return contents
 
 
-def _number(name: str, given: str | float, kind: type) -> Any:
-    try:
-        value = kind(given)
-    except ValueError:
-        value = -1
-    if not 0 <= value < math.inf:
-        raise UserError(f"--{name}={given}: it must be {'a whole' if kind is int else 'a finite'} number, at least 0")
-    return value
+def _token(text: str) -> int | None:
+    """The number of a patch; None for the centre."""
+    return None if text in ("", "centre") else whole(0)(text)
 
 
-def _layers(given: str) -> list[int] | None:
+def _layers(text: str) -> list[int] | None:
     """The numbers in a text such as "2-8" or "1,4,7-9"."""
     found: list[int] = []
-    for part in given.split(",") if given else ():
+    for part in text.split(",") if text else ():
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"--layers={given}: it must be numbers of layers such as 2-8 or 1,4,7-9")
+            raise argparse.ArgumentTypeError(f"is {text!r}: it must be numbers of layers such as 2-8 or 1,4,7-9")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return found or None
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options, and the settings of the model."""
-    settings, rest = convert.split_settings(argv)
-    parser = cli.Parser(
-        prog="python -m lape_jax.visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--workdir", nargs="+", default=[], metavar="DIR", type=os.path.expanduser, help="runs")
-    parser.add_argument("--weights", default="", metavar="FILE", type=os.path.expanduser, help="weights instead")
-    parser.add_argument("--model", default="", metavar="NAME", help="which model they are of, e.g. deit_ti")
-    parser.add_argument("--out", required=True, metavar="DIR", type=os.path.expanduser, help="directory to write to")
-    parser.add_argument("--token", default="", metavar="ROW", help="patch whose map is drawn (default: centre)")
-    parser.add_argument("--layers", default="", help="layers whose maps are drawn, such as 2-8 (default: all)")
-    parser.add_argument("--step", default="", help="which checkpoint: last (default), best or a step")
-    parser.add_argument("--overlays", default="", metavar="N", help=f"images in overlays.png (default {OVERLAYS})")
-    parser.add_argument("--images", default="", metavar="N", help="validation images to measure on (default 256)")
-    parser.add_argument("--eps", default="", help=f"of the LayerNorms in the maps (default {SCRIPT_EPS})")
+    settings, rest = cli.split_settings(argv)
+    parser = cli.Parser(prog="python -m lape_jax.visualize", description=__doc__)
+    add = parser.add_argument
+    add("--workdir", nargs="+", default=[], metavar="DIR", type=os.path.expanduser, help="runs")
+    add("--weights", default="", metavar="FILE", type=os.path.expanduser, help="weights instead")
+    add("--model", default="", metavar="NAME", help="which model they are of, e.g. deit_ti")
+    add("--out", required=True, metavar="DIR", type=os.path.expanduser, help="directory to write to")
+    add("--token", type=_token, metavar="ROW", help="patch whose map is drawn (default: centre)")
+    add("--layers", type=_layers, help="layers whose maps are drawn, such as 2-8 (default: all)")
+    trained.add_step(parser)
+    add("--overlays", type=whole(0), metavar="N", help=f"images in overlays.png (default {OVERLAYS})")
+    add("--images", type=whole(0), metavar="N", help=f"validation images to measure on (default {IMAGES})")
+    add("--eps", type=finite, default=SCRIPT_EPS, help="of the LayerNorms in the maps (default %(default)s)")
     return parser.parse_args(rest), settings
 
 

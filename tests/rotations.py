@@ -38,14 +38,14 @@ class Rotate(Task):
     def open_split(self, config, split):
         return Turned(split)
 
-    def training_batches(self, config, source, start, total, part=(0, 1)):
+    def training_batches(self, config, source, start, total, share=order.ALL):
         def read(example, rng):
             turns = int(rng.integers(config.rotate.turns))
             return np.rot90(decode.decode(example.image, 1, example.name), turns), turns
 
-        size, count = config.data.image_size, config.batch_size
-        options = {"seed": config.seed, "batch_size": count, "threads": 2, "max_corrupt": 0}
-        return batches.shuffled_batches(source, read, (size, size, 1), start_step=start, total_steps=total, **options)
+        size = config.data.image_size
+        reading = batches.Reading.of(config, start, total, share)
+        return batches.shuffled_batches(source, read, (size, size, 1), reading)
 
     def augmentation(self, config, model, mesh):
         return lambda batch, key, mixing: batch | {"image": normalise(batch["image"], (0.5,), (0.5,))}

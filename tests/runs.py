@@ -37,6 +37,14 @@ def load(file=DIGITS, **overrides):
     return cli.load_config(str(file), "", [(key, str(value)) for key, value in overrides.items()])
 
 
+def options(command, files=(), **given):
+    """The options of a command (its module) as its own parser reads them; `given` are texts by name."""
+    argv = [f"--{name}={value}" for name, value in given.items()]
+    args, _ = cli.parse([*argv, *map(str, files)], "", (), command.options)
+    args.overrides = {}
+    return args
+
+
 @contextlib.contextmanager
 def on(devices):
     """Makes meshes of the first so many of the eight virtual devices, and saves time that tests need not spend."""

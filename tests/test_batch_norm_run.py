@@ -1,6 +1,5 @@
 """Runs of a model with BatchNorms: their statistics are part of the state, on however many devices."""
 
-import argparse
 import json
 import re
 import shutil
@@ -12,7 +11,7 @@ from lape_jax import evaluate
 from lape_jax.models import rules
 from lape_jax.parallel import sharding
 from lape_jax.tasks.config import from_json
-from lape_jax.train import finished, setup
+from lape_jax.train import setup, trained
 from tests import runs
 
 # float32, so that numbers can be compared; three steps with checkpoints after one and all
@@ -27,7 +26,7 @@ def saved_state(workdir, step="last"):
     config = from_json(workdir / "config.json")
     model = setup.build_model(config, num_classes=10)
     mesh = sharding.make_mesh(config.mesh)
-    state, _ = finished.state(workdir, config, model, mesh, str(step), config.sharding)
+    state = trained.restore(workdir, config, model, mesh, step, config.sharding).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(state).items()}
 
 
@@ -74,7 +73,7 @@ def test_one_device_equals_eight(eight, tmp_path):
 
 @pytest.mark.slow
 def test_the_evaluate_command_finds_the_same_numbers(eight, capsys):
-    args = argparse.Namespace(workdir=str(eight), step="last", weights="", config="", out="", overlays="", overrides={})
+    args = runs.options(evaluate, workdir=eight, step="last")
     evaluate.main(from_json(eight / "config.json"), args)
     found = json.loads(capsys.readouterr().out)
     expected = runs.metrics(eight)[-1]

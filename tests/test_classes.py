@@ -13,7 +13,6 @@ from lape_jax.port import about
 from tests import runs
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-OPTIONS = dict.fromkeys(("weights", "step", "out", "overlays", "ema", "format", "fold"), "")
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +42,9 @@ def renamed(folder, to, names):
     return root
 
 
-def command(main, *argv, files=""):
+def command(module, *argv):
     with runs.on(1):
-        return cli.run(main, argv, options=OPTIONS, files=files)
+        return cli.run(module.main, argv, options=module.options)
 
 
 def data(root):
@@ -53,7 +52,7 @@ def data(root):
 
 
 def evaluated(capsys, workdir, *argv):
-    code = command(evaluate.main, f"--workdir={workdir}", *argv)
+    code = command(evaluate, f"--workdir={workdir}", *argv)
     out, error = capsys.readouterr()
     assert code == 0, error
     return json.loads(out.splitlines()[-1]), error
@@ -88,7 +87,7 @@ def test_more_classes_than_were_learned(workdir, folder, tmp_path, right, capsys
 
 def test_other_names_are_refused_unless_order_is_asked_for(workdir, folder, tmp_path, right, capsys, caplog):
     root = renamed(folder, tmp_path, [f"{number} {word}" for number, word in enumerate(WORDS)])
-    assert command(evaluate.main, f"--workdir={workdir}", *data(root)) == 2
+    assert command(evaluate, f"--workdir={workdir}", *data(root)) == 2
     error = capsys.readouterr().err
     assert "has classes that the run in" in error
     assert "0 zero" in error
@@ -102,7 +101,7 @@ def test_other_names_are_refused_unless_order_is_asked_for(workdir, folder, tmp_
 def exported(workdir, tmp_path_factory):
     """The run's last weights as a file that says what it is of."""
     path = tmp_path_factory.mktemp("exported") / "digits.safetensors"
-    assert command(export.main, f"--workdir={workdir}", f"--out={path}", "--step=last") == 0
+    assert command(export, f"--workdir={workdir}", f"--out={path}", "--step=last") == 0
     return path
 
 
@@ -113,33 +112,28 @@ def of(exported, workdir, *argv):
 def test_a_file_says_which_classes_it_knows(exported, workdir, folder, tmp_path, right, capsys):
     """Beside data whose folders sort otherwise, and without any training data."""
     assert about.read(exported).classes == tuple(map(str, range(10)))
-    assert command(evaluate.main, *of(exported, workdir, *data(folder))) == 0
+    assert command(evaluate, *of(exported, workdir, *data(folder))) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert results["val/top1"] == right["val/top1"]
     image = next((folder / "val" / "7").iterdir())
-    assert (
-        command(
-            predict.main, str(image), *of(exported, workdir, f"--out={tmp_path}", *data(tmp_path / "no")), files="x"
-        )
-        == 0
-    )
+    assert command(predict, str(image), *of(exported, workdir, f"--out={tmp_path}", *data(tmp_path / "no"))) == 0
     line = json.loads((tmp_path / "predictions.jsonl").read_text())
     assert all(one["class"] == str(one["number"]) for one in line["top"])
 
 
 def test_a_file_says_how_images_are_normalised_and_what_its_model_is(exported, workdir, folder, right, capsys, caplog):
     config = ("--config.data.mean=(0.5,)", "--config.data.std=(0.5,)")
-    assert command(evaluate.main, *of(exported, workdir, *data(folder), *config)) == 0  # says the same
+    assert command(evaluate, *of(exported, workdir, *data(folder), *config)) == 0  # says the same
     capsys.readouterr()
     for setting, said in (
         ("data.mean=(0.4,)", r"--config.data.mean=(0.4,) contradicts"),
         ("model.heads=4", "--config.model.heads=4 contradicts"),
         ("model.pe_norm=norm", "--config.model.pe_norm=norm contradicts"),
     ):
-        assert command(evaluate.main, *of(exported, workdir, *data(folder), f"--config.{setting}")) == 2
+        assert command(evaluate, *of(exported, workdir, *data(folder), f"--config.{setting}")) == 2
         assert said in capsys.readouterr().err
     other = f"{runs.DIGITS},model=vit_lite_6_4"
-    assert command(evaluate.main, f"--weights={exported}", f"--config={other}", *data(folder)) == 2
+    assert command(evaluate, f"--weights={exported}", f"--config={other}", *data(folder)) == 2
     assert "holds weights of vit_micro, and the config is one of vit_lite_6_4" in capsys.readouterr().err
 
 
@@ -150,7 +144,7 @@ def test_what_the_config_file_says_otherwise_gives_way_and_is_said(exported, fol
         text.replace("config.data.mean = (0.5,)", "config.data.mean = (0.1,)").replace('"heads": 2', '"heads": 4')
     )
     argv = (f"--weights={exported}", f"--config={config}:debug", *data(folder))
-    assert command(evaluate.main, *argv) == 0
+    assert command(evaluate, *argv) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert results["val/top1"] == right["val/top1"]
     assert "model.heads 2" in caplog.text
@@ -189,11 +183,14 @@ def test_a_run_of_another_mesh(workdir, tmp_path, folder, capsys):
     for mesh, devices in (({"data": 1, "fsdp": 2, "tensor": 1}, 1), ({"data": 1, "fsdp": 1, "tensor": 1}, 8)):
         (elsewhere / "config.json").write_text(json.dumps(config | {"mesh": mesh}))
         with runs.on(devices):
-            assert cli.run(evaluate.main, [f"--workdir={elsewhere}"], options=OPTIONS) == 0
+            assert cli.run(evaluate.main, [f"--workdir={elsewhere}"], options=evaluate.options) == 0
             argv = [f"--workdir={elsewhere}", f"--out={tmp_path / 'out.npz'}"]
-            assert cli.run(export.main, argv, options=OPTIONS) == 0
+            assert cli.run(export.main, argv, options=export.options) == 0
             image = next((folder / "val" / "7").iterdir())
             argv = [str(image), f"--workdir={elsewhere}", f"--out={tmp_path / 'out'}"]
-            assert cli.run(predict.main, argv, options=OPTIONS, files="images") == 0
-            assert cli.run(evaluate.main, [f"--workdir={elsewhere}", "--config.mesh.fsdp=3"], options=OPTIONS) == 2
+            assert cli.run(predict.main, argv, options=predict.options) == 0
+            assert (
+                cli.run(evaluate.main, [f"--workdir={elsewhere}", "--config.mesh.fsdp=3"], options=evaluate.options)
+                == 2
+            )
         assert "does not fit" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,14 @@ def get_config(arg=""):
     config.log_steps = config.eval_steps = config.checkpoint_steps = 100
     return config
 """
+
+
+def weights(parser):
+    parser.add_argument("--weights")
+
+
+def images(parser):
+    parser.add_argument("files", nargs="+", metavar="FILE", type=os.path.expanduser)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +78,7 @@ def test_config_argument_overrides_and_options(run, file, tmp_path):
     argv = [f"--config={file}:join=default,seed=3", "--workdir", str(tmp_path), "--weights=w.npz"]
     argv += ["--config.optimizer.lr=1", "--config.batch_size", "64", "--config.augment.flip", "--config.model.width=96"]
     argv += ["--config.total_steps=10", "--noconfig.data.resident", "--config.data.mean=(0.5, -1, 1e-1)"]
-    code, config, args, err = run(*argv, required=("config", "workdir"), options={"weights": "a file"})
+    code, config, args, err = run(*argv, required=("config", "workdir"), options=weights)
     assert (code, err) == (0, "")
     assert (args.workdir, args.weights) == (str(tmp_path), "w.npz")
     auto = dict.fromkeys(("attention", "unroll", "remat"), "auto")
@@ -77,6 +86,17 @@ def test_config_argument_overrides_and_options(run, file, tmp_path):
     assert (config.seed, config.batch_size, config.optimizer.lr) == (3, 64, 1.0)
     assert (config.augment.flip, config.data.resident, config.data.mean) == (True, False, (0.5, -1, 0.1))
     assert (config.total_steps, config.total_epochs) == (10, None)
+
+
+def test_shipped_configs_have_names(run, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, config, _, err = run("--config=deit_ti:join=default")
+    assert (code, err, config.model.name, config.model.join) == (0, "", "deit_ti", "default")
+    assert run("--config=digits.py")[1].total_epochs == 60  # the file that is there
+    assert run("--config=digits")[1].model.name != "deit_ti"
+    assert "config file 'deit_it' cannot be read" in run("--config=deit_it")[-1]
+    assert "(did you mean 'deit_ti'?)" in run("--config=deit_it")[-1]
+    assert "cannot be read" in run("--config=elsewhere/deit_ti")[-1]
 
 
 def test_config_of_a_workdir(run, file, tmp_path):
@@ -250,7 +270,7 @@ def test_what_main_raises(run, file):
 
 def test_help(run, capsys):
     with pytest.raises(SystemExit) as exit:
-        run("--help", description="Trains.", options={"weights": "a file"})
+        run("--help", description="Trains.", options=weights)
     assert exit.value.code == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("Trains.", "--config", "--workdir", "--weights", "--config.optimizer.lr"))
@@ -278,12 +298,12 @@ sys.exit(cli.run(main, ["--config={file}"]))
 
 def test_arguments_that_are_no_options(run, file):
     """Wherever they stand; with commands that take none they are refused."""
-    code, _, args, _ = run("a.png", f"--config={file}", "--config.seed", "3", "~/b", "--", "-c.png", files="images")
+    code, _, args, _ = run("a.png", f"--config={file}", "--config.seed", "3", "~/b", "--", "-c.png", options=images)
     assert code == 0
     assert args.files == ["a.png", str(Path.home() / "b"), "-c.png"]
-    code, _, _, err = run(f"--config={file}", files="images")
+    code, _, _, err = run(f"--config={file}", options=images)
     assert (code, err) == (2, "error: the following arguments are required: FILE\n")
     code, _, _, err = run(f"--config={file}", "a.png")
     assert (code, err.startswith("error: option 'a.png'")) == (2, True)
-    code, _, _, err = run("a.png", "--confg=x", files="images")
+    code, _, _, err = run("a.png", "--confg=x", options=images)
     assert (code, "did you mean '--config'" in err) == (2, True)

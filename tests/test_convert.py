@@ -1,6 +1,7 @@
 """The command that converts weights, in process."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_big_vision(tmp_path):
 def test_a_run_knows_its_model(tmp_path_factory, tmp_path, capsys):
     workdir = runs.finished(tmp_path_factory.getbasetemp())
     run(workdir, tmp_path / "run.npz", "--to=lape")
-    assert "(a run) ->" in capsys.readouterr().out
+    assert re.search(r"\(a run, step \d+, the best that was evaluated\) ->", capsys.readouterr().out)
     with pytest.raises(UserError, match="a run says itself which model"):
         run(workdir, tmp_path / "run.npz", "--model=deit_ti")
 

@@ -3,7 +3,6 @@
 All are slow: a step of a detector, however small, takes a minute to compile.
 """
 
-import argparse
 import csv
 import json
 import shutil
@@ -20,7 +19,7 @@ from lape_jax.tasks.config import from_json
 from lape_jax.tasks.detect.digits import DigitPhotos
 from lape_jax.tasks.detect.evaluate import PhotoEvaluator
 from lape_jax.tasks.detect.scores import FIGURES
-from lape_jax.train import finished, setup
+from lape_jax.train import setup, trained
 from tests import runs
 
 pytestmark = pytest.mark.slow
@@ -54,7 +53,7 @@ def saved_state(workdir, step):
     model = setup.build_model(config, 10)
     with runs.on(1):
         mesh = sharding.make_mesh(config.mesh)
-        state, _ = finished.state(workdir, config, model, mesh, str(step), sharding.REPLICATED)
+        state = trained.restore(workdir, config, model, mesh, step, sharding.REPLICATED).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(state).items()}
 
 
@@ -89,14 +88,10 @@ def test_eight_devices_train_as_one(workdir, tmp_path):
     assert runs.losses(lines) == pytest.approx(runs.losses(expected), rel=1e-5)
 
 
-def options(workdir, **given):
-    names = ("weights", "step", "config", "out", "overlays", "ema")
-    return argparse.Namespace(workdir=str(workdir), overrides={}, **(dict.fromkeys(names, "") | given))
-
-
 def test_evaluate(workdir, tmp_path, capsys):
     with runs.on(1):
-        evaluate.main(from_json(workdir / "config.json"), options(workdir, out=str(tmp_path), overlays="2"))
+        args = runs.options(evaluate, workdir=workdir, step="last", out=tmp_path, overlays="2")
+        evaluate.main(from_json(workdir / "config.json"), args)
     found = json.loads(capsys.readouterr().out)
     expected = runs.metrics(workdir)[-1]
     assert [found[name] for name in METRICS] == [expected[name] for name in METRICS]
@@ -121,10 +116,7 @@ def test_predict(workdir, tmp_path, capsys):
         Image.fromarray(DigitPhotos("val")[index].image()).save(images / f"{index}.png")
     Image.fromarray(np.zeros((200, 50, 3), np.uint8)).save(images / "high.png")
     with runs.on(1):
-        predict.main(
-            cli.load_config("", str(workdir)),
-            argparse.Namespace(**vars(options(workdir, out=str(out))), files=[str(images)]),
-        )
+        predict.main(cli.load_config("", str(workdir)), runs.options(predict, [images], workdir=workdir, out=out))
     assert "3 of 3 images" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {
         *("0_overlay.png", "1_overlay.png", "high_overlay.png", "detections.json")
@@ -154,7 +146,7 @@ def test_an_evaluation_compiles_three_programs_at_most(workdir):
     model = setup.build_model(config, 10)
     with runs.on(1):
         mesh = sharding.make_mesh(config.mesh)
-        state, _ = finished.state(workdir, config, model, mesh, "4", sharding.REPLICATED)
+        state = trained.restore(workdir, config, model, mesh, 4, sharding.REPLICATED).state
         evaluator = PhotoEvaluator(model, config, mesh)
         pixels = [np.zeros((h, w, 3), np.uint8) for h, w in ((96, 128), (50, 60), (128, 96), (90, 30), (20, 100))]
         found = list(evaluator.find(jax.device_get(state.variables), pixels))

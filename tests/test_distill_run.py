@@ -1,6 +1,5 @@
 """Distilled runs from end to end: a student learns from the workdir of a run, and from a file of weights."""
 
-import argparse
 import json
 import math
 
@@ -62,10 +61,7 @@ def test_the_student_is_evaluated_without_its_teacher(student, tmp_path, capsys)
     alone = runs.copy(student, tmp_path)
     config = from_json(alone / "config.json")
     config.distill.teacher = str(tmp_path / "gone")
-    evaluate.main(
-        config,
-        argparse.Namespace(workdir=str(alone), step="last", weights="", config="", out="", overlays="", overrides={}),
-    )
+    evaluate.main(config, runs.options(evaluate, workdir=alone, step="last"))
     found = json.loads(capsys.readouterr().out)
     assert found["val/loss"] == pytest.approx(runs.metrics(student)[-1]["val/loss"], rel=1e-6)
 

@@ -172,7 +172,7 @@ def options(module):
     with mock.patch.object(cli, "run", return_value=0) as run, pytest.raises(SystemExit):
         exec(code, dict(vars(module)))
     given = {name: value for name, value in run.call_args.kwargs.items() if name != "assumed"}  # of the config's keys
-    return {"description": "", "required": (), "options": {}} | given
+    return {"description": "", "required": (), "options": None} | given
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ DIGITS = "--config=configs/digits.py"
         ("visualize --workdir DIR --out=DIR --overlay=N|8", "unrecognized arguments"),
         ("convert SRC DST --model=deit_ti --model.jion=lape", "did you mean 'join'"),
         ("convert SRC DST --model=deit_tj", "did you mean 'deit_ti'"),
-        ("overhead --model=deit_ti --batch=many", "invalid int value"),
+        ("overhead --model=deit_ti --batch=many", "must be a whole number, at least 1"),
         ("prepare scenes --path=DIR --out=DATA_DIR", "required: --layout"),
         ("prepare (resize | check) --path=DIR --short=N --out=OUT", "unrecognized arguments"),
         ("prepare tfds", "required: NAME"),

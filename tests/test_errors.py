@@ -18,8 +18,7 @@ from lape_jax.errors import listed, nearest
 from tests import quick, runs
 
 TRAIN = {"main": main.main, "description": "Trains.", "required": ("config", "workdir")}
-OPTIONS = dict.fromkeys(("weights", "step", "out", "overlays"), "text")
-EVALUATE = {"main": evaluate.main, "description": "Evaluates.", "options": OPTIONS}
+EVALUATE = {"main": evaluate.main, "description": "Evaluates.", "options": evaluate.options}
 
 
 def command(what, *argv, devices=8):

@@ -1,6 +1,5 @@
 """The evaluate command on a run that segments: scores of each class, and overlays."""
 
-import argparse
 import csv
 import json
 
@@ -24,18 +23,8 @@ def workdir(tmp_path_factory):
 
 
 def run(workdir, capsys, **options):
-    options = {
-        "workdir": str(workdir),
-        "weights": "",
-        "step": "",
-        "config": "",
-        "out": "",
-        "overlays": "",
-        "overrides": {},
-        **options,
-    }
     with runs.on(1):
-        evaluate.main(from_json(workdir / "config.json"), argparse.Namespace(**options))
+        evaluate.main(from_json(workdir / "config.json"), runs.options(evaluate, workdir=workdir, **options))
     return json.loads(capsys.readouterr().out)
 
 
@@ -45,7 +34,12 @@ def test_what_is_written(workdir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(overlays, "comparison", lambda *args: drawn.append(args) or comparison(*args))
     out = tmp_path / "a" / "b"
     found = run(workdir, capsys, out=str(out), overlays="3")
-    assert list(found) == ["workdir", "step", *(f"val/{ema}{name}" for ema in ("", "ema_") for name in METRICS)]
+    assert list(found) == [
+        "workdir",
+        "step",
+        "chosen",
+        *(f"val/{ema}{name}" for ema in ("", "ema_") for name in METRICS),
+    ]
     assert (found["step"], found["val/examples"]) == (scene_run.STEP, 29)
     assert {path.name for path in out.iterdir()} == {"iou.csv", "iou.png", "overlays.png"}
     head, *rows = csv.reader((out / "iou.csv").read_text().splitlines())
@@ -73,7 +67,7 @@ def test_without_overlays(workdir, tmp_path, capsys):
     ("options", "message"),
     [
         ({"overlays": "3"}, "--overlays needs --out=DIR"),
-        ({"overlays": "-1", "out": "{tmp}"}, "--overlays=-1: it must be a whole number"),
+        ({"overlays": "-1", "out": "{tmp}"}, "--overlays is '-1': it must be a whole number, at least 0"),
         ({"out": "{workdir}/config.json"}, "config.json cannot be made"),
     ],
 )

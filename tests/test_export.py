@@ -1,6 +1,5 @@
 """Exported programs and weights: read again without the package's models, and the same."""
 
-import argparse
 import json
 import re
 
@@ -17,20 +16,8 @@ from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.tasks.config import from_json
 from lape_jax.tasks.detect import recipes
-from lape_jax.train import finished
+from lape_jax.train import trained
 from tests import quick, runs
-
-DEFAULTS = {
-    "weights": "",
-    "workdir": "",
-    "config": "",
-    "step": "",
-    "format": "",
-    "out": "",
-    "fold": "",
-    "ema": "",
-    "overrides": {},
-}
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +26,14 @@ def run(tmp_path_factory):
     workdir = runs.finished(tmp_path_factory.getbasetemp())
     config = from_json(workdir / "config.json")
     with runs.on(1):
-        model, variables = finished.best(workdir, config, 10, sharding.make_mesh(config.mesh), "the run")
+        found = trained.of_run(workdir, config, mesh=sharding.make_mesh(config.mesh))
+        model, variables = found.model, found.variables
     return workdir, config, model, jax.device_get(variables)
 
 
 def write(run, out, **options):
-    args = argparse.Namespace(**{**DEFAULTS, "workdir": str(run[0]), "out": str(out), **options})
     with runs.on(1):
-        export.main(run[1], args)
+        export.main(run[1], runs.options(export, **{"workdir": run[0], "out": out, **options}))
 
 
 @pytest.mark.parametrize("fold", quick.first(1, ["true", ""]))
@@ -134,7 +121,7 @@ def test_a_program_of_a_detector(tmp_path):
         ({"out": "m.onnx"}, "--format='onnx'"),
         ({"out": "m.npz", "format": "stablehlo"}, "should end in .stablehlo"),
         ({"out": "m.npz", "fold": "true"}, "--fold=true needs --format=stablehlo"),
-        ({"out": "m.stablehlo", "fold": "yes"}, "--fold=yes"),
+        ({"out": "m.stablehlo", "fold": "yes"}, "--fold is 'yes': it must be true or false"),
         ({"out": "m.npz", "step": "7"}, "7"),
         ({"out": "none/m.npz"}, "cannot be written"),
         ({"out": "m.npz", "config": "c.py"}, "leave out --config"),

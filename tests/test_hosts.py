@@ -18,7 +18,7 @@ from lape_jax.errors import UserError
 from lape_jax.models import rules
 from lape_jax.parallel import hosts, sharding
 from lape_jax.tasks.detect.evaluate import PhotoEvaluator
-from lape_jax.train import finished, setup
+from lape_jax.train import setup, trained
 from lape_jax.train import workdir as workdirs
 from tests import host_process, quick, runs
 from tests.host_process import MESHES, RUN
@@ -50,7 +50,9 @@ def final_params(workdir):
     config = runs.load(**RUN)
     model = setup.build_model(config, num_classes=10)
     with runs.on(1):
-        state, step = finished.state(workdir, config, model, sharding.make_mesh(config.mesh), "last", config.sharding)
+        state, step, _ = trained.restore(
+            workdir, config, model, sharding.make_mesh(config.mesh), trained.LAST, config.sharding
+        )
     assert step == 12
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(state.params).items()}
 

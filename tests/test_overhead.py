@@ -84,8 +84,8 @@ def test_other_families(name, tmp_path):
     [
         ([], "--model"),
         (["--model=regnety_160"], "a RegNet has no position embedding"),
-        (["--model=deit_ti", "--batch=0"], "--batch=0: it must be at least 1"),
-        (["--model=deit_ti", "--repeats=1"], "--repeats=1: it must be at least 2"),
+        (["--model=deit_ti", "--batch=0"], "--batch is '0': it must be a whole number, at least 1"),
+        (["--model=deit_ti", "--repeats=1"], "--repeats is '1': it must be a whole number, at least 2"),
         (["--model=deit_ti", "--dtype=int8"], "--dtype: invalid choice: 'int8'"),
         (["--model=deit_ti", "--model.dtype=bfloat16"], "--model.dtype is --dtype here"),
         (["--model=deit_ti", "--out=table.txt"], "--out=table.txt must end in .md, .csv, .json"),

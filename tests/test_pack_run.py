@@ -1,6 +1,5 @@
 """Runs that train on a pack: interrupted, on many devices, evaluated with other classes, and what they refuse."""
 
-import argparse
 import shutil
 
 import pytest
@@ -69,27 +68,17 @@ def test_a_run_goes_on_where_it_was_on_eight_devices_and_its_losses_stay(pack, w
 @pytest.mark.slow
 def test_it_is_evaluated_and_predicts(pack, whole, tmp_path, capsys):
     folder = pack.parent / "folder"
-    options = {
-        "weights": "",
-        "workdir": str(whole),
-        "config": "",
-        "step": "",
-        "out": "",
-        "overlays": "",
-        "ema": "",
-        "overrides": {},
-    }
+    options = runs.options(evaluate, workdir=whole, step="last")
     with runs.on(8):
-        found = evaluate.evaluate(config(pack), argparse.Namespace(**options))
+        found = evaluate.evaluate(config(pack), options)
         two = tmp_path / "two"
         for name in ("3", "1"):
             shutil.copytree(folder / "val" / name, two / "val" / name)
         shutil.copytree(two / "val", two / "train")
         prepare.main(["pack", f"--path={two}", "--side=12", f"--out={tmp_path / 'pack'}", "--threads=1"])
-        part = evaluate.evaluate(config(tmp_path / "pack"), argparse.Namespace(**options))
-        files = [str(folder / "val" / "3")]
-        arguments = options | {"files": files, "out": str(tmp_path / "predicted")}
-        predict.main(config(pack), argparse.Namespace(**arguments))
+        part = evaluate.evaluate(config(tmp_path / "pack"), options)
+        arguments = runs.options(predict, [folder / "val" / "3"], workdir=whole, out=tmp_path / "predicted")
+        predict.main(config(pack), arguments)
     last = runs.metrics(whole)[-1]
     assert {name: found[name] for name in last if name.startswith("val/")} == pytest.approx(
         {name: value for name, value in last.items() if name.startswith("val/")}, rel=1e-5

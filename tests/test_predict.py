@@ -1,6 +1,5 @@
 """The command that predicts on a user's images, in process: what it prints and writes, leaves out and refuses."""
 
-import argparse
 import csv
 import io
 import json
@@ -23,10 +22,8 @@ from lape_jax.tasks.config import from_json
 from lape_jax.tasks.segment import masks, overlays
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
-from lape_jax.train import finished
+from lape_jax.train import trained
 from tests import quick, runs, scene_run
-
-DEFAULTS = {"weights": "", "workdir": "", "config": "", "step": "", "ema": "", "out": "", "overrides": {}}
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +41,15 @@ def scenes(tmp_path_factory):
 def best(workdir, classes):
     config = from_json(workdir / "config.json")
     with runs.on(1):
-        model, variables = finished.best(workdir, config, classes, sharding.make_mesh(config.mesh), "the run")
+        found = trained.of_run(workdir, config, mesh=sharding.make_mesh(config.mesh))
+        model, variables = found.model, found.variables
     return workdir, config, model, jax.device_get(variables)
 
 
 def run(made, *files, devices=1, **options):
-    options = {**DEFAULTS, "workdir": str(made[0]), "files": list(map(str, files)), **options}
+    args = runs.options(predict, files, **{"workdir": made[0], **options})
     with runs.on(devices):
-        predict.main(made[1], argparse.Namespace(**options))
+        predict.main(made[1], args)
 
 
 def opened(path):
@@ -95,7 +93,9 @@ def test_top_five(digits, folder, tmp_path, capsys, devices, size):
         assert row == [line["image"], *(f"{x}" for o in line["top"] for x in (o["class"], f"{o['probability']:.6f}"))]
     top = lines[0]["top"]
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith(f"{folder / 'a.png'}: {top[0]['class']} {100 * top[0]['probability']:.1f}%, ")
+    assert printed[0].startswith(f"the run in {workdir}: step ")
+    assert printed[0].endswith(", the best that was evaluated")
+    assert printed[1].startswith(f"{folder / 'a.png'}: {top[0]['class']} {100 * top[0]['probability']:.1f}%, ")
     assert printed[-1] == f"{tmp_path / 'out'}: 5 of 5 images"
 
 
@@ -157,6 +157,8 @@ def test_what_was_predicted_stays_when_the_rest_fails(digits, folder, tmp_path, 
     counts = []
 
     def look(line, **_):
+        if line.startswith("the run in "):
+            return
         counts.append([len(path.read_text().splitlines()) for path in sorted((tmp_path / "out").iterdir())])
         if len(counts) == 2:
             raise MemoryError
@@ -302,7 +304,7 @@ def test_a_file_of_weights(scenes, photos, tmp_path):
         ({"workdir": "", "weights": "w.npz", "step": "best"}, "--step is of a run"),
         ({"workdir": "", "weights": "w.npz", "ema": "true"}, "--ema is of a run"),
         ({"config": "c.py"}, "leave out --config"),
-        ({"ema": "yes"}, "--ema=yes: it is true or false"),
+        ({"ema": "yes"}, "--ema is 'yes': it must be true or false"),
         ({"step": "7"}, "7"),
         ({"files": ["none.png"]}, "there is no image or directory 'none.png'"),
         ({"files": ["{tmp}"]}, r"has no images \(.jpg, .jpeg, .*\), other than those in --out="),

@@ -1,6 +1,5 @@
 """A run from end to end, on real images: what it learns, what it leaves, and all that must not change its numbers."""
 
-import argparse
 import json
 import math
 
@@ -13,7 +12,7 @@ from lape_jax import evaluate
 from lape_jax.models import rules
 from lape_jax.parallel import sharding
 from lape_jax.tasks.config import from_json
-from lape_jax.train import finished, setup
+from lape_jax.train import setup, trained
 from lape_jax.train.checkpoint import Checkpoints
 from tests import quick, runs
 
@@ -29,7 +28,7 @@ def saved_state(workdir, step="last"):
     config = from_json(workdir / "config.json")
     model = setup.build_model(config, num_classes=10)
     mesh = sharding.make_mesh(config.mesh)
-    state, _ = finished.state(workdir, config, model, mesh, str(step), config.sharding)
+    state = trained.restore(workdir, config, model, mesh, step, config.sharding).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(state).items()}
 
 
@@ -73,12 +72,13 @@ def test_the_average_is_evaluated_beside_the_weights(workdir):
 
 @pytest.mark.parametrize("step", quick.first(1, ["22", "last"]))
 def test_the_evaluate_command_finds_the_same_numbers(workdir, capsys, step):
-    args = argparse.Namespace(workdir=str(workdir), step=step, weights="", config="", out="", overlays="", overrides={})
+    args = runs.options(evaluate, workdir=workdir, step=step)
     evaluate.main(from_json(workdir / "config.json"), args)
     found = json.loads(capsys.readouterr().out)
     number = {"last": 44}.get(step) or int(step)
     (expected,) = (line for line in runs.metrics(workdir) if line["step"] == number and "val/loss" in line)
     assert found.pop("workdir") == str(workdir)
+    assert found.pop("chosen") == {"last": "the newest"}.get(step, "as asked")
     assert found == pytest.approx(expected, rel=1e-6)  # on eight devices, and not on one
 
 

@@ -20,7 +20,7 @@ from lape_jax.tasks import TASKS
 from lape_jax.tasks.config import base, from_json
 from lape_jax.tasks.segment.digits import DigitScenes
 from lape_jax.tasks.segment.scene import IGNORE, PADDING
-from lape_jax.train import finished, optim, setup
+from lape_jax.train import optim, setup, trained
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
@@ -62,7 +62,7 @@ def saved_state(workdir, step):
     model = setup.build_model(config, len(DigitScenes.classes))
     with runs.on(1):
         mesh = sharding.make_mesh(config.mesh)
-        state, _ = finished.state(workdir, config, model, mesh, str(step), sharding.REPLICATED)
+        state = trained.restore(workdir, config, model, mesh, step, sharding.REPLICATED).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(state).items()}
 
 
@@ -360,6 +360,6 @@ def test_a_mask_that_is_wrong_ends_an_evaluation(quiet, tmp_path, capsys, kind):
     port.save(tmp_path / "weights.npz", random_variables(model), model)
     argv = [f"--weights={tmp_path}/weights.npz", f"--config={LINEAR}", *(f"--config.{one}" for one in overrides)]
     with runs.on(1):
-        code = cli.run(evaluate.main, argv, options={"weights": "", "step": "", "out": "", "overlays": ""})
+        code = cli.run(evaluate.main, argv, options=evaluate.options)
     assert (code, capsys.readouterr().err) == (2, f"error: the mask of {tmp_path}/data/images/val/2.png {message}\n")
     assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.*")} == before

@@ -17,8 +17,9 @@ from lape_jax.augment.geometry import random_flip
 from lape_jax.augment.photometric import normalise
 from lape_jax.nn.attention import Attention
 from lape_jax.nn.encoder import Carry
-from lape_jax.nn.join import JOINS, PENorm
+from lape_jax.nn.join import JOINS
 from lape_jax.nn.layers import LayerScale, Mlp, PatchEmbed, drop_path
+from lape_jax.nn.pe_norm import PENorm
 from lape_jax.tasks.classify import loss as classify
 from tests.shape_types import has_shape_types
 

@@ -13,7 +13,7 @@ import pytest
 from lape_jax.models import rules
 from lape_jax.parallel import sharding
 from lape_jax.tasks.config import from_json
-from lape_jax.train import finished, setup
+from lape_jax.train import setup, trained
 from tests import runs
 
 # float32, so that numbers can be compared; four steps with a checkpoint after two; little to compile
@@ -33,7 +33,7 @@ def saved_state(workdir, step):
     config = from_json(workdir / "config.json")
     model = setup.build_model(config, num_classes=10)
     mesh = sharding.make_mesh(config.mesh)
-    state, _ = finished.state(workdir, config, model, mesh, str(step), config.sharding)
+    state = trained.restore(workdir, config, model, mesh, step, config.sharding).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}
 
 

@@ -3,7 +3,6 @@
 Training is compiled for most of a minute, so nearly all of it is left to `-m slow`.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -28,7 +27,7 @@ from lape_jax.tasks import TASKS
 from lape_jax.tasks.config import from_json
 from lape_jax.tasks.segment.digits import DigitScenes
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
-from lape_jax.train import finished, setup
+from lape_jax.train import setup, trained
 from tests import quick, runs
 
 CONFIG = f"{runs.ROOT}/configs/upernet_vit_adapter_ti_ade20k.py:debug"
@@ -46,7 +45,6 @@ RUN = {
     "report": True,
 }
 METRICS = [f"val/{ema}{name}" for ema in ("", "ema_") for name in ("miou", "mean_accuracy", "pixel_accuracy")]
-ARGS = {"workdir": "", "weights": "", "step": "last", "config": "", "out": "", "overrides": {}}
 # Behind them comes a BatchNorm, so that their gradient is nothing but rounding, which AdamW scales up.
 IDLE = re.compile(r".*(spm/fc\d|level_embed|up/).*bias|.*level_embed")
 
@@ -104,7 +102,7 @@ def saved_state(workdir, step="last"):
     model = setup.build_model(config, len(DigitScenes.classes))
     with runs.on(1):
         mesh = sharding.make_mesh(config.mesh)
-        state, _ = finished.state(workdir, config, model, mesh, str(step), config.sharding)
+        state = trained.restore(workdir, config, model, mesh, step, config.sharding).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(state).items()}
 
 
@@ -165,7 +163,7 @@ def test_eight_devices_train_as_one(workdir, tmp_path):
 @pytest.mark.slow
 def test_evaluate_finds_the_numbers_of_training(workdir, tmp_path, capsys):
     with runs.on(1):
-        args = argparse.Namespace(**ARGS | {"workdir": str(workdir), "out": str(tmp_path / "out"), "overlays": "2"})
+        args = runs.options(evaluate, workdir=workdir, step="last", out=tmp_path / "out", overlays="2")
         evaluate.main(from_json(workdir / "config.json"), args)
     found, expected = json.loads(capsys.readouterr().out), runs.metrics(workdir)[-1]
     assert {name: found[name] for name in METRICS} == pytest.approx({name: expected[name] for name in METRICS})
@@ -177,7 +175,8 @@ def test_folded_it_segments_as_before(workdir):
     config = from_json(workdir / "config.json")
     with runs.on(1):
         mesh = sharding.make_mesh(config.mesh)
-        model, variables = finished.best(workdir, config, 11, mesh, "the run")
+        found = trained.of_run(workdir, config, mesh=mesh)
+        model, variables = found.model, found.variables
         folded, constants = port.fold(variables, model)
         source = TASKS["segment"].open_split(config, "val")
         results = [SceneEvaluator(m, config, mesh, source)(v) for m, v in ((model, variables), (folded, constants))]
@@ -189,12 +188,11 @@ def test_folded_it_segments_as_before(workdir):
 def test_exported_folded_with_a_batch_of_any_size(workdir, tmp_path):
     config = from_json(workdir / "config.json")
     out = tmp_path / "m.stablehlo"
-    args = argparse.Namespace(
-        **ARGS | {"workdir": str(workdir), "out": str(out), "format": "", "fold": "true", "ema": ""}
-    )
+    args = runs.options(export, workdir=workdir, out=out, fold="true")
     with runs.on(1):
         export.main(config, args)
-        model, variables = finished.best(workdir, config, 11, sharding.make_mesh(config.mesh), "the run")
+        found = trained.of_run(workdir, config, mesh=sharding.make_mesh(config.mesh))
+        model, variables = found.model, found.variables
     program = jax.export.deserialize(bytearray(out.read_bytes()))
     images = np.random.default_rng(1).integers(0, 256, (5, *model.input_shape), np.uint8)
     normal = normalise(jnp.asarray(images), config.data.mean, config.data.std)
@@ -205,11 +203,12 @@ def test_exported_folded_with_a_batch_of_any_size(workdir, tmp_path):
 @pytest.mark.slow
 def test_weights_go_out_and_in(workdir, tmp_path):
     out = tmp_path / "m.safetensors"
-    args = argparse.Namespace(**ARGS | {"workdir": str(workdir), "out": str(out), "format": "", "fold": "", "ema": ""})
+    args = runs.options(export, workdir=workdir, out=out)
     config = from_json(workdir / "config.json")
     with runs.on(1):
         export.main(config, args)
-        model, variables = finished.best(workdir, config, 11, sharding.make_mesh(config.mesh), "the run")
+        found = trained.of_run(workdir, config, mesh=sharding.make_mesh(config.mesh))
+        model, variables = found.model, found.variables
     again = port.load(out, model)
     jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(variables))
 
@@ -219,9 +218,9 @@ def test_predict_and_visualize(workdir, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name, size in {"photo": (60, 90), "panorama": (20, 400)}.items():
         runs.write_png(tmp_path / "in" / f"{name}.png", rng.integers(0, 256, (*size, 1), np.uint8))
-    found = ARGS | {"workdir": str(workdir), "ema": "", "out": str(tmp_path / "out"), "files": [str(tmp_path / "in")]}
+    args = runs.options(predict, [tmp_path / "in"], workdir=workdir, out=tmp_path / "out")
     with runs.on(1):
-        predict.main(from_json(workdir / "config.json"), argparse.Namespace(**found))
+        predict.main(from_json(workdir / "config.json"), args)
         visualize.main([f"--workdir={workdir}", f"--out={tmp_path / 'seen'}", "--overlays=2"])
     for name, size in {"photo": (90, 60), "panorama": (400, 20)}.items():
         with Image.open(tmp_path / "out" / f"{name}.png") as image:

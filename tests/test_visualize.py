@@ -15,7 +15,7 @@ from lape_jax.tasks.config import from_json
 from lape_jax.tasks.segment import digits as digit_scenes
 from lape_jax.tasks.segment import overlays
 from lape_jax.tasks.task import Candidate
-from lape_jax.train import finished
+from lape_jax.train import trained
 from tests import runs, scene_run
 from tests.port.tiny import TINY, random_variables, tiny
 
@@ -55,7 +55,8 @@ def test_runs_side_by_side(run, tmp_path, capsys):
     assert files(tmp_path / "out") == sorted(expected)
     config = from_json(run / "config.json")
     with runs.on(1):
-        model, variables = finished.best(run, config, 10, sharding.make_mesh(config.mesh), "the run")
+        found = trained.of_run(run, config, mesh=sharding.make_mesh(config.mesh))
+        model, variables = found.model, found.variables
         maps = correlation.maps(model, variables)
     with np.load(tmp_path / "out" / "numbers.npz") as numbers:
         assert len(numbers["labels"]) == 2
@@ -164,13 +165,13 @@ def test_runs_that_segment_other_images():
         (["--weights=none.npz", "--model=deit_ti", "--out={out}"], "none.npz"),
         (["--workdir={out}", "--out={out}"], "is it the workdir of a run"),
         (["--workdir={run}", "--step=7", "--out={out}"], "7"),
-        (["--workdir={run}", "--layers=8-2", "--out={out}"], "--layers=8-2: it must be numbers of layers"),
-        (["--workdir={run}", "--layers=all", "--out={out}"], "--layers=all"),
+        (["--workdir={run}", "--layers=8-2", "--out={out}"], "--layers is '8-2': it must be numbers of layers"),
+        (["--workdir={run}", "--layers=all", "--out={out}"], "--layers is 'all'"),
         (["--workdir={run}", "--layers=9", "--images=0", "--out={out}"], "layer 9 is not one of the 2 layers"),
         (["--workdir={run}", "--token=16", "--images=0", "--out={out}"], "token=16 is not one of the 16 patches"),
-        (["--workdir={run}", "--token=middle", "--out={out}"], "--token=middle: it must be a whole number"),
-        (["--workdir={run}", "--images=-1", "--out={out}"], "--images=-1: it must be a whole number"),
-        (["--workdir={run}", "--eps=nan", "--out={out}"], "--eps=nan: it must be a finite number"),
+        (["--workdir={run}", "--token=middle", "--out={out}"], "--token is 'middle': it must be a whole number"),
+        (["--workdir={run}", "--images=-1", "--out={out}"], "--images is '-1': it must be a whole number"),
+        (["--workdir={run}", "--eps=nan", "--out={out}"], "--eps is 'nan': it must be a finite number"),
         (["--workdir", "{run}", "{run}", "--images=0", "--out={out}"], "is there twice"),
         (["--workdir={run}", "--images=0", "--out={run}/config.json"], "config.json cannot be made"),
     ],

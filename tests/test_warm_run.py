@@ -12,7 +12,7 @@ from lape_jax.parallel import sharding
 from lape_jax.port.params import flatten
 from lape_jax.port.transfer import Transfer
 from lape_jax.tasks.config import from_json
-from lape_jax.train import finished, warm
+from lape_jax.train import trained, warm
 from tests import runs
 
 BEGIN = {"total_steps": 2, "optimizer.lr": 1e-12, "optimizer.warmup_lr": 0, "optimizer.min_lr": 0, "ema_decay": 0.5}
@@ -30,7 +30,8 @@ def default(tmp_path_factory):
 def best(workdir):
     config = from_json(workdir / "config.json")
     with runs.on(1):
-        model, variables = finished.best(workdir, config, 10, sharding.make_mesh(config.mesh), "the run")
+        found = trained.of_run(workdir, config, mesh=sharding.make_mesh(config.mesh))
+        model, variables = found.model, found.variables
     return model, jax.device_get(variables)
 
 

@@ -9,11 +9,12 @@ LayerNorm without affine, layer l sees the rows of
     default        g_l LN0(w) + b_l                                   Eq. 7: LN_l(x~ + w) = ... + lambda_2 LN_l(w) + ...
     shared         the same                                           the residual stream has w l times, x~ + l w
     unshared       g_l LN0(mean of w^(1) .. w^(l)) + b_l              the stream has the tables of all blocks so far
+    pvg, mpvg      as lape from the second layer on, and the first as default. (It is in the stream of the others, too.)
 
-The last three are seen up to a positive factor per token (lambda_2), which no cosine notices, but which any size does
-(`lape_jax.analysis.energy`). PE norms other than LayerNorm take the place of gp LN0 + bp. Of a folded model p_l cannot
-be had any more: its maps contain b_l, as those of the default do; for the maps of LaPE look at the model before it is
-folded.
+Default, shared and unshared are seen up to a positive factor per token (lambda_2), which no cosine notices, but which
+any size does (`lape_jax.analysis.energy`). PE norms other than LayerNorm take the place of gp LN0 + bp. Of a folded
+model p_l cannot be had any more: its maps contain b_l, as those of the default do; for the maps of LaPE look at the
+model before it is folded.
 
 LN0 has an eps of its own, by default 1e-5, as in `similarity_visualize.py` of the reference code, whatever the model
 has (DeiT 1e-6): figures are then those of that script. `eps=model.ln_eps` gives what the model computes.
@@ -36,8 +37,8 @@ from lape_jax.analysis.blocks import BlockParams, blocks, check_family
 from lape_jax.errors import UserError
 from lape_jax.models.swin import Swin
 from lape_jax.nn import position
-from lape_jax.nn.join import PENorm
 from lape_jax.nn.merging import merge_pe
+from lape_jax.nn.pe_norm import PENorm
 from lape_jax.port.params import to_flat
 
 SCRIPT_EPS = 1e-5  # of `similarity_visualize.py` in Ingrid725/LaPE
@@ -80,8 +81,10 @@ def seen(model: nn.Module, variables: Mapping[str, Any], eps: float = SCRIPT_EPS
     layers = blocks(model, to_flat(variables, model))
     variables = jax.tree.map(jnp.asarray, variables)
     stored = _stored(model, variables)
-    find = _delivered if model.method.delivers else _in_stream
-    found = find(model, variables, layers, stored, eps)
+    found = _in_stream(model, variables, layers, stored, eps) if model.method.in_stream else []
+    if model.method.delivers:
+        delivered = _delivered(model, variables, layers, stored, eps)
+        found = [new if new.any() or not found else found[layer] for layer, new in enumerate(delivered)]
     return [Seen(block.grid, _patches(model, table)) for block, table in zip(layers, found, strict=True)]
 
 
@@ -119,7 +122,7 @@ def _delivered(
 ) -> list[np.ndarray]:
     """What the joining method adds to the normalised tokens of each layer."""
     join, norm = model.method, PENorm(model.pe_norm, eps, model.bare_rows)
-    own, pe, found, before = _of_layers(model, stored), jnp.asarray(stored[0]), [], layers[0]
+    own, pe, found, before = _of_layers(model, variables, stored, eps), jnp.asarray(stored[0]), [], layers[0]
     for layer, block in enumerate(layers):
         if own:
             pe = own[layer]
@@ -155,7 +158,7 @@ def _parts(
 
     Where blocks add, what those of an earlier stage have added does not count.
     """
-    join, own, found, before = model.method, _of_layers(model, stored), [], layers[0]
+    join, own, found, before = model.method, _of_layers(model, variables, stored, model.ln_eps), [], layers[0]
     nothing = jnp.zeros((1, *stored[0].shape[-2:]), stored[0].dtype)
     stream, pe = join.stem(nothing, jnp.asarray(stored[0]))
     times, added = int(stream is not nothing), None
@@ -174,8 +177,11 @@ def _parts(
     return found
 
 
-def _of_layers(model: nn.Module, stored: list[np.ndarray]) -> list[jax.Array]:
-    """The table of each layer, if each has its own."""
+def _of_layers(model: nn.Module, variables: Mapping[str, Any], stored: list[np.ndarray], eps: float) -> list[jax.Array]:
+    """The table that each layer is given, if each is given its own."""
+    if model.method.norms_apart:
+        tables = lambda module: module.tables_of_layers(jnp.asarray(stored[0]))  # noqa: E731
+        return list(model.clone(ln_eps=eps).apply(variables, method=tables))
     return [jnp.asarray(table) for stage in stored for table in stage] if model.method.table_per_layer else []
 
 

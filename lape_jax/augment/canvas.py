@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from lape_jax.augment import crop
-from lape_jax.errors import UserError, nearest
 
 CHANNELS = 3
 BF16 = {"exponent_bits": 8, "mantissa_bits": 7}
@@ -57,9 +56,7 @@ def random_resized_crop(
     Raises:
       UserError: an unknown interpolation.
     """
-    if interpolation not in crop.INTERPOLATIONS:
-        raise UserError(f"interpolation {nearest(interpolation, crop.INTERPOLATIONS)}")
-    filters = crop.INTERPOLATIONS[interpolation]
+    filters = crop.filters_of(interpolation)
 
     def draw(key, image):
         draws = jax.random.uniform(key, (crop.DRAWS + 1, 2))

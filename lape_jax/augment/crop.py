@@ -54,9 +54,7 @@ def random_resized_crop(
     Raises:
       UserError: an unknown interpolation.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise UserError(f"interpolation {nearest(interpolation, INTERPOLATIONS)}")
-    filters = INTERPOLATIONS[interpolation]
+    filters = filters_of(interpolation)
 
     def draw(key):
         draws = jax.random.uniform(key, (DRAWS + 1, 2))
@@ -65,6 +63,13 @@ def random_resized_crop(
 
     boxes, choices = jax.vmap(draw)(keys)
     return resize_boxes(images, boxes, choices, size=size, filters=filters)
+
+
+def filters_of(interpolation: str) -> tuple[str, ...]:
+    """The filters that a crop may get. Raises UserError for what is none of `INTERPOLATIONS`."""
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(f"interpolation {nearest(interpolation, INTERPOLATIONS)}")
+    return INTERPOLATIONS[interpolation]
 
 
 def pad_and_crop(images: UInt8[Array, "b h w c"], keys: jax.Array, pad: int, fill: int) -> UInt8[Array, "b h w c"]:

@@ -8,10 +8,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
+from lape_jax.augment import operations
 from lape_jax.augment.operations import IDENTITY, NAMES, Drawn
 from lape_jax.errors import UserError
 
-OPERATIONS = tuple(name for name in NAMES if name != "identity")
+# What the published policy draws from, in timm's order. Another operation would change every recipe that uses it.
+OPERATIONS = (
+    "autocontrast",
+    "equalize",
+    "invert",
+    "posterize",
+    "solarize",
+    "solarize_add",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "rotate",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+INDICES = tuple(map(NAMES.index, OPERATIONS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,31 +85,13 @@ def parse(name: str) -> RandAugment:
 
 
 def arguments(level: ScalarLike, sign: ScalarLike, increasing: bool) -> dict[str, ScalarLike]:
-    """The argument of each operation at a level (10 is full strength) and sign (-1 or 1), by its name.
+    """The argument of each of `OPERATIONS` at a level (10 is full strength) and sign (-1 or 1), by its name.
 
     "increasing" are timm's variants that grow stronger with the level: bits to keep and threshold count down from 4
     and 256, and the factors of colour, contrast, brightness and sharpness go away from 1 in both directions.
     """
-    bits = jnp.floor(0.4 * level)
-    threshold = jnp.minimum(jnp.floor(25.6 * level), 256)
-    factor = jnp.maximum(1 + sign * 0.09 * level, 0.1) if increasing else 0.1 + 0.18 * level
-    return {
-        "autocontrast": 0.0,
-        "equalize": 0.0,
-        "invert": 0.0,
-        "posterize": 4 - bits if increasing else bits,
-        "solarize": 256 - threshold if increasing else threshold,
-        "solarize_add": jnp.minimum(jnp.floor(11 * level), 128),
-        "color": factor,
-        "contrast": factor,
-        "brightness": factor,
-        "sharpness": factor,
-        "rotate": sign * 3 * level,
-        "shear_x": sign * 0.03 * level,
-        "shear_y": sign * 0.03 * level,
-        "translate_x": sign * 0.045 * level,
-        "translate_y": sign * 0.045 * level,
-    }
+    rows = [operations.OPERATIONS[index] for index in INDICES]
+    return {row.name: row.argument(level, sign, increasing) for row in rows}
 
 
 def draw(key: jax.Array, settings: RandAugment, methods: tuple[int, ...]) -> Drawn:
@@ -111,5 +112,5 @@ def draw(key: jax.Array, settings: RandAugment, methods: tuple[int, ...]) -> Dra
         found = arguments(level, sign, settings.increasing)
         return jnp.stack([jnp.float32(found[name]) for name in OPERATIONS])[chosen]
 
-    operation = jnp.asarray([NAMES.index(name) for name in OPERATIONS])[chosen]
+    operation = jnp.asarray(INDICES)[chosen]
     return Drawn(jnp.where(applied, operation, IDENTITY), jax.vmap(argument)(chosen, level, sign), method)

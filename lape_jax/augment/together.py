@@ -5,22 +5,27 @@ one of them gives. Here a step reads the batch
 
 1. for statistics: the sums, extremes and histograms that some operations need;
 2. for changes of values: what an operation makes of a value is a table of 256 entries for each image and channel,
-   except where other channels (color) or neighbours (sharpness) matter, which are blends with another image;
+   except where other channels (color) or neighbours (sharpness) matter, which are blends with another image: see the
+   rows of `operations.OPERATIONS`;
 3. for changes of place: the 16 pixels around where each pixel comes from, of the images that have drawn one.
 
 What is read at computed places is one long row: XLA keeps lists of coordinates in memory, and not single numbers.
 """
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt8
 
-from lape_jax.augment import filters, histogram, operations, photometric, warp
-from lape_jax.augment.operations import NAMES, POINTWISE, Drawn
+from lape_jax.augment import histogram, operations, photometric, warp
+from lape_jax.augment.operations import OPERATIONS, POINTWISE, Drawn, Statistics
 from lape_jax.errors import UserError
 
 PARTS = 4  # that changes of place are done in
-EQUALIZE, COLOR, SHARPNESS = map(NAMES.index, ("equalize", "color", "sharpness"))
+COUNTED = [index for index, row in enumerate(OPERATIONS) if row.counts]
+BLENDED = {index: row.blend for index, row in enumerate(OPERATIONS) if row.blend}
 
 
 def apply(images: UInt8[Array, "b h w c"], drawn: Drawn, fill: tuple[int, ...]) -> UInt8[Array, "b h w c"]:
@@ -68,30 +73,27 @@ def _step(images, operation, argument, method, fill):
 def _change_values(images, operation, argument):
     """The images after an operation on values; any for those that have drawn another."""
     low, high = images.min((1, 2)).astype(jnp.int32), images.max((1, 2)).astype(jnp.int32)
-    statistics = low, high, histogram.histograms(images, operation == EQUALIZE), jax.vmap(photometric.mean_luma)(images)
-    tables = jax.vmap(_table)(operation, argument, *statistics)
-    other = jnp.where(_each(operation == COLOR), jax.vmap(photometric.luma)(images), jax.vmap(filters.smooth)(images))
+    counts = histogram.histograms(images, functools.reduce(operator.or_, (operation == index for index in COUNTED)))
+    found = Statistics(low, high, counts, jax.vmap(photometric.mean_luma)(images))
+    tables = jax.vmap(_table)(operation, argument, found)
+    *others, (_, last) = BLENDED.items()
+    other = jax.vmap(last)(images)
+    for index, blend in others:
+        other = jnp.where(_each(operation == index), jax.vmap(blend)(images), other)
     blended = jax.vmap(photometric.blend)(other, images, argument)
-    by_table = (operation != COLOR) & (operation != SHARPNESS)
+    by_table = functools.reduce(operator.and_, (operation != index for index in BLENDED))
     return jnp.where(_each(by_table), histogram.lookup_batch(tables, images), blended)
 
 
-def _table(operation, argument, low, high, counts, mean):
+def _table(operation, argument, found):
     """What the operation makes of each value of each channel, (c, 256); any for those that are not by value."""
-    values = jnp.arange(256, dtype=jnp.uint8)[:, None, None]
-    own = {
-        "identity": values,
-        "invert": photometric.invert(values),
-        "posterize": photometric.posterize(values, argument),
-        "solarize": photometric.solarize(values, argument),
-        "solarize_add": photometric.solarize_add(values, argument),
-        "contrast": photometric.blend(mean, values, argument),
-        "brightness": photometric.brightness(values, argument),
-    }
-    tables = {name: jnp.broadcast_to(table[:, 0, 0], (len(low), 256)) for name, table in own.items()}
-    tables["autocontrast"] = jax.vmap(histogram.stretching)(low, high)
-    tables["equalize"] = jax.vmap(histogram.equalizing)(counts)
-    places = jnp.asarray([list(tables).index(name) if name in tables else 0 for name in NAMES])
+    values, tables = jnp.arange(256, dtype=jnp.uint8)[:, None, None], {}
+    for index, row in enumerate(OPERATIONS):
+        if row.by_value or row.table:
+            table = row.table(values, argument, found) if row.table else row.change(values, argument)
+            table = table[:, 0, 0] if table.ndim == 3 else table
+            tables[index] = jnp.broadcast_to(table, (len(found.low), 256))
+    places = jnp.asarray([list(tables).index(index) if index in tables else 0 for index in range(len(OPERATIONS))])
     return jax.lax.select_n(places[operation], *tables.values())
 
 

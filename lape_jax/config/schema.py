@@ -71,7 +71,8 @@ def common() -> ConfigDict:
     data.resident = False  # keep the whole set on the device (small sets)
     data.repeats = 1  # copies of an image in an epoch: 3 = DeiT's repeated augmentation
     data.repeat_ranks = 4  # ... whose copies fall to so many emulated processes
-    data.threads = 8
+    data.threads = 8  # that read and decode on each host: as many as it has cores; more if a network is slow
+    data.prefetch = 2  # whole batches that each host keeps ready, beside those its threads work on
     data.max_corrupt = 10  # distinct corrupt images skipped in training before the run stops
 
     config.augment = ConfigDict({"flip": False})  # horizontal, with probability 1/2
@@ -115,6 +116,7 @@ def common() -> ConfigDict:
     distributed.process_count = 0
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices on each axis, -1 = the rest
     config.sharding = ((".*", "replicate"),)  # (regex of the parameter's path, strategy): first match wins
+    config.wandb = ""  # project on Weights & Biases that the metrics go to, too (extra `wandb`)
     config.report = True  # at the end of training: report.md and figures/ in the workdir
     config.keep_checkpoints = 3  # the newest so many, and the best
     return config

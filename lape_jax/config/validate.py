@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.config import rules
 from lape_jax.config.schema import DURATIONS, OPTIONAL
+from lape_jax.data import exif
 from lape_jax.errors import UserError
 
 
@@ -52,7 +53,7 @@ def _check_duration(config: ConfigDict, name: str) -> None:
 _CHOICES = {
     "data.match": ("name", "order"),
     "dtype": ("float32", "bfloat16"),
-    "data.orientation": ("view", "stored"),
+    "data.orientation": exif.CHOICES,
     "init.pe_norm": ("ones", "norm1"),
     "optimizer.name": ("adamw", "sgd"),
     "optimizer.schedule": ("step", "step_prefix", "epoch", "epoch_lag", "poly", "poly_warm", "multistep"),
@@ -74,7 +75,7 @@ _RULES: tuple[rules.Rule, ...] = (
     (("ema_decay",), lambda v: 0 <= v < 1, "at least 0 (off) and below 1"),
     (("batch_size", "eval_batch_size", "keep_checkpoints"), lambda v: v >= 1, "at least 1"),
     (("steps_per_dispatch",), lambda v: 1 <= v <= 10_000, "from 1 to 10000"),
-    (("data.image_size", "data.threads", "optimizer.accumulate"), lambda v: v >= 1, "at least 1"),
+    (("data.image_size", "data.threads", "data.prefetch", "optimizer.accumulate"), lambda v: v >= 1, "at least 1"),
     (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
     (("data.mean",), rules.numbers, "a tuple of numbers"),
     (("data.std",), lambda v: rules.numbers(v) and all(s > 0 for s in v), "a tuple of numbers above 0"),

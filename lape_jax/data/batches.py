@@ -18,13 +18,13 @@ import numpy as np
 from lape_jax.data import order
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
 from lape_jax.data.example import Source
+from lape_jax.data.order import ALL, Order, Share
 from lape_jax.errors import UserError
 
 Item = TypeVar("Item")
 # Examples per task: handing a task to a thread costs as much time as decoding a tiny image.
 _CHUNK = 8
-# Whole batches kept ready, beside those that the threads work on.
-_READY = 2
+PREFETCH = 2  # whole batches kept ready, beside those that the threads work on
 
 
 # A host's share of a global batch, by name: "image", uint8 (b, height, width, channels), or canvases and the "size" of
@@ -39,25 +39,48 @@ CLASS: Fields = {"label": ((), np.int32)}
 Fill = Callable[[int, range, Batch, threading.Event], Sequence[CorruptImage]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What one process reads to train on, and how.
+
+    Attributes:
+        order: of the examples.
+        steps: whose batches are made.
+        share: of every batch.
+        threads: how many read at a time.
+        max_corrupt: how many distinct corrupt examples are tolerated, on each process.
+        prefetch: whole batches that are kept ready, beside those that the threads work on.
+    """
+
+    order: Order
+    steps: range
+    share: Share = ALL
+    threads: int = 8
+    max_corrupt: int = 0
+    prefetch: int = PREFETCH
+
+    @classmethod
+    def of(cls, config: Any, start: int, total: int, share: Share) -> "Reading":
+        """Of the steps start .. total-1 of a run with this config."""
+        data = config.data
+        return cls(Order.of(config), range(start, total), share, data.threads, data.max_corrupt, data.prefetch)
+
+    @property
+    def positions(self) -> range:
+        """Positions of the share in the global batch."""
+        return self.share.positions(self.order.batch_size)
+
+
 def shuffled_batches(
     source: Source[Item],
     read: Callable[[Item, np.random.Generator], tuple],
     shape: tuple[int, int, int],
+    reading: Reading,
     *,
-    seed: int,
-    batch_size: int,
-    start_step: int,
-    total_steps: int,
-    threads: int,
-    max_corrupt: int,
     fields: Fields = CLASS,
     chunk: int = _CHUNK,
-    repeats: int = 1,
-    repeat_ranks: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> "Batches":
-    """The batches of steps start_step .. total_steps-1: shuffled epochs of what `read` makes of the source's items.
+    """The batches that are asked for: shuffled epochs of what `read` makes of the source's items.
 
     An item for which reading raises CorruptImage is skipped (mask 0), logged once, and listed in `Batches.corrupt`.
 
@@ -65,41 +88,54 @@ def shuffled_batches(
       read: (item, the randomness of its place) -> (pixels, label), or more in the order of the `fields`, in threads.
       shape: of the pixels.
       fields: what is to be learned.
-      batch_size: of the global batch; this process makes an equal, contiguous share of it.
-      max_corrupt: how many distinct corrupt items are tolerated, on each process.
       chunk: how many items are a task for a thread.
-      repeats, repeat_ranks: see `order.batch_indices`.
 
     Raises:
       UserError: a batch that does not fit the data set or the processes; while iterating: what `read` raises, or too
         many corrupt items.
     """
-    indices = shuffled_indices(len(source), seed, batch_size, repeats, repeat_ranks, threads)
+    indices, seed = shuffled_indices(len(source), reading), reading.order.seed
 
     def read_at(step: int, position: int) -> tuple:
         return read(source[int(indices(step)[position])], order.augment_rng(seed, step, position))
 
-    positions = order.host_slice(batch_size, process_index, process_count)
-    steps = range(start_step, total_steps)
-    fields = {"image": (shape, np.uint8), **fields}
-    return Batches(one_by_one(read_at), steps, positions, fields, threads, max_corrupt, chunk)
+    return asked(one_by_one(read_at), reading, {"image": (shape, np.uint8), **fields}, chunk)
 
 
-def shuffled_indices(
-    count: int, seed: int, batch_size: int, repeats: int, repeat_ranks: int, threads: int
-) -> Callable[[int], np.ndarray]:
-    """The function step -> `order.batch_indices` of `count` examples, for so many threads.
+def asked(
+    fill: "Fill",
+    reading: Reading,
+    fields: Fields,
+    chunk: int,
+    allocate: Callable[[tuple[int, ...], Any], np.ndarray] = np.zeros,
+) -> "Batches":
+    """The batches that are asked for, whose rows are written by `fill`."""
+    return Batches(
+        fill,
+        reading.steps,
+        reading.positions,
+        fields,
+        reading.threads,
+        reading.max_corrupt,
+        chunk,
+        allocate,
+        reading.prefetch,
+    )
+
+
+def shuffled_indices(count: int, reading: Reading) -> Callable[[int], np.ndarray]:
+    """The function step -> the examples of its batch, of `count` examples, for the threads of a reading.
 
     Raises:
       UserError: as `order.steps_per_epoch`.
     """
-    order.steps_per_epoch(count, batch_size, repeats, repeat_ranks)  # fails here, not in a thread
+    reading.order.steps_per_epoch(count)  # fails here, not in a thread
     shuffling = threading.Lock()  # or at the start of an epoch every thread would shuffle it, all at the same time
 
-    @functools.lru_cache(maxsize=max(8, threads + 1))  # as many steps as threads may work on at once
+    @functools.lru_cache(maxsize=max(8, reading.threads + 1))  # as many steps as threads may work on at once
     def indices(step: int) -> np.ndarray:
         with shuffling:
-            return order.batch_indices(seed, step, batch_size, count, repeats, repeat_ranks)
+            return reading.order.indices(step, count)
 
     return indices
 
@@ -154,6 +190,7 @@ class Batches(Iterator[Batch]):
       max_corrupt: how many distinct corrupt images are tolerated.
       chunk: how many examples are a task for a thread.
       allocate: (shape, type) -> an array of a batch; `np.zeros` or a faster one, whose content `fill` then replaces.
+      prefetch: whole batches kept ready, beside those that the threads work on.
     """
 
     def __init__(
@@ -166,6 +203,7 @@ class Batches(Iterator[Batch]):
         max_corrupt: int,
         chunk: int = _CHUNK,
         allocate: Callable[[tuple[int, ...], Any], np.ndarray] = np.zeros,
+        prefetch: int = PREFETCH,
     ):
         if threads < 1:
             raise UserError(f"data.threads is {threads}, but at least one thread must read")
@@ -205,7 +243,7 @@ class Batches(Iterator[Batch]):
         ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         batches = tasks.to_iter_dataset(ahead).batch(len(chunks), batch_fn=join)
         # Joins parts to batches in a thread of its own, which also keeps the others busy during a long step.
-        iterator = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_READY))
+        iterator = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch))
         iterator.start_prefetch()
         self._running = [iterator]
         # Also called when this is dropped, and when the interpreter exits while Grain can still be closed.

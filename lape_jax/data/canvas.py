@@ -13,10 +13,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from lape_jax.data import order, resample
-from lape_jax.data.batches import CLASS, Batch, Batches, Fields, shuffled_indices
+from lape_jax.data import resample
+from lape_jax.data.batches import CLASS, Batch, Batches, Fields, Reading, asked, shuffled_indices
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.memory import Recycled
+from lape_jax.data.order import Share
 from lape_jax.errors import UserError
 
 CHANNELS = 3
@@ -94,35 +95,16 @@ def fields(side: int) -> Fields:
     return {"image": ((CHANNELS * side, side), np.uint8), "size": ((2,), np.int32), **CLASS}
 
 
-def train_batches(
-    source: CanvasSource,
-    *,
-    seed: int,
-    batch_size: int,
-    start_step: int,
-    total_steps: int,
-    threads: int,
-    max_corrupt: int,
-    repeats: int = 1,
-    repeat_ranks: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Batches:
-    """The batches of steps start_step .. total_steps-1: the examples of `pipeline.train_batches`, on canvases.
+def train_batches(source: CanvasSource, reading: Reading) -> Batches:
+    """The batches that are asked for: the examples of `pipeline.train_batches`, on canvases.
 
     An image that cannot be read is skipped (mask 0), logged once by name, and listed in `Batches.corrupt`.
-
-    Args:
-      batch_size: of the global batch; this process makes an equal, contiguous share of it.
-      max_corrupt: how many distinct ones are tolerated, on each process.
-      repeats, repeat_ranks: see `order.batch_indices`.
 
     Raises:
       UserError: a batch that does not fit the data set or the processes; while iterating: too many unreadable images.
     """
-    indices = shuffled_indices(len(source), seed, batch_size, repeats, repeat_ranks, threads)
-    positions = order.host_slice(batch_size, process_index, process_count)
-    return _batches(source, indices, range(start_step, total_steps), positions, threads, max_corrupt)
+    fill = functools.partial(_fill, source, shuffled_indices(len(source), reading))
+    return asked(fill, reading, fields(source.side), CHUNK, Recycled().empty)
 
 
 def eval_batches(
@@ -141,20 +123,9 @@ def eval_batches(
     def indices(step: int) -> np.ndarray:
         return np.arange(step * batch_size, (step + 1) * batch_size)
 
-    positions = order.host_slice(batch_size, process_index, process_count)
-    return _batches(source, indices, range(-(-len(source) // batch_size)), positions, threads, max_corrupt=0)
-
-
-def _batches(
-    source: CanvasSource,
-    indices: Callable[[int], np.ndarray],
-    steps: range,
-    positions: range,
-    threads: int,
-    max_corrupt: int,
-) -> Batches:
-    fill = functools.partial(_fill, source, indices)
-    return Batches(fill, steps, positions, fields(source.side), threads, max_corrupt, CHUNK, Recycled().empty)
+    positions = Share(process_index, process_count).positions(batch_size)
+    steps, fill = range(-(-len(source) // batch_size)), functools.partial(_fill, source, indices)
+    return Batches(fill, steps, positions, fields(source.side), threads, 0, CHUNK, Recycled().empty)
 
 
 def _fill(

@@ -5,7 +5,9 @@ counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 
 64-bit stream, which NumPy promises never to change; `Generator.permutation` and its like may change (NEP 19).
 """
 
+import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -86,16 +88,50 @@ def batch_indices(
     return permutation[((place * share + turn) * ranks + rank) // repeats]
 
 
-def host_slice(batch_size: int, process_index: int, process_count: int) -> range:
-    """The positions in the global batch that process `process_index` reads: an equal, contiguous share.
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which examples the batches of a run hold.
 
-    Raises:
-      UserError: the batch cannot be shared equally.
+    Attributes:
+        seed: that orders them.
+        batch_size: examples of a step's batch, over all processes.
+        repeats, ranks: copies of an example in an epoch, and the processes that these fall to, see `batch_indices`.
     """
-    share, rest = divmod(batch_size, process_count)
-    if rest:
-        raise UserError(f"a batch of {batch_size} examples cannot be shared equally by {process_count} processes")
-    return range(process_index * share, (process_index + 1) * share)
+
+    seed: int
+    batch_size: int
+    repeats: int = 1
+    ranks: int = 4
+
+    @classmethod
+    def of(cls, config: Any) -> "Order":
+        """That of a run with this config."""
+        return cls(config.seed, config.batch_size, config.data.repeats, config.data.repeat_ranks)
+
+    def indices(self, step: int, size: int) -> Int64[np.ndarray, " b"]:
+        """The examples of the batch of `step` out of `size`. Raises UserError as `steps_per_epoch`."""
+        return batch_indices(self.seed, step, self.batch_size, size, self.repeats, self.ranks)
+
+    def steps_per_epoch(self, size: int) -> int:
+        """Batches of an epoch over `size` examples. Raises UserError if there are none, see `steps_per_epoch`."""
+        return steps_per_epoch(size, self.batch_size, self.repeats, self.ranks)
+
+
+class Share(NamedTuple):
+    """What one process makes of every batch: the `index`-th of `count` equal parts, consecutive rows."""
+
+    index: int = 0
+    count: int = 1
+
+    def positions(self, batch_size: int) -> range:
+        """Its positions in the global batch. Raises UserError if the batch cannot be shared equally."""
+        rows, rest = divmod(batch_size, self.count)
+        if rest:
+            raise UserError(f"a batch of {batch_size} examples cannot be shared equally by {self.count} processes")
+        return range(self.index * rows, (self.index + 1) * rows)
+
+
+ALL = Share()  # of one process
 
 
 def augment_rng(seed: int, step: int, position: int) -> np.random.Generator:

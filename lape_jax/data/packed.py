@@ -27,7 +27,7 @@ from lape_jax.data.example import Example
 from lape_jax.errors import UserError, nearest
 
 FILE, PIXELS, INDEX_FILE = "pack.json", ".pixels", ".index"
-UNFINISHED = ".incomplete"  # what a pack's directory is called until it is whole
+UNFINISHED = ".incomplete"  # what the directory of a copy is called until it is whole
 FORMAT = 1
 KEYS = ("side", "orientation", "turned", "origin", "classes", "left_out", "splits")
 # Of an image: its size here, that of the file it comes from, its class, and a checksum (CRC-32) of its bytes here.

@@ -1,69 +1,57 @@
 """Batches of decoded and cropped images with a class each: shuffled to train on, in order to evaluate."""
 
+import dataclasses
+
 import numpy as np
 
-from lape_jax.data import decode, order, resample
-from lape_jax.data.batches import CLASS, Batches, one_by_one, shuffled_batches
+from lape_jax.data import decode, resample
+from lape_jax.data.batches import CLASS, Batches, Reading, one_by_one, shuffled_batches
 from lape_jax.data.example import Example, Source
+from lape_jax.data.order import Share
 from lape_jax.errors import UserError
 
 
-def train_batches(
-    source: Source,
-    *,
-    seed: int,
-    batch_size: int,
-    start_step: int,
-    total_steps: int,
-    size: int,
-    channels: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    threads: int,
-    max_corrupt: int,
-    interpolation: str = "bicubic",
-    orientation: str = "stored",
-    repeats: int = 1,
-    repeat_ranks: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Batches:
-    """The batches of steps start_step .. total_steps-1: shuffled epochs, random resized crops (`decode.train_image`).
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """How training images are cropped, see `decode.train_image`."""
+
+    size: int
+    channels: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    interpolation: str = "bicubic"
+    orientation: str = "stored"
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> np.ndarray:
+        """The crop of an encoded image, uint8 (size, size, channels). Raises CorruptImage if it cannot be read."""
+        return decode.train_image(
+            example.image,
+            self.channels,
+            example.name,
+            rng=rng,
+            size=self.size,
+            scale=self.scale,
+            ratio=self.ratio,
+            interpolation=self.interpolation,
+            orientation=self.orientation,
+        )
+
+
+def train_batches(source: Source, reading: Reading, crop: Crop) -> Batches:
+    """The batches that are asked for: shuffled epochs, random resized crops.
 
     A corrupt image is skipped (mask 0), logged once by name, and listed in `Batches.corrupt`.
-
-    Args:
-      batch_size: of the global batch; this process makes an equal, contiguous share of it.
-      max_corrupt: how many distinct corrupt images are tolerated, on each process.
-      interpolation: of the crops: bicubic | bilinear | random.
-      orientation: view | stored, as for `decode.decode`.
-      repeats: copies of an image in an epoch, see `order.batch_indices`, as for repeat_ranks.
 
     Raises:
       UserError: an unknown interpolation, or a batch that does not fit the data set or the processes; while iterating:
         too many corrupt images.
     """
-    resample.check_interpolation(interpolation)
-    crop = {"size": size, "scale": scale, "ratio": ratio, "interpolation": interpolation, "orientation": orientation}
+    resample.check_interpolation(crop.interpolation)
 
     def read(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        return decode.train_image(example.image, channels, example.name, rng=rng, **crop), example.label
+        return crop(example, rng), example.label
 
-    return shuffled_batches(
-        source,
-        read,
-        (size, size, channels),
-        seed=seed,
-        batch_size=batch_size,
-        start_step=start_step,
-        total_steps=total_steps,
-        threads=threads,
-        max_corrupt=max_corrupt,
-        repeats=repeats,
-        repeat_ranks=repeat_ranks,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    return shuffled_batches(source, read, (crop.size, crop.size, crop.channels), reading)
 
 
 def eval_batches(
@@ -92,7 +80,7 @@ def eval_batches(
         index = step * batch_size + position
         return read_eval(source[index], size, channels, crop_ratio, orientation) if index < len(source) else None
 
-    positions = order.host_slice(batch_size, process_index, process_count)
+    positions = Share(process_index, process_count).positions(batch_size)
     steps = range(-(-len(source) // batch_size))
     fields = {"image": ((size, size, channels), np.uint8), **CLASS}
     return Batches(one_by_one(read), steps, positions, fields, threads, max_corrupt=0)

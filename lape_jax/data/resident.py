@@ -1,14 +1,14 @@
 """A small data set decoded whole, to be put on the device once, so that no step waits for the host."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from lape_jax.data import order
+from lape_jax.data import ahead
 from lape_jax.data.batches import Batch
 from lape_jax.data.corrupt import CorruptImage, CorruptLog
 from lape_jax.data.example import Source
+from lape_jax.data.order import Share
 from lape_jax.data.pipeline import read_eval
 
 
@@ -53,13 +53,9 @@ def load(
         return errors
 
     log = CorruptLog(max_corrupt)
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for errors in pool.map(read, [range(count)[start : start + 64] for start in range(0, count, 64)]):
-            for error in errors:
-                log.add(error)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for errors in ahead.each(read, (range(count)[start : start + 64] for start in range(0, count, 64)), threads):
+        for error in errors:
+            log.add(error)
     return data
 
 
@@ -69,7 +65,7 @@ def batches(data: Batch, batch_size: int, process_index: int = 0, process_count:
     Raises:
       UserError: the processes cannot share a batch equally.
     """
-    share = order.host_slice(batch_size, process_index, process_count)
+    share = Share(process_index, process_count).positions(batch_size)
     for start in range(0, len(data["label"]), batch_size):
         part = slice(start + share.start, start + share.stop)
         arrays = {name: array[part] for name, array in data.items()}

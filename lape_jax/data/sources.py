@@ -6,13 +6,12 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from lape_jax.data import listing, packed
+from lape_jax.data import ahead, listing, packed
 from lape_jax.data.example import Example, Source
 from lape_jax.data.pictures import NAMES, SUFFIXES
 from lape_jax.errors import UserError, nearest
@@ -221,8 +220,7 @@ def folder(root: str, split: str, train: str = "train") -> FolderSource:
 
     # Threads because a network file system answers slowly, but many questions at once.
     directories = [os.path.join(directory, name) for name in names]
-    with ThreadPoolExecutor(16) as pool:
-        listings = list(pool.map(lambda path: listing.list_files(path, SUFFIXES), directories))
+    listings = list(ahead.each(lambda path: listing.list_files(path, SUFFIXES), directories, 16))
     for path, (images, others) in zip(directories, listings, strict=True):
         if not images:
             raise UserError(f"class directory {path} holds no {NAMES} file; it holds {listing.some(others)}")

@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from lape_jax.data import decode
+from lape_jax.data import ahead, decode
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
 
@@ -79,9 +78,8 @@ def each(look: Callable[[int], Seen], indices: Sequence[int], threads: int) -> I
                 continue
         return found
 
-    with ThreadPoolExecutor(threads) as pool:
-        for found in pool.map(part, [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]):
-            yield from found
+    for found in ahead.each(part, (indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)), threads):
+        yield from found
 
 
 def start(source: Source, orientation: str, threads: int) -> list[str]:

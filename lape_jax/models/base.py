@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from lape_jax.errors import UserError, nearest
 from lape_jax.nn import position
-from lape_jax.nn.join import BASELINE, JOINS, PUBLISHED, Joining, PENorm, those
+from lape_jax.nn.join import BASELINE, JOINS, PUBLISHED, Joining, those
+from lape_jax.nn.pe_norm import PENorm
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -108,6 +109,14 @@ class Classifier(nn.Module):
                 f"join={self.join!r} delivers an absolute position table, and pe={self.pe!r} has none: "
                 f"use join={BASELINE!r}, or a table such as pe='learnable{f'+{self.pe}' if self.pe != 'none' else ''}'"
             )
+        pools = getattr(self, "pools", ())
+        if join.pools and pools and self.pool not in join.pools:
+            asked = f"it needs pool={' or '.join(map(repr, join.pools))}, not {self.pool!r}"
+            if not set(join.pools) & set(pools):
+                asked = f"how it would pool the tokens of a {type(self).__name__} is not published"
+            raise UserError(f"join={self.join!r} has no class token: {asked}")
+        if join.norms_apart and self.depth < 2:
+            raise UserError(f"join={self.join!r} gives its PE to the blocks behind the first, and depth={self.depth}")
         if join.table_per_layer and absolute != position.LEARNABLE:
             raise UserError(f"join={self.join!r} learns a table per layer: it needs pe='learnable', not {self.pe!r}")
         if not join.has_norms and self.pe_norm != "layernorm":

@@ -17,6 +17,7 @@ from lape_jax.models.vit import ViT
 from lape_jax.nn import position
 from lape_jax.nn.big_vision import AXES, EncoderBlock, LoopTransformer, MapHead, Transformer
 from lape_jax.nn.encoder import Block, Carry, Encoder
+from lape_jax.nn.join import JOINS
 
 POOLS = ("gap", "map", "tok", "0", "none")
 # Width, depth, hidden channels of the MLP, heads. Source: Zhai et al. 2021 (arXiv:2106.04560), Table 2, and big_vision.
@@ -112,6 +113,8 @@ class BigVisionViT(ViT):
                 f"cls_pe=True is for a class token and a learned table: it needs pool='tok' and pe='learnable', not "
                 f"pool={self.pool!r} and pe={self.pe!r}"
             )
+        if self.joining in JOINS and self.method.norms_apart:
+            raise UserError(f"join={self.join!r} has parameters that big_vision's ViT has no place for: use a deit_*")
         if self.rep_size < 0:
             raise UserError(f"rep_size={self.rep_size} is not positive")
         super().check()

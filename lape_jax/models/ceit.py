@@ -14,6 +14,7 @@ from lape_jax.errors import UserError
 from lape_jax.models.base import pair
 from lape_jax.models.vit import ViT
 from lape_jax.nn.batch_norm import BatchNorm
+from lape_jax.nn.block_options import BlockOptions
 from lape_jax.nn.encoder import Block, Carry, LayerInputs
 from lape_jax.nn.layers import GELUS, PatchEmbed, torch_uniform
 
@@ -65,7 +66,7 @@ class CeiT(ViT):
 
     @property
     def block_options(self) -> Mapping[str, Any]:
-        """Arguments of the blocks beside those of a ViT's."""
+        """Options of the blocks that are other than a ViT's."""
         return {"grid": self.grid}
 
     @property
@@ -78,9 +79,7 @@ class CeiT(ViT):
         self.pos_layer_embed = self.param(
             "pos_layer_embed", nn.initializers.zeros, (self.depth, self.width), jnp.float32
         )
-        block = {name: value for name, value in self.encoder.block.items() if name not in self.block_options}
-        changed = {"join": "default", "relative_grid": None, "rope": None, "pe_norm": "layernorm"}
-        self.lca = LayerAttention({**block, **changed})
+        self.lca = LayerAttention(self.encoder.block.without_position())
 
     def _patch_embed(self) -> nn.Module:
         rows, columns = pair(self.patch_size)
@@ -161,13 +160,7 @@ class LeFF(nn.Module):
 
 
 class LeFFBlock(Block):
-    """A `Block` with `LeFF` for its MLP, which also reports its class token ("class_tokens" of the stack).
-
-    Attributes beside those of `Block`:
-        grid: rows and columns of patches.
-    """
-
-    grid: tuple[int, int] = (1, 1)
+    """A `Block` with `LeFF` for its MLP, which also reports its class token ("class_tokens" of the stack)."""
 
     def __call__(self, carry: Carry, layer: LayerInputs) -> tuple[Carry, dict[str, jax.Array | None]]:
         carry, out = super().__call__(carry, layer)
@@ -175,7 +168,8 @@ class LeFFBlock(Block):
 
     def transform(self, x: jax.Array) -> jax.Array:
         """`LeFF` of `x`, the tokens after the second LayerNorm."""
-        return LeFF(self.mlp_hidden, self.grid, self.dtype, self.gelu, name="mlp")(x, self.train)
+        options = self.options
+        return LeFF(options.mlp_hidden, options.grid, options.dtype, options.gelu, name="mlp")(x, self.train)
 
 
 class LayerAttention(nn.Module):
@@ -184,14 +178,14 @@ class LayerAttention(nn.Module):
     All rows leave it, as in the reference, though one would do: they are a few tokens in an image of hundreds.
 
     Attributes:
-        block: keyword arguments of `Block`, without `train` and `stochastic_depth`.
+        block: options of the block.
     """
 
-    block: Mapping[str, Any]
+    block: BlockOptions
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "b l d"], train: bool) -> Float[Array, "b l d"]:
-        block = Block(**self.block, stochastic_depth=False, train=train)
+        block = Block(self.block, stochastic_depth=False, train=train)
         nn.share_scope(self, block)
         carry, _ = block(Carry(tokens, None), LayerInputs(jnp.zeros(()), None, jnp.zeros((), jnp.int32)))
         return carry.tokens

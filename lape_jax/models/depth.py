@@ -1,6 +1,6 @@
 """How deep in its network a parameter lies: an id that rises from the image to the answer, told by its name.
 
-    0            the patch embedding, class and distillation token, and the position table
+    0            the patch embedding, class and distillation token, registers, and the position table
     i + 1        block i, counted through all stages; the PEG behind it; its own position table, if each block has one
     depth + 1    everything else: final norm, heads, decoders, adapters
 What merges patches behind a stage of Swin has the id of the last block before it.
@@ -18,7 +18,7 @@ import numpy as np
 from lape_jax.models import rules
 
 _STACK = re.compile(r"(blocks|Transformer/encoderblock|layers_(\d+)/blocks)/.*")
-_FIRST = r"(patch_embed|embedding)/.*|cls_token|dist_token|pos_embed|cls|pos_embedding"
+_FIRST = r"(patch_embed|embedding)/.*|cls_token|dist_token|reg_token|pos_embed|cls|pos_embedding"
 
 
 def layer_ids(params: Any) -> tuple[Any, int]:
@@ -41,6 +41,7 @@ def layer_ids(params: Any) -> tuple[Any, int]:
         own = np.arange(depth, depth + count) + 1
         depth += count
         pairs += [(f"{stack}/.*", own), (f"pos_embed_{stage}", own), (f"downsample_{stage}/.*", depth)]
+    pairs += [("pe_norms/.*", np.arange(1, depth) + 1)]  # of all blocks but the first
     pairs += [(f"peg_{block}/.*", block + 1) for block in range(depth)]
     tables = [name for name in ("pos_embed", "pos_embedding") if name in named]
     pairs += [(name, np.arange(depth) + 1) for name in tables if named[name].shape[:-2] == (depth,) != (1,)]

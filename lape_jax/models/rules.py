@@ -25,7 +25,7 @@ def flat_names(tree: Any) -> dict[str, Any]:
 
 def is_stacked(name: str, shape: tuple[int, ...]) -> bool:
     """Whether the first axis of a parameter counts layers: those of blocks, and position tables of each block."""
-    in_blocks = {"blocks", "encoderblock"} & set(name.split("/")[:-1])
+    in_blocks = {"blocks", "encoderblock", "pe_norms"} & set(name.split("/")[:-1])
     return bool(in_blocks) or (name.startswith("pos_embed") and len(shape) == 3)
 
 

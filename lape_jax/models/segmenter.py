@@ -111,11 +111,10 @@ class Segmenter(ResizableViT):
         if self.decoder_type == "linear":
             self.decoder = LinearDecoder(self.num_classes, self.dtype)
             return
-        changed = {"join": "default", "pe_norm": "layernorm", "relative_grid": None, "rope": None}
-        changed |= {"layer_scale": None, "dropout": self.decoder_dropout, "attn_dropout": self.decoder_dropout}
+        changed = {"dropout": self.decoder_dropout, "attn_dropout": self.decoder_dropout, "layer_scale": None}
         blocks = {
             "depth": self.decoder_depth,
-            "block": {**self.encoder.block, **changed, "ln_eps": self.decoder_ln_eps},
+            "block": self.encoder.block.without_position().replace(**changed, ln_eps=self.decoder_ln_eps),
             "drop_path": self.decoder_drop_path,
             "unroll": at_most(self.unroll, self.decoder_depth),
             "remat": self.remat,

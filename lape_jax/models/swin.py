@@ -12,10 +12,12 @@ from jaxtyping import Array, Float
 from lape_jax.errors import UserError
 from lape_jax.models.base import Classifier, pair
 from lape_jax.nn import choice, position
+from lape_jax.nn.block_options import BlockOptions
 from lape_jax.nn.encoder import Carry, Encoder, at_most, check_unroll
-from lape_jax.nn.join import PE_NORMS
+from lape_jax.nn.join import JOINS, Joining
 from lape_jax.nn.layers import PatchEmbed, layer_norm, normal_02
 from lape_jax.nn.merging import PatchMerging, merge_pe
+from lape_jax.nn.pe_norm import PE_NORMS
 from lape_jax.nn.windows import WindowBlock, Windows
 
 
@@ -41,7 +43,9 @@ class Swin(Classifier):
     and doubles the width; final LN, mean over tokens, head. The relative position bias is one of the window, with a
     table in each block. An absolute table is one of the first stage's tokens. The PE that blocks are given passes from
     stage to stage by `lape_jax.nn.merging.merge_pe`: what the last block handed on (join "lape"), or the table itself
-    ("lape_sharing", "shared"); with "unshared", each block has a table of its stage's size.
+    ("lape_sharing", "shared"); with "unshared", each block has a table of its stage's size. "pvg" has a PE norm in
+    every block, the first included, as the published counts have it (28.598 million for Swin-T; 28.599 for "mpvg",
+    whose last PE norm gets the table by `merge_pe`, too: how it crosses the stages is not published).
 
     Calling it maps images (batch, height, width, channels), normalised, to `(logits, out)`. `out` names what lies
     between: "pos_embed" (the table, or a tuple of the stages' tables), "stem" (tokens that enter the first block),
@@ -61,7 +65,7 @@ class Swin(Classifier):
         pe: position embedding, one of `Swin.pes`.
         join: joining method, one of `lape_jax.nn.join.JOINS`; None means "lape" if `pe` has an absolute table and
             "default" if it has none.
-        pe_norm: the function that LaPE applies to the PE, one of `lape_jax.nn.join.PE_NORMS`.
+        pe_norm: the function that LaPE applies to the PE, one of `lape_jax.nn.pe_norm.PE_NORMS`.
         dropout, attn_dropout, drop_path: rates; `drop_path` is that of the last block of all, rising linearly from 0.
         ln_eps: epsilon of all LayerNorms, the PE's included.
         unroll: blocks per iteration of each stage's scan, 1 to the depth of the deepest, or "auto".
@@ -110,6 +114,11 @@ class Swin(Classifier):
         return height // patch_h, width // patch_w
 
     @property
+    def method(self) -> Joining:
+        """The joining method itself, as it is in several stages."""
+        return JOINS[self.joining].in_stages or JOINS[self.joining]
+
+    @property
     def windows(self) -> list[Windows]:
         """Grid, size and shift of each stage's windows."""
         found = []
@@ -127,6 +136,8 @@ class Swin(Classifier):
         self._check_stages()
         self._check_grids()
         self._check_joining()
+        if self.method.norms_apart:
+            raise UserError(f"join={self.join!r} does not say how it is in several stages (`in_stages`), as a Swin has")
         self._check_numbers()
         choice.check(self.attention, self.attn_dropout)
         check_unroll(self.unroll, max(self.depths), f"the depth of the deepest stage in {self.depths}")
@@ -191,20 +202,19 @@ class Swin(Classifier):
         encoders = []
         for stage, (depth, heads, windows) in enumerate(zip(self.depths, self.heads, self.windows, strict=True)):
             width = self.width << stage
-            block = {
-                "heads": heads,
-                "mlp_hidden": int(width * self.mlp_ratio),
-                "join": self.joining,
-                "pe_norm": self.pe_norm,
-                "relative_grid": (windows.size, windows.size) if relative else None,
-                "dropout": self.dropout,
-                "attn_dropout": self.attn_dropout,
-                "layer_scale": None,
-                "ln_eps": self.ln_eps,
-                "attention": self.attention,
-                "dtype": self.dtype,
-                "windows": windows,
-            }
+            block = BlockOptions(
+                heads=heads,
+                mlp_hidden=int(width * self.mlp_ratio),
+                join=self.method,
+                pe_norm=self.pe_norm,
+                relative_grid=(windows.size, windows.size) if relative else None,
+                dropout=self.dropout,
+                attn_dropout=self.attn_dropout,
+                ln_eps=self.ln_eps,
+                attention=self.attention,
+                dtype=self.dtype,
+                windows=windows,
+            )
             rate, unroll = tuple(itertools.islice(rates, depth)), at_most(self.unroll, depth)
             encoders.append(Encoder(depth, block, rate, unroll, self.remat, block_class=WindowBlock, parent=None))
         return encoders
@@ -236,9 +246,17 @@ class Swin(Classifier):
             stages.append(layers)
         out["tokens"] = tuple(layers["tokens"] for layers in stages)
         out["pe"] = None if stages[0]["pe"] is None else tuple(layers["pe"] for layers in stages)
-        out["encoded"] = x = self._final(carry.tokens, carry.pe, self.position_tables[0])
+        out["encoded"] = x = self._final(carry.tokens, carry.pe, self._last_table())
         out["pre_logits"] = jnp.mean(x, axis=1)
         return self.head(out["pre_logits"]).astype(jnp.promote_types(self.dtype, jnp.float32)), out
+
+    def _last_table(self) -> Float[Array, "*l n d"] | None:
+        """The table, or those of its blocks, as the last stage has it."""
+        table = self.position_tables[-1]
+        if table is not None and not self.method.table_per_layer:
+            for windows in self.windows[:-1]:
+                table = merge_pe(table, windows.grid)
+        return table
 
     def next_stage(self, carry: Carry, stage: int) -> Carry:
         """What leaves stage - 1 as it enters `stage`."""

@@ -127,7 +127,7 @@ class ViTAdapter(ResizableViT):
 
     @property
     def block_options(self) -> Mapping[str, Any]:
-        """Arguments of the blocks beside those of a ViT's."""
+        """Options of the blocks that are other than a ViT's."""
         return {"grid": self.grid}
 
     def setup(self):

@@ -25,21 +25,23 @@ class EncoderBlock(Block):
 
     def attend(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
         """The block's self-attention of `x`, the sum of normalised tokens and PE."""
+        options = self.options
         attention = HeadwiseAttention(
-            self.heads,
-            grid=self.relative_grid,
-            rope=self.rope,
-            attn_dropout=self.attn_dropout,
-            dropout=self.dropout,
-            implementation=self.attention,
-            dtype=self.dtype,
+            options.heads,
+            grid=options.relative_grid,
+            rope=options.rope,
+            attn_dropout=options.attn_dropout,
+            dropout=options.dropout,
+            implementation=options.attention,
+            dtype=options.dtype,
             name="MultiHeadDotProductAttention_0",
         )
         return nn.with_logical_constraint(attention(x, self.train), AXES)
 
     def transform(self, x: jax.Array) -> jax.Array:
         """The block's MLP of `x`, the tokens after the second LayerNorm."""
-        mlp = MlpBlock(self.mlp_hidden, self.dropout, self.gelu, self.dtype, name="MlpBlock_0")
+        options = self.options
+        mlp = MlpBlock(options.mlp_hidden, options.dropout, options.gelu, options.dtype, name="MlpBlock_0")
         return nn.with_logical_constraint(mlp(x, self.train), AXES)
 
 
@@ -49,7 +51,7 @@ class Transformer(Encoder):
     stack_name: ClassVar[str] = "encoderblock"
 
     def setup(self):
-        self.encoder_norm = layer_norm(self.block["ln_eps"], self.block["dtype"], "encoder_norm")
+        self.encoder_norm = layer_norm(self.block.ln_eps, self.block.dtype, "encoder_norm")
 
 
 class LoopTransformer(Transformer):
@@ -69,7 +71,7 @@ class LoopTransformer(Transformer):
         inputs, outs = self.inputs(layer_pe), []
         block = with_remat(self.block_class, self.remat)
         for index in range(first, self.stop(first, count)):
-            run = block(**self.block, stochastic_depth=any(self.rates), train=train, name=f"{self.stack_name}_{index}")
+            run = block(self.block, any(self.rates), train, name=f"{self.stack_name}_{index}")
             carry, out = run(carry, jax.tree.map(lambda leaf, index=index: leaf[index], inputs))
             outs.append(out)
         return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *outs)

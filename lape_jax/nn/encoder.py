@@ -1,6 +1,5 @@
 """The transformer block, and the scan over blocks that carries tokens and position embedding."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -8,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lape_jax.errors import UserError, nearest
 from lape_jax.nn.attention import Attention
-from lape_jax.nn.choice import AUTO, OnDevices
-from lape_jax.nn.join import JOINS, PENorm
+from lape_jax.nn.block_options import BlockOptions
+from lape_jax.nn.choice import AUTO
 from lape_jax.nn.layers import LayerScale, Mlp, drop_path, layer_norm
-from lape_jax.nn.rope import Rope
+from lape_jax.nn.pe_norm import PENorm
 
 KEPT_BY_ATTENTION = ("qkv", "attended", "residual", "fc1")  # named in the modules by `checkpoint_name`
 # What the backward pass may keep of a block, beside what enters it; it computes the rest again. From least to most:
@@ -65,7 +63,7 @@ class LayerInputs(NamedTuple):
     """What differs from block to block but is not learned by it."""
 
     drop_path: Float[Array, "*l"]  # stochastic depth rate
-    pe: Float[Array, "*l n d"] | None  # this block's own table, for joinings that have one per layer
+    pe: Float[Array, "*l n d"] | None  # this block's own table, for joinings that give each one
     index: Int[Array, "*l"]  # which block it is, from 0
 
 
@@ -74,48 +72,35 @@ class Block(nn.Module):
 
     x <- x + DropPath(LS(Attention(join(x, pe))));  x <- x + DropPath(LS(Mlp(LN2(x)))).
 
-    Attributes: see `lape_jax.models.vit.ViT`; `train` turns dropout and stochastic depth on. With `norm2_on_residual`
-    the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers. The first `bare_rows`
-    tokens have no PE. With `grid`, the patches are of that grid, and not of that of `rope`, and a relative bias is
-    resized to it from that of `relative_grid`. Families with another attention or MLP override `attend` or `transform`.
+    With `norm2_on_residual` the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers.
+    Families with another attention or MLP override `attend` or `transform`.
+
+    Attributes:
+        options: see there.
+        stochastic_depth: whether some block of the stack has a rate.
+        train: whether dropout and stochastic depth act.
     """
 
-    heads: int
-    mlp_hidden: int
-    join: str
-    pe_norm: str
-    relative_grid: tuple[int, int] | None
-    dropout: float
-    attn_dropout: float
+    options: BlockOptions
     stochastic_depth: bool
-    layer_scale: float | None
-    ln_eps: float
-    attention: str | OnDevices
-    dtype: DTypeLike
     train: bool
-    qkv_bias: bool = True
-    norm2_on_residual: bool = False
-    gelu: str = "erf"
-    bare_rows: int = 0
-    grid: tuple[int, int] | None = None
-    rope: Rope | None = None
 
     norm_names: ClassVar[tuple[str, str]] = ("norm1", "norm2")
     reported: ClassVar[tuple[str, ...]] = ("tokens", "pe")  # of all that `__call__` knows, what it returns
 
     @nn.compact
     def __call__(self, carry: Carry, layer: LayerInputs) -> tuple[Carry, dict[str, jax.Array | None]]:
-        x, pe = carry
-        join = JOINS[self.join]
+        x, pe, options = *carry, self.options
+        join, eps, dtype = options.join, options.ln_eps, options.dtype
         first, second = self.norm_names
-        norm1 = layer_norm(self.ln_eps, self.dtype, first, bias=join.norm1_bias)
-        pe_norm = PENorm(self.pe_norm, self.ln_eps, self.bare_rows, name="pe_norm") if join.normalises_pe else None
+        norm1 = layer_norm(eps, dtype, first, bias=join.norm1_bias)
+        pe_norm = PENorm(options.pe_norm, eps, options.bare_rows, name="pe_norm") if join.normalises_pe else None
         x, attention_input, delivered, pe = join.attend(x, pe if layer.pe is None else layer.pe, norm1, pe_norm)
         attended = self.attend(attention_input, layer)
         x = x + self.branch(attended, layer.drop_path, "ls1")
         x = residual = checkpoint_name(x, "residual")
-        normed = layer_norm(self.ln_eps, self.dtype, second)(x)
-        if self.norm2_on_residual:
+        normed = layer_norm(eps, dtype, second)(x)
+        if options.norm2_on_residual:
             x = normed.astype(x.dtype)
         transformed = self.transform(normed)
         x = x + self.branch(transformed, layer.drop_path, "ls2")
@@ -129,27 +114,29 @@ class Block(nn.Module):
 
     def attention_layer(self, kind: type[Attention] = Attention, **options: Any) -> Attention:
         """The layer `attn`, with `options` beside or instead of the block's own."""
+        ours = self.options
         own = {
-            "heads": self.heads,
-            "grid": self.relative_grid and (self.grid or self.relative_grid),
-            "table_grid": self.relative_grid,
-            "rope": self.rope and self.rope._replace(grid=self.grid or self.rope.grid),
-            "qkv_bias": self.qkv_bias,
-            "attn_dropout": self.attn_dropout,
-            "dropout": self.dropout,
-            "implementation": self.attention,
-            "dtype": self.dtype,
+            "heads": ours.heads,
+            "grid": ours.relative_grid and (ours.grid or ours.relative_grid),
+            "table_grid": ours.relative_grid,
+            "rope": ours.rope and ours.rope._replace(grid=ours.grid or ours.rope.grid),
+            "qkv_bias": ours.qkv_bias,
+            "attn_dropout": ours.attn_dropout,
+            "dropout": ours.dropout,
+            "implementation": ours.attention,
+            "dtype": ours.dtype,
             "name": "attn",
         }
         return kind(**{**own, **options})
 
     def transform(self, x: jax.Array) -> jax.Array:
         """The block's MLP of `x`, the tokens after the second LayerNorm."""
-        return Mlp(self.mlp_hidden, self.dropout, self.dtype, self.gelu, name="mlp")(x, self.train)
+        options = self.options
+        return Mlp(options.mlp_hidden, options.dropout, options.dtype, options.gelu, name="mlp")(x, self.train)
 
     def branch(self, y: jax.Array, rate: jax.Array, scale_name: str) -> jax.Array:
-        if self.layer_scale is not None:
-            y = LayerScale(self.layer_scale, name=scale_name)(y)
+        if self.options.layer_scale is not None:
+            y = LayerScale(self.options.layer_scale, name=scale_name)(y)
         if self.train and self.stochastic_depth:
             y = drop_path(y, rate, self.make_rng("dropout"))
         return y
@@ -163,7 +150,7 @@ class Encoder(nn.Module):
 
     Attributes:
         depth: number of blocks.
-        block: keyword arguments of `Block`, without `train` and `stochastic_depth`.
+        block: options of the blocks.
         drop_path: stochastic depth rate of the last block (the rates rise linearly from 0), or the rates of all blocks.
         unroll: blocks per iteration of the scan, 1 to `depth`. "auto" is 1, unless a run finds that its devices like
             it otherwise, see `lape_jax.parallel.fit`.
@@ -174,7 +161,7 @@ class Encoder(nn.Module):
     """
 
     depth: int
-    block: Mapping[str, Any]
+    block: BlockOptions
     drop_path: float | tuple[float, ...] = 0.0
     unroll: int | str = "auto"
     remat: str = "auto"
@@ -213,7 +200,7 @@ class Encoder(nn.Module):
             layer_pe: tables of all `depth` layers, for joinings that have one per layer.
             train: whether dropout and stochastic depth act.
             first, count: which blocks.
-            changed: arguments of `Block` that are others in this run, such as `grid`.
+            changed: options of the blocks that are others in this run, such as `grid`.
 
         Returns:
             The carry that leaves, and per layer (leading axis) the tokens after the block and the PE it delivered.
@@ -259,7 +246,7 @@ class Encoder(nn.Module):
 
     def stack(self, train: bool, **changed: Any) -> nn.Module:
         """The blocks as one module, over whose leading axes it runs."""
-        options, unroll = {**self.block, **changed}, 1 if self.unroll == AUTO else self.unroll
+        unroll = 1 if self.unroll == AUTO else self.unroll
         # Inside a rolled loop nothing can be merged with the forward pass, and the guard against it costs time.
         block = with_remat(self.block_class, self.remat, prevent_cse=unroll > 1)
         scanned = nn.scan(
@@ -268,4 +255,4 @@ class Encoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             unroll=unroll,
         )
-        return scanned(**options, stochastic_depth=any(self.rates), train=train, name=self.stack_name)
+        return scanned(self.block.replace(**changed), any(self.rates), train, name=self.stack_name)

@@ -10,17 +10,19 @@ receives, l = 0 .. L-1:
 
 Whatever else is asked of a method stands on its class, as an attribute of `Joining`, and nowhere else.
 
+The parameters of all blocks are stacked, (L, ...), and one program scans over them. PVG, whose block 0 has no PE norm,
+does not fit: its norms are a stack of L - 1 apart (`norms_apart`). As the chain of PEs knows no tokens, it is run
+before the blocks, which are then given a PE each, as from tables of their own; that of block 0 is zeros.
+
 To add a method, write one class here, name it in `JOINS`, and add one test. The PE is batch-free everywhere: (N, D).
-Source: LaPE, ICCV 2023, equations 8-11 and section 3.3; names as in the paper's Table 7.
+Source: LaPE, ICCV 2023, equations 8-11 and section 3.3; names as in the paper's Table 7. PVG and MPVG:
+Lee, Ham and Kim, AAAI 2025 (arXiv:2502.02919), Figure 3.
 """
 
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 Tokens = Float[Array, "b n d"]
@@ -49,17 +51,22 @@ class Joining:
             it delivers, if anything, is added to the residual stream.)
         normalises_pe: whether there is a PE norm in each block.
         serial: whether that acts on what the block before has delivered.
+        norms_apart: whether there is one for each block but the first, in a stack of their own, `pe_norms`. A block is
+            then given what its PE norm delivers, and the first one zeros.
         last_norm: whether there is one for `final`, which has the name `pe_norm_last`.
         table_per_layer: whether each block has a table of its own.
         norm1_bias: whether a block's first LayerNorm has its bias.
         trainable: whether it is a method to train with. If not, its tables are constants that hold for the weights and
             the grid which they were computed from.
-        folds_into: the method that gives the same logits for inference without (some of) its PE norms, if any; what
-            `lape_jax.port.fold` has to do follows from what the two differ in.
+        pools: the ways to pool the tokens that it is defined for; () for all.
+        in_stages: the method as models with several stages have it, if that is another.
+        folds_into: the method that gives the same logits for inference without (some of) its PE norms, if any. What
+            `lape_jax.port.fold` does follows from what the two differ in: PE norms of blocks become constants of their
+            attention; that of a last norm, LNp(w), must be added to tokens of which the head sees the mean.
         stem_only: whether all that it does is to add the table to x_0. It then works without a table, too.
 
-    The last two are claims about all that a method does. They are not inherited: who derives a class from another makes
-    them anew, or does without.
+    The last three are claims about all that a method does. They are not inherited: who derives a class from another
+    makes them anew, or does without.
     """
 
     title: ClassVar[str]
@@ -67,22 +74,25 @@ class Joining:
     delivers: ClassVar[bool]
     normalises_pe: ClassVar[bool] = False
     serial: ClassVar[bool] = False
+    norms_apart: ClassVar[bool] = False
     last_norm: ClassVar[bool] = False
     table_per_layer: ClassVar[bool] = False
     norm1_bias: ClassVar[bool] = True
     trainable: ClassVar[bool] = True
+    pools: ClassVar[tuple[str, ...]] = ()
+    in_stages: ClassVar["Joining | None"] = None
     folds_into: ClassVar[str | None] = None
     stem_only: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        for claim in ("folds_into", "stem_only"):
+        for claim in ("in_stages", "folds_into", "stem_only"):
             if claim not in vars(cls):
                 setattr(cls, claim, getattr(Joining, claim))
 
     @property
     def has_norms(self) -> bool:
         """Whether it has any PE norms, and the choice of their kind means something."""
-        return self.normalises_pe or self.last_norm
+        return self.normalises_pe or self.norms_apart or self.last_norm
 
     def stem(self, tokens: Tokens, table: Table | None) -> tuple[Tokens, Position | None]:
         """(x_0, the PE handed to block 0); `table` is None where a model has none, or all layers' tables."""
@@ -106,7 +116,7 @@ class Joining:
             x: x_L. (A CeiT gives the class tokens of all layers, (b, L, D), and of `pe` and `table` the row that they
                 share, (1, D).)
             pe: handed on by the last block.
-            table: as for `stem`, of the size of the first stage if there are several.
+            table: as for `stem`; where there are several stages, brought to the last one as the PE is.
             norm: the model's final LayerNorm.
             pe_norm: a PE norm if there is `last_norm`, else None.
         """
@@ -190,12 +200,71 @@ class Folded(Joining):
         return Joined(x, norm1(x) + pe, pe, pe)
 
 
+class PvgInStages(Lape):
+    """`Pvg` for several stages (Swin): as LaPE, but x_0 = alpha + w. The published counts have a norm in each block."""
+
+    title = "PVG"
+    in_stream = True
+
+    def stem(self, tokens: Tokens, table: Table | None) -> tuple[Tokens, Position | None]:
+        return (tokens + table).astype(tokens.dtype), table
+
+
+class Pvg(Joining):
+    """x_0 = alpha + w; attention sees LN1_0(x_0), then LN1_l(x_l) + pe_l with pe_l = LNp_l(pe_{l-1}) and pe_0 = w.
+
+    There is no class token: the head sees the mean over n of LN(x_L).
+    """
+
+    title = "PVG"
+    in_stream, delivers = True, True
+    serial = True
+    norms_apart = True
+    pools = ("gap",)
+    in_stages = PvgInStages()
+
+    def stem(self, tokens: Tokens, table: Table | None) -> tuple[Tokens, Position | None]:
+        return (tokens + table).astype(tokens.dtype), None
+
+    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
+        return Joined(x, norm1(x) + pe, pe, None)
+
+
+class _Last:
+    """The head sees the mean over n of LN(x_L) + LNp_last(w): what MPVG has beside PVG.
+
+    The second term is the same for all images, m = mean_n LNp_last(w). With a head W y + c, MPVG is PVG whose head has
+    the bias c + W m: there is no function of images that only one of them can compute.
+    """
+
+    title = "MPVG"
+    last_norm = True
+
+    def final(
+        self, x: Tokens, pe: Position | None, table: Position, norm: Norm, pe_norm: Norm
+    ) -> Float[Array, "b n d"]:
+        return norm(x) + pe_norm(table)
+
+
+class MpvgInStages(_Last, PvgInStages):
+    """`Mpvg` for several stages."""
+
+
+class Mpvg(_Last, Pvg):
+    """As `Pvg`, but the head sees the mean over n of LN(x_L) + LNp_last(w)."""
+
+    in_stages = MpvgInStages()
+    folds_into = "pvg"
+
+
 JOINS: dict[str, Joining] = {
     BASELINE: Default(),
     "shared": Shared(),
     "unshared": Unshared(),
     "lape_sharing": LapeSharing(),
     PUBLISHED: Lape(),
+    "pvg": Pvg(),
+    "mpvg": Mpvg(),
     FOLDED: Folded(),
 }
 
@@ -204,50 +273,3 @@ def those(asked: Callable[[Joining], object]) -> str:
     """The names of the methods of which `asked` is true, in a text: 'a', 'b' and 'c'."""
     *names, last = sorted(repr(name) for name, join in JOINS.items() if asked(join))
     return f"{', '.join(names)} and {last}" if names else last
-
-
-# The functions of the paper's Table 8: (normalise?, scale: "vector", "scalar" or None, bias?).
-PE_NORMS = {
-    "layernorm": (True, "vector", True),
-    "norm": (True, None, False),
-    "scalar": (False, "scalar", False),
-    "vector": (False, "vector", False),
-    "affine": (False, "vector", True),
-    "scalar_norm": (True, "scalar", False),
-    "vector_norm": (True, "vector", False),
-    "identity": (False, None, False),
-}
-
-
-class PENorm(nn.Module):
-    """f(w) = scale * (w - mean) / sqrt(var + eps) + bias over the channels, or the part of it that `kind` names.
-
-    Runs in float32 (float64 if the PE is) whatever the model computes in, with the two-pass variance: a row of zeros,
-    such as the class row of the 2-D sinusoid, leaves LNp_0 as the tiny row bias_0, and the next LayerNorm amplifies it
-    by up to 1/sqrt(eps) = 1000, along with any error of E[x^2] - E[x]^2.
-
-    Attributes:
-        kind: one of `PE_NORMS`.
-        eps: added to the (biased) variance, as in the block's LayerNorms.
-        bare_rows: so many rows at the start are zero and stay so, being those of tokens that have no PE.
-    """
-
-    kind: str = "layernorm"
-    eps: float = 1e-6
-    bare_rows: int = 0
-
-    @nn.compact
-    def __call__(self, pe: Position) -> Position:
-        normalise, scale, bias = PE_NORMS[self.kind]
-        width = pe.shape[-1]
-        y = pe.astype(jnp.promote_types(pe.dtype, jnp.float32))
-        if normalise:
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-            y = y * lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        if scale:
-            y = y * self.param("scale", nn.initializers.ones, (width,) if scale == "vector" else (), jnp.float32)
-        if bias:
-            y = y + self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        if self.bare_rows:
-            y = jnp.pad(y[self.bare_rows :], ((self.bare_rows, 0), (0, 0)))
-        return y.astype(jnp.promote_types(pe.dtype, jnp.float32))

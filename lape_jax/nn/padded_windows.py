@@ -39,19 +39,15 @@ class PaddedWindowAttention(Attention):
 
 
 class PaddedWindowBlock(Block):
-    """A `Block` with attention within windows if there are any, and else to all tokens.
+    """A `Block` with attention within windows if its options have a `window`, and else to all tokens.
 
-    Attributes beside those of `Block`:
-        window: side of the windows, or None for none. In windows, a relative bias is that of `grid=(window, window)`.
+    In windows, a relative bias is that of `grid=(window, window)`.
     """
 
-    window: int | None = None
-
     def attend(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
-        if self.window is None:
+        window = self.options.window
+        if window is None:
             return super().attend(x, layer)
-        side = (self.window, self.window)
-        attention = self.attention_layer(
-            PaddedWindowAttention, grid=self.relative_grid and side, patches=self.grid, window=self.window
-        )
+        grid = self.options.relative_grid and (window, window)
+        attention = self.attention_layer(PaddedWindowAttention, grid=grid, patches=self.options.grid, window=window)
         return attention(x, self.train)

@@ -73,14 +73,13 @@ class WindowBlock(Block):
     around the rolls 3.7 or around all between them 2.9, and with two blocks per turn, each of its own kind, 3.0. Whole
     blocks move 28.3 GB this way, and 32.9 with the first of the others.
 
-    Attributes: see `Block`; a relative position bias is that of a window, and starts as N(0, 0.02^2).
+    Attributes: see `Block`, whose options have `windows`; a relative position bias is that of a window, and starts as
+    N(0, 0.02^2).
     """
 
-    windows: Windows | None = None
-
     def attend(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
-        windows, tokens = self.windows, x.shape[1]
-        x = x.astype(self.dtype)  # first, as there is less to move
+        windows, tokens = self.options.windows, x.shape[1]
+        x = x.astype(self.options.dtype)  # first, as there is less to move
         attention = self.attention_layer(bias_init=normal_02)
         if windows.size**2 == tokens:
             return attention(x, self.train)

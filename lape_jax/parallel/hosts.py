@@ -67,7 +67,7 @@ def together(config: ConfigDict, explain: Callable[[BaseException], int], connec
     try:
         _check_same(config, arguments)
         yield
-        gather("")  # nobody leaves while another may still fail
+        barrier("end")  # nobody leaves while another may still fail
     except BaseException as error:
         watch.fail(error, explain)
     watch.stop()
@@ -132,6 +132,12 @@ def gather(text: str) -> list[str]:
     # Lengths are rounded up, because each new one is compiled.
     padded = np.frombuffer(encoded.ljust(1 << int(longest).bit_length(), b"\0"), np.uint8)
     return [row.tobytes().rstrip(b"\0").decode() for row in multihost_utils.process_allgather(padded)]
+
+
+def barrier(name: str) -> None:
+    """Returns when all processes have come here: all must call it, with the same name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def fail_together(error: UserError | None) -> None:

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lape_jax.data.order import Share
 from lape_jax.errors import UserError, nearest
 from lape_jax.models import rules
 from lape_jax.nn.batch_norm import BatchNorm
@@ -108,10 +109,11 @@ def batch_sharding(mesh: Mesh, batch_size: int, *, setting: str = "batch_size") 
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def host_share(mesh: Mesh, batch_size: int, *, setting: str = "batch_size") -> tuple[int, int]:
-    """Which part of every batch this process holds: (i, n), the i-th of n equal parts, consecutive rows.
+def host_share(mesh: Mesh, batch_size: int, *, setting: str = "batch_size") -> Share:
+    """Which part of every batch this process holds.
 
-    n is the number of processes, or less: those that share rows of devices, along `tensor`, hold the same examples.
+    There are as many parts as processes, or less: those that share rows of devices, along `tensor`, hold the same
+    examples.
 
     Raises:
         UserError: as `batch_sharding`, or the processes hold unequal parts.
@@ -126,7 +128,7 @@ def host_share(mesh: Mesh, batch_size: int, *, setting: str = "batch_size") -> t
             f"config.mesh ({shape}) gives the processes unequal parts of a batch: config.mesh.tensor must divide the "
             f"devices of a process, or be a multiple of them"
         )
-    return start // share, batch_size // share
+    return Share(start // share, batch_size // share)
 
 
 def pin_batch(function: Callable, mesh: Mesh) -> Callable:

@@ -1,4 +1,4 @@
-"""What a file of weights says of itself, if `export` or `convert` wrote it: which model, classes and images."""
+"""What a file of weights says of itself, or a config beside it: which model, classes and images."""
 
 import contextlib
 import dataclasses
@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import safetensors
+
+from lape_jax import models
+from lape_jax.models.swin import Swin
+from lape_jax.port import hub, huggingface
 
 # Settings that change how a model runs or trains, and not what it is.
 HOW = ("unroll", "remat", "attention", "dtype", "dropout", "attn_dropout", "token_dropout", "drop_path")
@@ -23,8 +27,8 @@ class About(NamedTuple):
         model: its name, see `lape_jax.models.create`.
         settings: its attributes as far as they are plain values, without those that only say how it runs.
         channels: of the images.
-        mean, std: that images, scaled to [0, 1], are normalised by.
-        classes: names, in the order of the outputs.
+        mean, std: that images, scaled to [0, 1], are normalised by; () if that is not known.
+        classes: names, in the order of the outputs; () if they are not known.
     """
 
     model: str
@@ -59,10 +63,34 @@ def write(name: str, model: nn.Module, mean: Sequence[float], std: Sequence[floa
 
 
 def read(path: str | Path) -> About | None:
-    """What the file at `path` says of itself; None if it is no safetensors file of ours, or says nothing."""
-    path = Path(path).expanduser()
-    if not path.is_file():
+    """What the file at `path` says of itself, or the config.json beside it, if that is one of Hugging Face's.
+
+    None if it is neither a safetensors file of ours nor beside such a config, or says nothing.
+
+    Raises:
+        UserError: it is on the hub and cannot be had, or the config is of something that no model here computes.
+    """
+    path = Path(hub.local(path)).expanduser()
+    return (_ours(path) if path.is_file() else None) or _hugging_face(path)
+
+
+def _hugging_face(path: Path) -> About | None:
+    config = huggingface.config_of(path)
+    if config is None:
         return None
+    family, settings = huggingface.settings(config)
+    # The model of that family which has most of the settings.
+    names = {
+        name: len(sizes.items() & settings.items())
+        for name, (kind, sizes) in models.VARIANTS.items()
+        if kind is family and sizes.items() <= settings.items()
+    }
+    name = max(names, key=names.get, default="swin_t" if family is Swin else "deit_b")
+    mean, std = huggingface.images(path)
+    return About(name, settings, settings["in_channels"], mean, std, huggingface.classes(config))
+
+
+def _ours(path: Path) -> About | None:
     with contextlib.suppress(safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError):
         with safetensors.safe_open(path, framework="numpy") as file:
             texts = dict(file.metadata() or {})

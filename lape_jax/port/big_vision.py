@@ -97,24 +97,22 @@ def from_big_vision(flat: Mapping[str, Any], model: nn.Module, absent: Collectio
     return unflatten(_to_ours(found, model, absent))
 
 
-def to_big_vision(variables: Mapping[str, Any], model: nn.Module, scan: bool | None = None) -> dict[str, np.ndarray]:
+def to_big_vision(variables: Mapping[str, Any], model: nn.Module, scan: bool = False) -> dict[str, np.ndarray]:
     """The flat dict of a big_vision checkpoint, bare names of today: the inverse of `from_big_vision`, bit for bit.
 
     The position table of a `ViT` keeps its row for the class token, as in old files: big_vision adds it to the class
     token when it loads them.
 
     Args:
-        scan: whether blocks are stacked; None for what a `BigVisionViT` has, and apart for a `ViT`.
+        scan: whether blocks are stacked, as big_vision has them with `scan=True`; else they are apart, as its models
+            read them by default. (Where our model has them does not matter.)
 
     Raises:
         UserError: the model does not compute what big_vision does, or `variables` are not its variables.
     """
     _check_model(model)
     flat = to_flat(variables, model)
-    if isinstance(model, BigVisionViT):
-        found, scan = canonical(flat), model.scan if scan is None else scan
-    else:
-        found = _to_theirs(flat, model)
+    found = canonical(flat) if isinstance(model, BigVisionViT) else _to_theirs(flat, model)
     return {name: copy(value) for name, value in (found if scan else unstack(found)).items()}
 
 
@@ -128,10 +126,9 @@ def stored_shapes(flat: Mapping[str, Any], model: nn.Module) -> dict[str, tuple[
     found = canonical(flat)
     ours = {theirs: path for path, theirs in NAMES.items()} if type(model) is ViT else {name: name for name in found}
     stored = {ours[name]: array.shape for name, array in found.items() if name in ours}
-    if TABLE in found:  # as it would be with rows for all tokens
-        layers, rows, width = found[TABLE].shape
-        shape = (rows + getattr(model, "bare_rows", 0), width)
-        stored["pos_embed"] = shape if layers == 1 else (layers, *shape)
+    if TABLE in found:
+        layers, *shape = found[TABLE].shape
+        stored["pos_embed"] = tuple(shape) if layers == 1 else (layers, *shape)
     return stored
 
 
@@ -189,7 +186,7 @@ def _check_model(model: nn.Module) -> None:
     """Raises UserError unless `model` computes what big_vision would with the same numbers."""
     if type(model) not in (ViT, BigVisionViT):
         raise UserError(f"a {type(model).__name__} has no counterpart in big_vision: only ViTs like DeiT's have")
-    needed = {"gelu": "tanh", "ln_eps": 1e-6, "layer_scale": None, "distilled": False}
+    needed = {"gelu": "tanh", "ln_eps": 1e-6, "layer_scale": None, "distilled": False, "registers": 0}
     for field, value in needed.items():
         if getattr(model, field) != value:
             raise UserError(

@@ -2,7 +2,8 @@
 
 Training scripts put state dicts into dicts (`model`, `teacher`, `state_dict`, ...), and what wraps a model puts its own
 name before those of the parameters (`module.`, `_orig_mod.`, `backbone.`, ...). Neither is looked up in a list here:
-the dict and the prefix are those behind which the names are that the model knows.
+the dict and the prefix are those behind which the names are that the model knows. Names that only others have for the
+same things become official ones first, see foreign.py.
 """
 
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from lape_jax.errors import UserError
+from lape_jax.port.foreign import official
 from lape_jax.port.params import first_few
 
 # What torch.compile, Lightning, FSDP and checkpointing put before the names of whatever they wrap, also within a model.
@@ -72,7 +74,7 @@ def choose(
 
 def parts(checkpoint: Mapping[str, Any], known: frozenset[str]) -> list[Part]:
     """What may be the weights, the most probable first; at least one, be it the checkpoint as it is."""
-    found = [part for key, arrays in _dicts(checkpoint) for part in _parts(key, arrays, known)]
+    found = [part for key, arrays in _dicts(checkpoint) for part in _parts(key, *official(arrays), known)]
     if not found:
         return [Part("", "", dict(checkpoint), {}, (), 0)]
     found.sort(key=lambda part: (part.hits, 0 if part.hits else len(part.arrays)), reverse=True)
@@ -133,14 +135,20 @@ def _dicts(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
             ]
 
 
-def _parts(key: str, entries: Mapping[Any, Any], known: frozenset[str]) -> list[Part]:
-    """`entries` without the prefix behind which most known names are, and the same for other sets of them."""
+def _parts(key: str, entries: Mapping[Any, Any], whose: str, known: frozenset[str]) -> list[Part]:
+    """`entries` without the prefix behind which most known names are, and the same for other sets of them.
+
+    Args:
+        whose: names they have had, if they are not the official ones.
+    """
     names = {name: WRAPPER.sub("", name) for name in entries if isinstance(name, str)}
     if len(set(names.values())) < len(names):
         names = {name: name for name in names}
     hits = _hits([name for original, name in names.items() if hasattr(entries[original], "shape")], known)
+    begun = [f"read from under {key!r}"] if key else []
+    begun += [f"the names are those of {whose}: read as official ones"] if whose else []
     if not hits:
-        return [Part(key, "", dict(entries), {}, (f"read from under {key!r}",) if key else (), 0)]
+        return [Part(key, "", dict(entries), {}, tuple(begun), 0)]
     found = []
     for prefix in hits:
         others = tuple(other for other in hits if other != prefix)
@@ -155,8 +163,7 @@ def _parts(key: str, entries: Mapping[Any, Any], known: frozenset[str]) -> list[
                 beside.append(str(original))
             elif not others or name is None or not name.startswith(others):
                 outside[original] = value
-        notes = [f"read from under {key!r}"] if key else []
-        notes += _taken(prefix, {original: name for original, name in names.items() if name.startswith(prefix)})
+        notes = begun + _taken(prefix, {original: name for original, name in names.items() if name.startswith(prefix)})
         notes += [f"not read, as another set of weights: {', '.join(map(repr, others))}"] if others else []
         notes += [f"not read, as they are no weights: {first_few(beside, 5)}"] if beside else []
         found.append(Part(key, prefix, arrays, outside, tuple(notes), hits[prefix]))

@@ -23,6 +23,8 @@ NAMES = {
     "attention_pool/bias": ("classifier.attention_pool.bias", SAME),
     "blocks/pe_norm/scale": (BLOCK + "pe_norm.weight", SAME),
     "blocks/pe_norm/bias": (BLOCK + "pe_norm.bias", SAME),
+    "pe_norms/scale": ("classifier.blocks.{next}.pe_norm.weight", SAME),
+    "pe_norms/bias": ("classifier.blocks.{next}.pe_norm.bias", SAME),
     "blocks/norm1/scale": (BLOCK + "pre_norm.weight", SAME),
     "blocks/norm1/bias": (BLOCK + "pre_norm.bias", SAME),
     "blocks/attn/relative_position_bias_table": (BLOCK + "self_attn.relative_position_bias_table", SAME),

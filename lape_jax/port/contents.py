@@ -1,9 +1,12 @@
 """What a file of weights holds: arrays by name, in NumPy's `.npz`, safetensors, what torch.save writes, or shards.
 
+So do the checkpoints of big_vision's trainer, which are directories.
+
 The kind of a file is recognised by its content, whatever it is called (`.bin`, `.ckpt`, nothing at all). Only an index
 of shards is known by its name, `*.json`, and a damaged file is said to be what its suffix says.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -21,16 +24,10 @@ from lape_jax.errors import UserError
 from lape_jax.port import pth
 from lape_jax.port.archive import RefusedError, open_zip, reading
 from lape_jax.port.checkpoint import select
+from lape_jax.port.hub import IN_DIRECTORY, local
 from lape_jax.port.params import first_few
 
 KINDS = "an .npz file, safetensors, and what torch.save writes"
-# What Hugging Face's libraries call the weights in a directory, the first that is there.
-IN_DIRECTORY = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.\w+")
 # What is found in the place of weights, and how it begins.
 OTHERS = {
@@ -48,7 +45,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
     """What a file holds, by name, and how to speak of the file.
 
     `FILE:KEY` is what is under KEY in it, see `lape_jax.port.checkpoint.select`. A directory is that file in it which
-    is the first of `IN_DIRECTORY`.
+    is the first of `IN_DIRECTORY`. `hf:OWNER/NAME` is such a directory on the hub, see `lape_jax.port.hub.local`.
 
     Raises:
         UserError: the file is missing, damaged or of another kind; or has nothing under KEY, or no arrays by name.
@@ -75,8 +72,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], str]:
 
 
 def split(path: str | os.PathLike) -> tuple[Path, str]:
-    """The file, and the KEY in it or "", that `FILE:KEY` or `FILE` names."""
-    text = os.fspath(path)
+    """The file, and the KEY in it or "", that `FILE:KEY` or `FILE` names; of what is on the hub, the copy here."""
+    text = local(path)
     if not os.path.exists(text):
         for colon in re.finditer(":", text):
             if os.path.exists(text[: colon.start()]):
@@ -85,7 +82,9 @@ def split(path: str | os.PathLike) -> tuple[Path, str]:
 
 
 def directory_weights(directory: Path) -> Path | None:
-    """The file of weights in a directory that is not a run's, None if there is none."""
+    """The file of weights in a directory that is not a run's, or a checkpoint of big_vision's itself; else None."""
+    if _zarr_arrays(directory):
+        return directory
     return next((directory / name for name in IN_DIRECTORY if (directory / name).is_file()), None)
 
 
@@ -97,6 +96,8 @@ def say(place: str, notes: tuple[str, ...]) -> None:
 
 def _reader(path: Path) -> Callable[[Path, set[str]], Any]:
     """How to read the file."""
+    if path.is_dir() and _zarr_arrays(path):
+        return _read_zarr
     if path.is_dir():
         raise UserError(
             f"{path} cannot be read: it is a directory without any of {', '.join(IN_DIRECTORY)} (of a run, give the "
@@ -144,6 +145,24 @@ def _read_safetensors(path: Path, skipped: set[str]) -> dict[str, np.ndarray]:
     del skipped  # there is nothing but arrays
     with reading(path, "safetensors"):
         return safetensors.numpy.load_file(path)
+
+
+def _zarr_arrays(directory: Path) -> list[str]:
+    """Directories of arrays in a checkpoint of big_vision's trainer, ~ for /; only the parameters, if they say so."""
+    with contextlib.suppress(OSError):
+        names = [place.name for place in directory.iterdir() if "~" in place.name and (place / ".zarray").is_file()]
+        return [name for name in names if name.startswith("params~")] or names
+    return []
+
+
+def _read_zarr(path: Path, skipped: set[str]) -> dict[str, np.ndarray]:
+    import tensorstore  # which Flax brings along
+
+    del skipped  # there is nothing but arrays
+    with reading(path, "big_vision checkpoint"):
+        places = {name: {"driver": "file", "path": str(path / name)} for name in _zarr_arrays(path)}
+        opened = {name: tensorstore.open({"driver": "zarr", "kvstore": place}) for name, place in places.items()}
+        return {name.replace("~", "/"): np.asarray(array.result().read().result()) for name, array in opened.items()}
 
 
 def _read_shards(path: Path, skipped: set[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ CONVENTIONS = {
     "timm's RegNet": r"(^|\.)s\d\.b\d+\.conv\d\.",
     "a ResNet's": r"(^|\.)layer\d\.\d+\.conv\d\.",
 }
-UNCONVERTED = ("Hugging Face", "torchvision", "OpenAI", "vit-pytorch", "a ResNet")
+UNCONVERTED = ("Hugging Face's CLIP", "OpenAI", "vit-pytorch", "a ResNet")
 
 
 def convention(names: Iterable[str]) -> str:

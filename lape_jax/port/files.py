@@ -5,27 +5,37 @@ entry for all layers; see params.py) or those of big_vision; reading recognises 
 """
 
 import contextlib
+import functools
 import os
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import flax.linen as nn
 import numpy as np
 import safetensors.numpy
 
+from lape_jax import atomic
 from lape_jax.errors import UserError, nearest
 from lape_jax.models.segmenter import Segmenter
-from lape_jax.port import big_vision, checkpoint, torch
+from lape_jax.port import backbone, big_vision, checkpoint, huggingface, torch
 from lape_jax.port.big_vision import from_big_vision, is_big_vision, to_big_vision
 from lape_jax.port.contents import read, say
 from lape_jax.port.params import from_flat, shapes, to_flat
-from lape_jax.port.torch import to_mmseg, to_timm, to_torch
+from lape_jax.port.torch import to_mmseg, to_timm, to_torch, to_torchvision
 
 WRITTEN = (".npz", ".safetensors")
 READERS = {"torch": torch.read, "lape": from_flat, "big_vision": from_big_vision}
-WRITERS = {"torch": to_torch, "lape": to_flat, "big_vision": to_big_vision, "mmseg": to_mmseg, "timm": to_timm}
+WRITERS = {
+    "torch": to_torch,
+    "lape": to_flat,
+    "big_vision": to_big_vision,
+    "big_vision_stacked": functools.partial(to_big_vision, scan=True),
+    "mmseg": to_mmseg,
+    "timm": to_timm,
+    "torchvision": to_torchvision,
+}
+HUGGING_FACE = "hf"  # a format of directories
 Result = TypeVar("Result")
 
 
@@ -34,7 +44,9 @@ def load(path: str | os.PathLike, model: nn.Module) -> dict:
 
     The weights may be in dicts in dicts, with a prefix before all names (`module.`, `_orig_mod.`, `backbone.`, ...),
     and beside other things: what fits the model is taken, and what was taken off is logged. Where two sets of weights
-    fit, such as those of the last step and their running mean, `FILE:KEY` says which is meant.
+    fit, such as those of the last step and their running mean, `FILE:KEY` says which is meant. A directory is what
+    Hugging Face's libraries call the weights in it, and `hf:OWNER/NAME` such a one on their hub. If the config.json
+    beside the weights says an epsilon or a GELU that is not the model's, that is logged.
 
     Files of torch.save are read without PyTorch, and nothing that its pickle asks for is run. See `from_torch` for what
     a state dict may look like.
@@ -44,11 +56,25 @@ def load(path: str | os.PathLike, model: nn.Module) -> dict:
     """
     weights, place = read(path)
     with speaking_of(place):
-        part, variables = checkpoint.choose(
-            weights, known(model), lambda part: fit({**part.arrays, **part.outside}, model)
-        )
-    say(place, part.notes)
+        part, (variables, left) = checkpoint.choose(weights, known(model), lambda part: fit_part(part, model))
+    other = huggingface.difference(path, model)
+    say(place, (*part.notes, *left, *([other] if other else [])))
     return variables
+
+
+def fit_part(part: checkpoint.Part, model: nn.Module) -> tuple[dict, tuple[str, ...]]:
+    """The variables of `model` that are in a part of a checkpoint, and what to say of what is not one of them.
+
+    All must be, unless the model has no head (`num_classes=0`): then what pre-training puts beside a backbone is left.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if getattr(model, "num_classes", None) != 0:
+        return fit({**part.arrays, **part.outside}, model), ()
+    patterns = known(model) | frozenset(map(checkpoint.pattern, shapes(model)))
+    arrays, notes = backbone.alone(part.arrays, part.outside, patterns)
+    return fit(arrays, model), notes
 
 
 @contextlib.contextmanager
@@ -98,7 +124,7 @@ def fit_first(models: Iterable[nn.Module], attempt: Callable[[nn.Module], Result
 
 
 def format_of(weights: Mapping[Any, Any]) -> str:
-    """Whose names these are, one of `WRITERS`."""
+    """Whose names these are, one of `READERS`."""
     names = [str(name) for name in weights]
     if is_big_vision(names):
         return "big_vision"
@@ -127,46 +153,31 @@ def save(
 
     Args:
         format: "torch" for a state dict (see `to_torch`), "lape" for our own paths, joined with "/", "big_vision" for
-            its names (see `to_big_vision`), "mmseg" for MMSegmentation's and "timm" for timm's (see `to_mmseg` and
-            `to_timm` in `lape_jax.port.torch`).
-        metadata: texts by name, for `.safetensors` files.
+            its names (see `to_big_vision`), with blocks apart, or "big_vision_stacked", "mmseg" for MMSegmentation's,
+            "timm" for timm's and "torchvision" for torchvision's (see `lape_jax.port.torch`). "hf" writes a directory,
+            which `from_pretrained` of Hugging Face's transformers reads (see `lape_jax.port.huggingface.contents`).
+        metadata: texts by name, for `.safetensors` files and directories.
 
     Raises:
         UserError: unknown suffix or format, `variables` that are not the model's, or a place that cannot be written to.
     """
     path = Path(path)
-    if format not in WRITERS:
-        raise UserError(f"format={nearest(format, WRITERS)}")
+    if format not in (*WRITERS, HUGGING_FACE):
+        raise UserError(f"format={nearest(format, (*WRITERS, HUGGING_FACE))}")
+    if format == HUGGING_FACE:
+        if path.name.endswith(WRITTEN) or path.is_file():
+            raise UserError(f"{path}: weights for Hugging Face's transformers are a directory, not a file")
+        return write_all(path, huggingface.contents(variables, model, metadata))
     if not path.name.endswith(WRITTEN):
         raise UserError(f"{path}: weights are written to files that end in {', '.join(WRITTEN)}")
     arrays = WRITERS[format](variables, model)
     # safetensors writes memory as it is
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with replacing(path) as file:
+    with atomic.replacing(path) as file:
         if path.suffix == ".npz":
             np.savez(file, **arrays)
         else:
             file.write(safetensors.numpy.save(arrays, dict(metadata) if metadata else None))
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write, which takes the place of `path` when it is complete, or never.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -194,7 +205,6 @@ def write_all(directory: Path, contents: Mapping[str, bytes]) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out={directory} cannot be made: {error.strerror}") from error
+        raise UserError(f"{directory} cannot be made: {error.strerror}") from error
     for name, content in contents.items():
-        with replacing(directory / name) as file:
-            file.write(content)
+        atomic.write(directory / name, content)

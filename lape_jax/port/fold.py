@@ -13,12 +13,14 @@ from lape_jax.errors import UserError
 from lape_jax.models.big_vision import BigVisionViT
 from lape_jax.models.vit import ViT
 from lape_jax.nn import position
-from lape_jax.nn.join import PENorm, those
+from lape_jax.nn.join import JOINS, those
+from lape_jax.nn.pe_norm import PENorm
 from lape_jax.port.params import from_flat, to_flat
 
 # Paths of the position table, of the biases of the first LayerNorms, and what those of the PE norms begin with.
 NAMES = ("pos_embed", "blocks/norm1/bias", "blocks/pe_norm/")
 BLOCK = "Transformer/encoderblock/"
+LAST, HEAD = "pe_norm_last/", ("head/kernel", "head/bias")
 BIG_VISION_NAMES = ("pos_embedding", f"{BLOCK}LayerNorm_0/bias", f"{BLOCK}pe_norm/")
 
 
@@ -30,6 +32,9 @@ def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] |
     precision that the model has for its PE (float32 at least, whatever the type of the weights), and stored as a table
     (l, n, d), which takes the place of the PE norms, of the position table and of the biases b_l. Per layer that is one
     addition, as of the bias before it, and n d numbers to read.
+
+    MPVG becomes "pvg": what its last PE norm adds to the mean over patches is the same for all images, and goes into
+    the head's bias. The PE norms of the blocks stay.
 
     Args:
         variables: of `model`.
@@ -49,7 +54,12 @@ def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] |
         raise UserError(f"join={model.joining!r} {why}: only {those(lambda method: method.folds_into)} do")
     if not getattr(model, "scan", True):
         raise UserError("a model with scan=False cannot be folded: give its blocks stacked, with scan=True")
-    flat = to_flat(variables, model)
+    flat, into = to_flat(variables, model), JOINS[join.folds_into]
+    if join.last_norm and not into.last_norm:
+        flat = _without_last_norm(flat, model, variables)
+    if not join.normalises_pe or into.normalises_pe:
+        folded = model.clone(join=join.folds_into)
+        return folded, from_flat(flat, folded)
     table_path, bias_path, norms = BIG_VISION_NAMES if isinstance(model, BigVisionViT) else NAMES
     size, asked = model.input_shape[:2] if size is None else size, size is not None
     norm = PENorm(model.pe_norm, model.ln_eps, model.bare_rows)
@@ -66,7 +76,7 @@ def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] |
     kept[table_path] = np.asarray(jax.device_get(jnp.stack(constants)))
     absolute, _ = position.parse_pe(model.pe)
     changed = {"join": join.folds_into, "pe": model.pe.replace(absolute, position.LEARNABLE), "pe_norm": "layernorm"}
-    if model.bare_rows:  # they have no PE, but they have the bias
+    if model.bare_rows and hasattr(model, "cls_pe"):  # its token has no PE, but it has the bias
         changed["cls_pe"] = True
     if asked:
         changed["image_size"] = size
@@ -74,3 +84,15 @@ def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] |
         changed["table_size"] = size if asked else model.image_size
     folded = model.clone(**changed)
     return folded, from_flat(kept, folded)
+
+
+def _without_last_norm(flat: Mapping[str, np.ndarray], model: ViT, variables: Mapping[str, Any]) -> dict:
+    """`flat` with W m added to the head's bias, where m is the mean over patches of what the last PE norm delivers."""
+    params = {path.removeprefix(LAST): array for path, array in flat.items() if path.startswith(LAST)}
+    table = model.apply(variables, method=lambda module: module.position_table)
+    placed = PENorm(model.pe_norm, model.ln_eps, model.bare_rows).apply({"params": params}, table)
+    mean = np.asarray(jax.device_get(placed), np.float64).mean(axis=0)
+    kernel, bias = (flat[path] for path in HEAD)
+    moved = bias.astype(np.float64) + mean @ kernel.astype(np.float64)
+    kept = {path: array for path, array in flat.items() if not path.startswith(LAST)}
+    return {**kept, HEAD[1]: moved.astype(jnp.promote_types(bias.dtype, jnp.float32))}

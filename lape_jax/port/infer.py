@@ -21,12 +21,13 @@ from lape_jax.nn.join import JOINS, PUBLISHED, Joining
 HEADS = {"head/kernel": -1, "decoder/head/kernel": -1, "decoder/cls_emb": -2, "decode_head/conv_seg/kernel": -1}
 HEADS |= {"roi_head/mask_head/conv_logits/kernel": -1}
 TABLE, BIAS_TABLE = "pos_embed", "relative_position_bias_table"
-PE_NORM, LAST_PE_NORM = "pe_norm/", "pe_norm_last/"
+PE_NORM, PE_NORMS, LAST_PE_NORM = "/pe_norm/", "pe_norms/", "pe_norm_last/"
 STAGE_TABLES, MASKS = "pos_embed_0", "attn_mask"  # of a Swin
 DECODER = "decoder/"  # of a Segmenter
 PATCH_KERNELS = ("patch_embed/proj/kernel", "embedding/kernel")
 # The first convolution: of a CeiT, a CCT or a RegNet, or else that over patches.
 STEMS = ("patch_embed/conv/kernel", "patch_embed/conv0/kernel", "stem/conv/kernel", *PATCH_KERNELS)
+CLASS_TOKEN, REGISTERS = "cls_token", "reg_token"
 ADAPTER = "interactions_0/"  # of a ViT-Adapter
 LAYER_SCALE = "blocks/ls1/gamma"
 GLOBAL_BIASES, WINDOW_BIASES = f"blocks/attn/{BIAS_TABLE}", f"layers_0/blocks/attn/{BIAS_TABLE}"
@@ -35,10 +36,10 @@ GLOBAL_BIASES, WINDOW_BIASES = f"blocks/attn/{BIAS_TABLE}", f"layers_0/blocks/at
 def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], model: nn.Module) -> list[nn.Module]:
     """Models like `model` that weights may be for, the most probable first; they may fail their `check`.
 
-    They differ from it in what can be read off the weights: number of classes, distillation token, joining method,
-    relative position bias, learned frequencies of RoPE, size of patches, channels of images, image size, Swin's windows
-    (which imply an image size, if no table does). What cannot is taken to be the model's: heads, whether a table is
-    shared or default, square images.
+    They differ from it in what can be read off the weights: number of classes, class and distillation token, registers,
+    layer scales, joining method, relative position bias, learned frequencies of RoPE, size of patches, channels of
+    images, image size, Swin's windows (which imply an image size, if no table does). What cannot is taken to be the
+    model's: heads, whether a table is shared or default, square images.
 
     Args:
         shapes_for: (model) -> shapes of those of its variables, by path, that the weights have, perhaps in other
@@ -62,6 +63,7 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     settings |= _decoder(found, model)
     if hasattr(model, "distilled"):
         settings["distilled"] = "dist_token" in found
+    settings |= _tokens(found, model)
     if not JOINS[settings["join"]].has_norms:
         settings["pe_norm"] = "layernorm"
     candidates = []
@@ -74,6 +76,23 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     return candidates
 
 
+def _tokens(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str, Any]:
+    """Which tokens a ViT has beside the patches, its heads, and whether its branches are scaled."""
+    if type(model) is not ViT:
+        return {}
+    table = found.get(TABLE, (0, 0))
+    without_class = CLASS_TOKEN not in found and math.isqrt(table[-2]) ** 2 == table[-2] > 0
+    settings: dict[str, Any] = {"registers": found[REGISTERS][1] if REGISTERS in found else 0}
+    if CLASS_TOKEN in found or (without_class and model.pool == "token"):
+        settings["pool"] = "token" if CLASS_TOKEN in found else "gap"
+    if not any(path in found for path in HEADS):
+        settings["num_classes"] = 0
+    else:
+        settings["dist_head"] = "head_dist/kernel" in found or "dist_token" not in found
+    scaled = model.layer_scale or 1.0
+    return {**settings, "layer_scale": scaled if LAYER_SCALE in found else None}
+
+
 def _probes(model: nn.Module) -> Iterator[nn.Module]:
     """Models which together have all variables that weights of the family can have."""
     if not isinstance(model, Classifier):
@@ -83,12 +102,14 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
     most = [position.LEARNABLE, position.RELATIVE, *[position.ROPE_MIXED][: int(turned)]]
     tables = ["+".join(most), "+".join([position.LEARNABLE, *model.pe.split("+")[1:]])]
     changes: list[dict[str, Any]] = [{}]
-    for name in {_leaves(join): name for name, join in JOINS.items() if join.trainable and any(_leaves(join))}.values():
-        join = JOINS[name]
+    kinds = {_leaves(join): (name, join) for name, join in _methods(model).items() if any(_leaves(join))}
+    for name, join in kinds.values():
         kind = {"join": name} if join.has_norms else {"join": name, "pe_norm": "layernorm"}
         changes += [{**kind, "pe": pe} for pe in ([position.LEARNABLE] if join.table_per_layer else tables)]
     if hasattr(model, "distilled"):
         changes += [{**change, "distilled": True} for change in changes]
+    if type(model) is ViT:
+        changes += [{"pool": "token", "registers": 1, "layer_scale": 1.0}]
     if isinstance(model, Segmenter):
         changes += [{"decoder_type": kind} for kind in DECODERS]
     probes = [model.clone(**change) for change in changes]
@@ -154,15 +175,24 @@ def _windows(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> dict[str
 
 def _joining(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str:
     """The model's method, or else LaPE or another one, that has such weights."""
-    norms = (any(part in path for path in found) for part in (PE_NORM, LAST_PE_NORM))
-    leaves = (*norms, len(found.get(TABLE, ())) == 3)
-    names = [model.joining, PUBLISHED, *JOINS]
-    return next((name for name in names if JOINS[name].trainable and _leaves(JOINS[name]) == leaves), model.joining)
+    # PyTorch has the same names for the norms of blocks whether the first has one or not.
+    norms = [shape for path, shape in found.items() if PE_NORM in path]
+    apart = any(path.startswith(PE_NORMS) for path in found) and not any(len(s) and s[0] == model.depth for s in norms)
+    last = any(path.startswith(LAST_PE_NORM) for path in found)
+    leaves = (bool(norms) and not apart, apart, last, len(found.get(TABLE, ())) == 3)
+    methods = _methods(model)
+    first = (model.joining, PUBLISHED, *methods)
+    return next((name for name in first if name in methods and _leaves(methods[name]) == leaves), model.joining)
 
 
-def _leaves(join: Joining) -> tuple[bool, bool, bool]:
-    """What weights show of a joining method: its PE norms in blocks and behind them, and a table for each layer."""
-    return join.normalises_pe, join.last_norm, join.table_per_layer
+def _methods(model: nn.Module) -> dict[str, Joining]:
+    """The joining methods that weights may be of, as a model of this kind has them."""
+    return {name: model.clone(join=name).method for name, join in JOINS.items() if join.trainable}
+
+
+def _leaves(join: Joining) -> tuple[bool, bool, bool, bool]:
+    """What weights show of a method: PE norms in all blocks, or in all but the first; a last one; tables by layer."""
+    return join.normalises_pe, join.norms_apart, join.last_norm, join.table_per_layer
 
 
 def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str | None]:
@@ -172,7 +202,7 @@ def _tables(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> list[str 
         return list(dict.fromkeys([own or position.LEARNABLE, position.LEARNABLE]))
     if own not in (None, position.LEARNABLE):
         return [own, None]
-    if any(part in path for part in (PE_NORM, LAST_PE_NORM) for path in found):
+    if any(part in path for part in (PE_NORM, PE_NORMS, LAST_PE_NORM) for path in found):
         raise UserError(
             f"the weights have PE norms and no position table: it is a sinusoid, and pe must be that one, not "
             f"{model.pe!r}"
@@ -191,7 +221,7 @@ def _rope(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str | None:
 def _sized(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """`model` for the images, square unless they are its own, whose patches the table has rows for."""
     if TABLE in found:
-        patches = found[TABLE][-2] - model.extra_rows
+        patches = found[TABLE][-2] - (model.extra_rows - model.bare_rows)
     elif MASKS in found:
         patches = found[MASKS][0] * found[MASKS][1]
     elif GLOBAL_BIASES in found:  # of all pairs of patches; those of windows say nothing about images

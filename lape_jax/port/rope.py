@@ -66,9 +66,9 @@ def with_class_row(arrays: Mapping[str, Any], model: nn.Module, any_joining: boo
     if model.method.normalises_pe and not any_joining:
         return arrays
     rows, own = table.shape[1], math.prod(model.grid)
-    if rows != own and (rows == own + model.extra_rows or math.isqrt(rows) ** 2 != rows):
+    if rows != own and (rows == own + _rows(model) or math.isqrt(rows) ** 2 != rows):
         return arrays
-    return {**arrays, TABLE: np.pad(np.asarray(table), ((0, 0), (model.extra_rows, 0), (0, 0)))}
+    return {**arrays, TABLE: np.pad(np.asarray(table), ((0, 0), (_rows(model), 0), (0, 0)))}
 
 
 def without_class_row(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> dict[str, np.ndarray]:
@@ -76,9 +76,9 @@ def without_class_row(state_dict: Mapping[str, np.ndarray], model: nn.Module) ->
     found = dict(state_dict)
     if _lacks_row(model) and model.method.stem_only and TABLE in found:
         table = found[TABLE]
-        for index, name in enumerate((CLS, "dist_token")[: model.extra_rows]):
+        for index, name in enumerate((CLS, "dist_token")[: _rows(model)]):
             found[name] = found[name] + table[:, index : index + 1]
-        found[TABLE] = np.array(table[:, model.extra_rows :])
+        found[TABLE] = np.array(table[:, _rows(model) :])
     return found
 
 
@@ -93,7 +93,12 @@ def to_timm(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> dict[str,
 
 def _lacks_row(model: nn.Module) -> bool:
     """Whether the other code's tables have fewer rows than those of such a model."""
-    if type(model) is not ViT or not model.extra_rows:
+    if type(model) is not ViT or not _rows(model):
         return False
     learned = position.parse_pe(model.pe)[0] == position.LEARNABLE
     return learned and position.parse_rope(model.pe) in (position.ROPE_AXIAL, position.ROPE_MIXED)
+
+
+def _rows(model: nn.Module) -> int:
+    """Rows of its table before those of the patches."""
+    return model.extra_rows - model.bare_rows

@@ -21,7 +21,20 @@ from lape_jax.models.upernet import UperNet
 from lape_jax.models.vit import ViT
 from lape_jax.models.vit_adapter import ViTAdapter
 from lape_jax.nn import position
-from lape_jax.port import ceit, compact, mask_rcnn, regnet, rope, segmenter, swin, t2t, upernet, vit, vit_adapter
+from lape_jax.port import (
+    ceit,
+    compact,
+    foreign,
+    mask_rcnn,
+    regnet,
+    rope,
+    segmenter,
+    swin,
+    t2t,
+    upernet,
+    vit,
+    vit_adapter,
+)
 from lape_jax.port.checkpoint import choose, pattern
 from lape_jax.port.conventions import described
 from lape_jax.port.entries import ROWS
@@ -47,6 +60,9 @@ FAMILIES = {
 
 #     aliases()                      of some: other names that `official` knows, # for numbers
 MASKS = "attn_mask"
+# What a model must have, if it has such a thing, to compute what one of torchvision's does.
+TV_NEEDS = {"joining": "default", "gelu": "erf", "pool": "token"}
+TV_NEEDS |= {"layer_scale": None, "distilled": False, "registers": 0}
 _log = logging.getLogger(__name__)
 
 
@@ -55,9 +71,9 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module, absent: Collecti
 
     Args:
         state_dict: arrays by name, as NumPy or JAX arrays or PyTorch tensors, with official names (LaPE, DeiT, Compact
-            Transformers, T2T-ViT, CeiT, Swin, Segmenter) or those of timm or MMSegmentation; all of them may begin with
-            one prefix such as `module.`, and the dict may sit in another one; both are logged. Where it has two sets of
-            weights that fit, pass the one that you mean.
+            Transformers, T2T-ViT, CeiT, Swin, Segmenter) or those of timm, MMSegmentation, torchvision or Hugging
+            Face's files; all of them may begin with one prefix such as `module.`, and the dict may sit in another one;
+            both are logged. Where it has two sets of weights that fit, pass the one that you mean.
         model: what the weights are for. Every variable must be there, and nothing else may be, except a frozen
             sinusoid `pos_embed` and `relative_position_index`, which must agree with the model's, and the counters of
             BatchNorms, and the unused head of a Segmenter's encoder; these are dropped.
@@ -163,6 +179,24 @@ def to_mmseg(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
     return segmenter.to_mmseg(to_torch(variables, model))
 
 
+def to_torchvision(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+    """The state dict of the `variables` of a ViT or Swin in torchvision's names; `from_torch` reads it.
+
+    Raises:
+        UserError: as `to_torch`; or torchvision has no model that computes what this one does.
+    """
+    kinds = {ViT: (foreign.TV_VIT, "learnable", 1e-6), Swin: (foreign.TV_SWIN, "relative", 1e-5)}
+    if type(model) not in kinds:
+        raise UserError(f"a {type(model).__name__} has no names in torchvision: only ViTs and Swins have")
+    who, pe, eps = kinds[type(model)]
+    for field, value in {**TV_NEEDS, "pe": pe, "ln_eps": eps}.items():
+        if (own := getattr(model, field, value)) != value:
+            name = "join" if field == "joining" else field
+            raise UserError(f"{name}={own!r}: {who.who} has {value!r}, so must the model have")
+    state_dict = to_torch(variables, model)
+    return foreign.renamed({name: x for name, x in state_dict.items() if not name.endswith(MASKS)}, who)
+
+
 def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes, as they would have here, of the model's variables that a state dict has, whatever they are in `model`.
 
@@ -178,7 +212,8 @@ def stored_shapes(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, 
             found[entry.path] = tuple(value.shape)
         elif value is not None and len(value.shape) == len(entry.shape):
             shape = entry.axes.to_flax(np.broadcast_to(np.float32(0), value.shape)).shape
-            found[entry.path] = shape if entry.layer is None else (paths[entry.path][0], *shape)
+            before = found.get(entry.path, (0,))[0]  # layers, so far
+            found[entry.path] = shape if entry.layer is None else (before + 1, *shape)
     if hasattr(masks := given.get(swin.MASK.format(s=0, i=1)), "shape"):
         found[MASKS] = tuple(masks.shape)
     return found

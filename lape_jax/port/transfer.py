@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,8 @@ import numpy as np
 from lape_jax.errors import UserError, nearest
 from lape_jax.models.segmenter import Segmenter
 from lape_jax.models.vit_adapter import ViTAdapter
-from lape_jax.port import files
+from lape_jax.port import files, huggingface
+from lape_jax.port.backbone import ON_TOP, alone
 from lape_jax.port.big_vision import canonical
 from lape_jax.port.checkpoint import Part, choose, parts, pattern
 from lape_jax.port.infer import STEMS, cuts_patches, sources
@@ -25,27 +25,20 @@ from lape_jax.port.vit_adapter import OWN
 TABLES, BIAS_TABLE = ("pos_embed", "pos_embedding"), "relative_position_bias_table"
 # What the scales of PE norms start as where the source has none:
 #   ones   1, as in training from scratch
-#   norm1  that of the block's norm1, through which the PE reached attention in the source
+#   norm1  that of the block's norm1, through which the PE reached attention in the source; of a last one, that of the
+#          final norm
 PE_NORM_STARTS = ("ones", "norm1")
 NORM1 = ("norm1", "LayerNorm_0")  # big_vision calls it by the latter
+LAST_NORM = ("norm/scale", "Transformer/encoder_norm/scale")  # likewise
 # Variables in which the two models may differ: those of the position, of how tokens are pooled, and of the classes.
+# (The model may have registers where the source has none, and not the reverse.)
 FREE = re.compile(
-    r"(.*/)?(pos_embed(ding|_\d+)?|pe_norm(_last)?|relative_position_bias_table|freqs|peg_\d+"
-    r"|cls|cls_token|dist_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg"
+    r"(.*/)?(pos_embed(ding|_\d+)?|pe_norms?|pe_norm_last|relative_position_bias_table|freqs|peg_\d+"
+    r"|cls|cls_token|dist_token|reg_token|attention_pool|MAPHead_0|pre_logits|head|head_dist|decoder|conv_seg"
     r"|fc_cls|fc_reg|conv_logits)(/.*)?"
 )
 # And in which a ViT-Adapter may differ from the classifier that it starts from, besides.
 ADAPTED = re.compile(rf"{OWN.pattern}|(neck|rpn_head|roi_head)/.*|norm/(scale|bias)|blocks/ls[12]/gamma")
-
-
-# What sits on a backbone: it may be missing in weights to start from.
-ON_TOP = re.compile(r"(head|head_dist|pre_logits|MAPHead_0|norm|Transformer/encoder_norm)(/.*)?")
-# What pre-training or another way to pool puts beside a backbone: it may be there, and is left out.
-BESIDE = re.compile(
-    r"(mask_token|mask_embed|decoder\w*|\w*heads?|\w*head_\w+|projection\w*|projector\w*|predictor\w*|prototypes\w*"
-    r"|queue\w*|center|\w*loss\w*|logit_scale|classifier|fc|fc_norm|attn_pool|pre_logits|MAPHead_0)([./].*)?"
-)
-
 
 # What has an entry for each class.
 HEAD = re.compile(r"(.*/)?(head|head_dist|cls_emb|conv_seg|fc_cls|fc_reg|conv_logits)(/.*)?")
@@ -104,7 +97,9 @@ def warm_start(
     with files.speaking_of(place):
         part, (source, found) = choose(weights, files.known(model), lambda part: _backbone(part, model))
         result, moved = transfer(found.variables, source, variables, model, pe_norm, found.absent)
-    return result, moved._replace(notes=(*part.notes, *found.notes, *moved.notes))
+    other = huggingface.difference(path, model)
+    notes = (*part.notes, *found.notes, *([other] if other else []), *moved.notes)
+    return result, moved._replace(notes=notes)
 
 
 class _Backbone(NamedTuple):
@@ -128,18 +123,9 @@ def _backbone(part: Part, model: nn.Module) -> tuple[nn.Module, _Backbone]:
 
     def attempt(source: nn.Module) -> _Backbone:
         stored, paths = files.stored_shapes(arrays, source), shapes(source)
-        known = files.known(source) | frozenset(map(pattern, paths))
         absent = frozenset(path for path in paths if path not in stored and ON_TOP.fullmatch(path))
-        own = {re.match("[^./]*", name)[0] for name in known} - {"head", "head_dist"}
-        beside = [
-            name
-            for name in arrays
-            if BESIDE.fullmatch(str(name)) and pattern(name) not in known and re.match("[^./]*", name)[0] not in own
-        ]
-        kept = {name: array for name, array in arrays.items() if name not in beside}
-        left = Counter(re.match("[^./]*", name)[0] for name in [*beside, *part.outside])
-        notes = [f"left out, as no parts of the model: {', '.join(f'{name} ({n})' for name, n in left.items())}"]
-        return _Backbone(files.fit(kept, source, absent), absent, tuple(notes) if left else ())
+        kept, notes = alone(arrays, part.outside, files.known(source) | frozenset(map(pattern, paths)))
+        return _Backbone(files.fit(kept, source, absent), absent, notes)
 
     return files.fit_first(sources(lambda probe: files.stored_shapes(arrays, probe), model), attempt)
 
@@ -198,6 +184,7 @@ def transfer(
     free = [FREE, ADAPTED] if isinstance(model, ViTAdapter) and not isinstance(source, ViTAdapter) else [FREE]
     moved = [path for path in initialised + dropped if path not in absent]
     foreign = sorted({path for path in moved if not any(kind.fullmatch(path) for kind in free)})
+    foreign += [path for path in dropped if path == "reg_token"]  # which the others have learned to lean on
     if foreign:
         raise UserError(f"the weights are of another kind or size of model, which differs in {first_few(foreign)}")
     if pe_norm == "norm1":
@@ -255,9 +242,15 @@ def _bias_grid(rows: int, grid: Grid) -> Grid:
 
 
 def _start_pe_norms(result: dict[str, np.ndarray], initialised: list[str]) -> None:
-    """Sets the scales of blocks' new PE norms to those of norm1, or to their mean where one has a single number."""
+    """Sets the scales of new PE norms as `PE_NORM_STARTS` says, or to their mean where one has a single number."""
     for path in initialised:
+        scale = None
         if path.endswith("pe_norm/scale"):
             scale = next(result[norm1] for name in NORM1 if (norm1 := path.replace("pe_norm", name)) in result)
+        elif path == "pe_norms/scale":
+            scale = result["blocks/norm1/scale"][1:]
+        elif path == "pe_norm_last/scale":
+            scale = next(result[norm] for norm in LAST_NORM if norm in result)
+        if scale is not None:
             vector = result[path].shape == scale.shape
             result[path] = copy(scale if vector else scale.mean(axis=-1))

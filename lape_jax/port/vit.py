@@ -1,7 +1,8 @@
 """Names of the ViT family in PyTorch: those of official LaPE, DeiT and timm.
 
 `NAMES` is the whole story: which parameter is which entry, and how its axes move. Blocks are separate in PyTorch
-(`blocks.0`, `blocks.1`, ...) and stacked on a leading layer axis here. Families that are made of the same parts have
+(`blocks.0`, `blocks.1`, ...) and stacked on a leading layer axis here: {i} is the number of a layer, {next} one more.
+Families that are made of the same parts have
 tables of their own for the same functions.
 """
 
@@ -21,12 +22,15 @@ from lape_jax.port.params import FLOATS
 NAMES = {
     "cls_token": ("cls_token", SAME),
     "dist_token": ("dist_token", SAME),
+    "reg_token": ("reg_token", SAME),  # timm's
     "pos_embed": ("pos_embed", ROWS),
     "patch_embed/proj/kernel": ("patch_embed.proj.weight", CONV),
     "patch_embed/proj/bias": ("patch_embed.proj.bias", SAME),
     # LayerNorm and the kinds of pe_norm that have a vector (D,) or a scalar () to multiply with
     "blocks/pe_norm/scale": ("blocks.{i}.pe_norm.weight", SAME),
     "blocks/pe_norm/bias": ("blocks.{i}.pe_norm.bias", SAME),
+    "pe_norms/scale": ("blocks.{next}.pe_norm.weight", SAME),  # of joining methods without one in block 0
+    "pe_norms/bias": ("blocks.{next}.pe_norm.bias", SAME),
     "blocks/norm1/scale": ("blocks.{i}.norm1.weight", SAME),
     "blocks/norm1/bias": ("blocks.{i}.norm1.bias", SAME),
     "blocks/attn/relative_position_bias_table": ("blocks.{i}.attn.relative_position_bias_table", SAME),
@@ -54,7 +58,9 @@ NAMES = {
 }
 # The generators of `pe="peg"` are named as in Meituan-AutoML/Twins; the i-th follows block i.
 PEG = {"kernel": ("pos_block.{i}.proj.0.weight", CONV), "bias": ("pos_block.{i}.proj.0.bias", SAME)}
-TIMM = {"blocks/ls1/gamma": "blocks.{i}.ls1.gamma", "blocks/ls2/gamma": "blocks.{i}.ls2.gamma"}  # read, never written
+# Read, and never written: timm's, and DINOv2's.
+TIMM = {"blocks/ls1/gamma": "blocks.{i}.ls1.gamma", "blocks/ls2/gamma": "blocks.{i}.ls2.gamma"}
+TIMM |= {"reg_token": "register_tokens"}
 
 # Entries that are no parameters here: compared when read, and written for PyTorch code that asks for them.
 FROZEN_TABLE = "pos_embed"
@@ -79,10 +85,11 @@ def entries(
         if path == "pos_embed" and len(shape) == 3:  # each layer has a table of its own
             name += "{i}"
         patterns = (name, TIMM[path]) if path in TIMM else (name,)
-        stacked = "{i}" in name
+        stacked = "{i}" in name or "{next}" in name
         expected = torch_shape(shape[1:] if stacked else shape, axes)
         for layer in range(shape[0]) if stacked else (None,):
-            found.append(Entry(tuple(p.format(i=layer) for p in patterns), expected, path, layer, axes))
+            numbers = {} if layer is None else {"i": layer, "next": layer + 1}
+            found.append(Entry(tuple(p.format(**numbers) for p in patterns), expected, path, layer, axes))
     return found
 
 
@@ -104,7 +111,8 @@ def fixed(model: nn.Module, dtype: DTypeLike, table: str, index: str) -> dict[st
     absolute, relative = position.parse_pe(model.pe)
     found = {}
     if absolute not in (None, position.LEARNABLE):
-        found[table] = position.frozen(absolute, model.grid, model.width, model.extra_rows)[None].astype(dtype)
+        rows = model.extra_rows - model.bare_rows
+        found[table] = position.frozen(absolute, model.grid, model.width, rows)[None].astype(dtype)
     if relative:
         rows_of_pairs = position.relative_position_index(model.grid).astype(np.int64)
         found |= {index.format(i=layer): rows_of_pairs.copy() for layer in range(model.depth)}

@@ -1,7 +1,8 @@
 """Sweeps: tables of trainings, and the tables of the LaPE paper among them.
 
 A config file may have, beside `get_config(arg)`, a `sweep(arg) -> Sweep`. Published numbers: LaPE, ICCV 2023, Tables 1,
-2, 7 and 8; those of tables 7 and 8 are of DeiT-Ti after 300 epochs of ImageNet-1K.
+2, 7 and 8; those of tables 7 and 8 are of DeiT-Ti after 300 epochs of ImageNet-1K. Those of what is called table 9 here
+are of the same from MPVG, AAAI 2025 (arXiv:2502.02919), one run each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,16 @@ TABLE8 = {
     "scalar_norm": 72.49,
     "vector_norm": 71.80,
     "layernorm": 73.11,
+}
+TABLE9 = {  # by PE, and by joining and pooling; of MPVG's Table 1 and Figure 5
+    "learnable": {
+        ("default", "token"): 72.14,
+        ("default", "gap"): 72.40,
+        ("lape", "token"): 72.94,
+        ("lape", "gap"): None,
+        ("pvg", "gap"): 73.17,
+        ("mpvg", "gap"): 73.51,
+    },
 }
 FORMULAS = {
     "identity": "w",
@@ -62,6 +73,7 @@ class Sweep(NamedTuple):
     cells: Sequence[Cell]
     seeds: Sequence[int]
     columns: Sequence[str] = ()  # in their order; those that no cell is in are left out
+    paper: str = "LaPE"  # whose numbers they are
 
     @property
     def row_names(self) -> list[str]:
@@ -122,6 +134,7 @@ SOURCES = {
     "table2": "Table 2: means of five seeds",
     "table7": "Table 7: DeiT-Ti, 300 epochs of ImageNet-1K",
     "table8": "Table 8: DeiT-Ti, 300 epochs of ImageNet-1K",
+    "table9": "Table 1 and Figure 5: DeiT-Ti, 300 epochs of ImageNet-1K",
 }
 
 
@@ -132,11 +145,12 @@ def paper(
 
         table7   kinds of PE x joining methods, on the model of `file`
         table8   what normalises the PE, on the model of `file`
+        table9   joining methods with a class token and with the mean over patches, PVG and MPVG among them, likewise
         NAME     models x {default, LaPE}, for each NAME of `models`
 
     Args:
         arg: of `sweep`.
-        file: name of the config file that tables 7 and 8 vary.
+        file: name of the config file that tables 7 to 9 vary.
         seeds: trained in each cell if the command names no others.
         models: rows by table.
 
@@ -153,8 +167,10 @@ def paper(
         return Sweep("Position embedding x joining", source, _table7(file, rest), seeds, columns)
     if name == "table8":
         return Sweep("What LaPE does to the PE", source, _table8(file, rest), seeds)
+    if name == "table9":
+        return Sweep("PE x joining and pooling", source, _table9(file, rest), seeds, paper="MPVG")
     if name not in models:
-        raise UserError(f"sweep {nearest(name, [*models, 'table7', 'table8'])}")
+        raise UserError(f"sweep {nearest(name, [*models, 'table7', 'table8', 'table9'])}")
     published = any(model.lape for model in models[name].values())
     return Sweep("Models x joining", source if published else "", _of_models(models[name], rest), seeds)
 
@@ -172,6 +188,17 @@ def _table8(file: str, rest: str) -> list[Cell]:
     cells = [Cell("default joining", "top-1", default, (), TABLE8["default joining"])]
     for kind, formula in FORMULAS.items():
         cells.append(Cell(formula, "top-1", lape, (("model.pe_norm", kind),), TABLE8[kind]))
+    return cells
+
+
+def _table9(file: str, rest: str) -> list[Cell]:
+    cells = []
+    for pe, columns in TABLE9.items():
+        for (join, pool), published in columns.items():
+            method = JOINS[join]
+            column = method.title if pool == "token" or method.pools else f"{method.title}, GAP"
+            config = _config(file, f"pe={pe}", f"join={join}", rest)
+            cells.append(Cell(POSITIONS[pe], column, config, (("model.pool", pool),), published))
     return cells
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from lape_jax import tasks
+from lape_jax import atomic, tasks
 from lape_jax.errors import UserError
 from lape_jax.sweeps import seeds as together
 from lape_jax.sweeps.grid import Cell
@@ -61,9 +61,7 @@ class Job:
     def save(self) -> None:
         """Writes what is known, all or nothing."""
         content = {"config": _identity(self.config), "seeds": self.known}
-        partial = self.directory / "results.json.partial"
-        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        partial.replace(self.directory / "results.json")
+        atomic.write(self.directory / "results.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def prepare(cells: Sequence[tuple[Cell, ConfigDict]], seeds: Sequence[int], out: Path) -> list[Job]:

@@ -20,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax import tasks
+from lape_jax import atomic
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
-from lape_jax.train import feed, optim, setup
-from lape_jax.train import plan as plans
+from lape_jax.train import experiment, feed, setup
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
+from lape_jax.train.drive import drive
+from lape_jax.train.one import evaluated
 from lape_jax.train.signals import StopRequest
 from lape_jax.train.writers import Console, Writers
 
@@ -100,68 +101,52 @@ def train(config: ConfigDict, seeds: Sequence[int], directory: Path, console: Co
     Raises:
         UserError: config, data, directory or checkpoint do not fit.
     """
-    runs = _Runs(config, seeds)
+    runs = _Runs(config, seeds, console)
     total = runs.plan.total
     with workdirs.claim(directory), StopRequest() as stop, contextlib.ExitStack() as stack:
         _claim(config, seeds, directory)
-        checkpoints = stack.enter_context(Checkpoints(directory / TOGETHER, keep=1))
-        restored = checkpoints.restore(runs.abstract)
-        runs.check(directory, fresh=restored is None)
+        runs.checkpoints = stack.enter_context(Checkpoints(directory / TOGETHER, keep=1))
+        restored = runs.checkpoints.restore(runs.abstract)
+        runs.check_workdirs(directory, fresh=restored is None)
         state, step = restored or (runs.create(), 0)
-        writers = [stack.enter_context(runs.writers(directory, seed, step)) for seed in seeds]
-        first, begin, results, bad = step, 0.0, [], runs.bad(state)
-        while step < total and not stop.due() and not all(bad):
-            # The first call compiles, and makes one step only, so that the speed can be taken from there on.
-            count = runs.plan.upto(step, 1 if not begin else runs.feed.max_steps)
-            state = runs.feed.run(state, step, count)
-            step += count
-            due = runs.plan.due(step)
-            if not begin:
-                jax.block_until_ready(state.step)
-                begin, first = time.perf_counter(), step
-            if due:
-                bad = runs.bad(state)
-            if "log" in due:
-                logged = runs.logged(state, step)
-                state = state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
-                _write(writers, step, logged)
-                speed = len(seeds) * config.batch_size * (step - first) / (time.perf_counter() - begin)
-                _show(console, step, total, logged, speed)
-            if "eval" in due:
-                results = runs.evaluate(state)
-                _write(writers, step, results)
-            if "checkpoint" in due:
-                checkpoints.save(step, state)
-        if step < total and not all(bad):
-            checkpoints.save(step, state)
-            checkpoints.wait()
+        runs.writers = [stack.enter_context(runs.open_writers(directory, seed, step)) for seed in seeds]
+        runs.check(state, step)
+        state, step, results = drive(runs, state, step, stop)
+        if step < total and not runs.over:
+            runs.save(state, step, None)
+            runs.checkpoints.wait()
             if stop.received.name == "SIGINT":
                 raise KeyboardInterrupt
             return None
-        checkpoints.wait()
-        if not all(bad):
-            results = results or runs.evaluate(state)  # if all steps had been made before
-            runs.leave(directory, state, results, bad)
+        runs.checkpoints.wait()
+        if not runs.over:
+            results = results or runs.evaluated(state)  # if all steps had been made before
+            runs.leave(directory, state, results)
     return {
         seed: {"error": reason} if reason else metrics
-        for seed, reason, metrics in zip(seeds, bad, results or [{}] * len(seeds), strict=True)
+        for seed, reason, metrics in zip(seeds, runs.wrong, results or [{}] * len(seeds), strict=True)
     }
 
 
 class _Runs:
-    """What the runs of all seeds are made of; states have a leading axis of seeds."""
+    """The runs of all seeds, as `lape_jax.train.drive` drives them; states have a leading axis of seeds.
 
-    def __init__(self, config: ConfigDict, seeds: Sequence[int]):
-        self.config, self.seeds = config, seeds
-        self._task = task = tasks.of(config)
-        self._sources = source, val_source = [task.open_split(config, split) for split in ("train", "val")]
-        model = setup.build_model(config, len(source.classes))
-        setup.check_training(config, model)
-        mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-        self.plan = plan = plans.make(config, len(source))
-        tx = optim.make(config.optimizer, setup.param_shapes(config, model), plan.learning_rate)
-        init = states.initialiser(model, tx, config.ema_decay > 0, task)
-        self._init = jax.vmap(lambda seed: init(jax.random.key(seed)))
+    Attributes:
+        wrong: what went wrong with each seed; "" if nothing did.
+        checkpoints: what all seeds need to go on.
+        writers: of each seed.
+    """
+
+    checkpoints: Checkpoints
+    writers: Sequence[Writers]
+
+    def __init__(self, config: ConfigDict, seeds: Sequence[int], console: Console):
+        self.config, self.seeds, self._console = config, seeds, console
+        self.wrong = [""] * len(seeds)
+        e = experiment.make(config, jax.devices()[:1])
+        self._task, self._sources = e.task, (e.source, e.val_source)
+        mesh, self.plan = e.mesh, e.plan
+        self._init = jax.vmap(lambda seed: e.init(jax.random.key(seed)))
         self._numbers = np.asarray(seeds, np.int32)
         here = sharding.replicated(mesh)
         self.abstract = jax.tree.map(
@@ -170,19 +155,19 @@ class _Runs:
         )
 
         def update(state, batch, seed):
-            return setup.update(config, model, plan.mixing, tx, mesh, seed=seed)(state, batch)
+            return setup.update(config, e.model, e.plan.mixing, e.tx, mesh, seed=seed)(state, batch)
 
         self.feed = feed.Resident(
             jax.vmap(update),
-            task.resident(config, source),
+            e.task.resident(config, e.source),
             jax.tree.map(lambda leaf: leaf.sharding, self.abstract),
             mesh,
-            indices=_batch_indices(config, len(source), seeds),
+            indices=_batch_indices(config, len(e.source), seeds),
             batch_size=len(seeds),
             max_steps=config.steps_per_dispatch,
             frozen=(jnp.asarray(self._numbers),),
         )
-        self._evaluator = task.evaluator(config, model, mesh, val_source)
+        self._evaluator = e.task.evaluator(config, e.model, mesh, e.val_source)
 
     def create(self) -> states.TrainState:
         """All states at step 0."""
@@ -190,7 +175,7 @@ class _Runs:
         options = _RUNS_ONCE if jax.default_backend() == "cpu" else None
         return jax.jit(self._init, out_shardings=shardings, compiler_options=options)(self._numbers)
 
-    def check(self, directory: Path, fresh: bool) -> None:
+    def check_workdirs(self, directory: Path, fresh: bool) -> None:
         """Raises UserError if fresh runs find others in their workdirs; says how the data have changed."""
         for workdir in (seed_dir(directory, seed) for seed in self.seeds):
             with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -199,7 +184,7 @@ class _Runs:
         for line in workdirs.compare_data(seed_dir(directory, self.seeds[0]), *self._sources):
             _log.warning("%s", line)
 
-    def writers(self, directory: Path, seed: int, step: int) -> Writers:
+    def open_writers(self, directory: Path, seed: int, step: int) -> Writers:
         """Those of a seed, whose workdir they make."""
         workdir = seed_dir(directory, seed)
         writers = Writers(workdir, step, console=Console(enabled=False))
@@ -209,35 +194,63 @@ class _Runs:
         workdirs.write_data(workdir, *self._sources)
         return writers
 
-    def bad(self, state: states.TrainState) -> list[str]:
-        """What went wrong with each seed; "" if nothing did."""
-        return [
-            "" if step == states.NEVER else f"the loss or its gradient became NaN or infinite in step {step}"
-            for step in jax.device_get(state.first_bad_step)
+    @property
+    def max_steps(self) -> int:
+        return self.feed.max_steps
+
+    @property
+    def over(self) -> bool:
+        """Whether something has gone wrong with every seed."""
+        return all(self.wrong)
+
+    def first(self, state: states.TrainState, step: int) -> states.TrainState:
+        state = jax.block_until_ready(self.feed.run(state, step, 1))
+        self._begin = step + 1, time.perf_counter()
+        return state
+
+    def steps(self, state: states.TrainState, step: int, count: int) -> states.TrainState:
+        return self.feed.run(state, step, count)
+
+    def check(self, state: states.TrainState, step: int) -> None:
+        """Notes what went wrong with each seed: its run goes on without a meaning while the others train."""
+        self.wrong = [
+            "" if bad == states.NEVER else f"the loss or its gradient became NaN or infinite in step {bad}"
+            for bad in jax.device_get(state.first_bad_step)
         ]
 
-    def logged(self, state: states.TrainState, step: int) -> list[dict[str, float]]:
-        """What each seed's log line says."""
+    def log(self, state: states.TrainState, step: int) -> states.TrainState:
         common = {"lr": float(self.plan.learning_rate(step - 1)), "epoch": step / self.plan.steps_per_epoch}
         sums = jax.device_get(state.sums)
-        return [
+        logged = [
             states.means({name: s[i] for name, s in sums.items()}, self._task) | common for i in range(len(self.seeds))
         ]
+        self._write(step, logged)
+        first, begin = self._begin
+        speed = len(self.seeds) * self.config.batch_size * (step - first) / (time.perf_counter() - begin)
+        shown = {"train/loss": np.mean([scalars["train/loss"] for scalars in logged])}
+        self._console.progress(step, self.plan.total, shown | {"img_per_sec": speed} if speed else shown)
+        return state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
 
-    def evaluate(self, state: states.TrainState) -> list[dict[str, float]]:
-        """The metrics of each seed, one after another."""
-        results = []
-        for i in range(len(self.seeds)):
-            one = _part(state, i)
-            results.append(self._evaluator(one.variables))
-            if one.ema is not None:
-                results[-1] |= self._evaluator(one.ema, prefix="val/ema_")
+    def evaluate(self, state: states.TrainState, step: int) -> list[dict[str, float]]:
+        results = self.evaluated(state)
+        self._write(step, results)
         return results
 
-    def leave(self, directory: Path, state: states.TrainState, results: list[dict], bad: list[str]) -> None:
+    def evaluated(self, state: states.TrainState) -> list[dict[str, float]]:
+        """The metrics of each seed, one after another."""
+        return [evaluated(self._evaluator, _part(state, i)) for i in range(len(self.seeds))]
+
+    def save(self, state: states.TrainState, step: int, results: Sequence[dict] | None) -> None:
+        self.checkpoints.save(step, state)
+
+    def _write(self, step: int, scalars: Sequence[dict[str, float]]) -> None:
+        for writer, own in zip(self.writers, scalars, strict=True):
+            writer.write(step, own)
+
+    def leave(self, directory: Path, state: states.TrainState, results: Sequence[dict]) -> None:
         """Writes the last checkpoint of each seed with which nothing is wrong to its workdir."""
         for i, seed in enumerate(self.seeds):
-            if not bad[i]:
+            if not self.wrong[i]:
                 with Checkpoints(seed_dir(directory, seed)) as checkpoints:
                     checkpoints.save(self.plan.total, _part(state, i), results[i])
                     checkpoints.wait()
@@ -256,16 +269,6 @@ def _batch_indices(config: ConfigDict, size: int, seeds: Sequence[int]) -> Calla
     return lambda step: block(step // length)[step % length]
 
 
-def _write(writers: list[Writers], step: int, scalars: list[dict[str, float]]) -> None:
-    for writer, own in zip(writers, scalars, strict=True):
-        writer.write(step, own)
-
-
-def _show(console: Console, step: int, total: int, logged: list[dict[str, float]], speed: float) -> None:
-    mean = {"train/loss": np.mean([scalars["train/loss"] for scalars in logged])}
-    console.progress(step, total, mean | {"img_per_sec": speed} if speed else mean)
-
-
 @jax.jit
 def _part(state: states.TrainState, i: int | jax.Array) -> states.TrainState:
     """That of seed number `i`; compiled for all of them at once."""
@@ -279,9 +282,7 @@ def _claim(config: ConfigDict, seeds: Sequence[int], directory: Path) -> None:
     path = directory / TOGETHER / _CELL
     if not begun(directory):
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f"{_CELL}.partial")
-        partial.write_text(text)
-        partial.replace(path)
+        atomic.write(path, text)
     elif path.read_text() != text:
         raise UserError(
             f"{str(path.parent)!r} holds what has begun with other seeds or another config: go on with those of "

@@ -60,7 +60,7 @@ def markdown(sweep: Sweep, results: Mapping[Cell, Results], labels: Sequence[str
         lines.append(f"| {' | '.join([row, *shown])} |")
     caption = f"{sweep.title}: {score_name(results)} in %, {_over(results)}"
     if sweep.source:
-        caption += f"; in brackets what the LaPE paper reports ({sweep.source})"
+        caption += f"; in brackets what the {sweep.paper} paper reports ({sweep.source})"
     paragraphs = ["\n".join(lines), f"{caption}.", *labels, "\n".join(_failures(results))]
     return "\n\n".join(filter(None, paragraphs)) + "\n"
 

@@ -1,15 +1,14 @@
 """Images of a user's own, as `predict` is given them: which, what to call their results, and how they are read."""
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lape_jax.data import decode, listing, survey
+from lape_jax.data import ahead, decode, listing, survey
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.pictures import SUFFIXES
 from lape_jax.errors import UserError
@@ -42,19 +41,20 @@ def find(given: Sequence[str], out: Path) -> Found:
     return {image: name.with_name(image.name) if often[name] > 1 else name for image, name in found.items()}
 
 
-def readable(images: Sequence[Path], read: Callable[[Path], np.ndarray], ahead: int) -> Iterator[tuple[Path, Any]]:
+def readable(images: Sequence[Path], read: Callable[[Path], np.ndarray], threads: int) -> Iterator[tuple[Path, Any]]:
     """Image and what `read` makes of it, in order, made by so many threads; those that raise CorruptImage are named."""
-    with ThreadPoolExecutor(ahead) as pool:
-        waiting: deque = deque()
-        for image in (*images, *[None] * ahead):  # at the end what still waits
-            if image is not None:
-                waiting.append((image, pool.submit(read, image)))
-            if waiting and (image is None or len(waiting) > ahead):
-                first, reading = waiting.popleft()
-                try:
-                    yield first, reading.result()
-                except CorruptImage as error:
-                    logger.warning("%s", error)
+
+    def attempt(image: Path) -> np.ndarray | CorruptImage:
+        try:
+            return read(image)
+        except CorruptImage as error:
+            return error
+
+    for image, found in zip(images, ahead.each(attempt, images, threads), strict=True):
+        if isinstance(found, CorruptImage):
+            logger.warning("%s", found)
+        else:
+            yield image, found
 
 
 def pixels(image: Path, channels: int, orientation: str) -> np.ndarray:

@@ -16,7 +16,9 @@ from lape_jax.augment.photometric import normalise
 from lape_jax.config.rules import Rule
 from lape_jax.data import labels
 from lape_jax.data.example import Source
+from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
+from lape_jax.data.order import ALL, Share
 from lape_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -35,10 +37,10 @@ class Candidate(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """A command `python -m lape_jax.prepare NAME`: its options, and what it does with them."""
+    """A command `python -m lape_jax.prepare NAME`, which writes a copy: what it does, and options of its own."""
 
-    options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, Callable[[str], None]], None]  # (options, say)
+    run: Callable[[argparse.Namespace, How], None]
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 
 
 class Spread:
@@ -196,9 +198,9 @@ class Task:
         }
 
     def training_batches(
-        self, config: ConfigDict, source: Any, start: int, total: int, part: tuple[int, int] = (0, 1)
+        self, config: ConfigDict, source: Any, start: int, total: int, share: Share = ALL
     ) -> Iterator[dict[str, np.ndarray]]:
-        """This host's part (i of n) of the batches of the steps start..total-1, with a `close` method.
+        """This process's share of the batches of the steps start..total-1, with a `close` method.
 
         Asked by the loop unless there is a `resident` set. A batch is a function of (seed, step) alone.
         """

@@ -218,7 +218,7 @@ class Checkpoints:
             for step, reason in unusable.items():
                 moved = "" if self._read_only else f", it is now {self._move(step)}"
                 _log.warning("checkpoint %d is passed over for %d%s: %s", step, instead, moved, reason)
-        hosts.gather("")  # nobody goes on before the moves
+        hosts.barrier("set aside")  # nobody goes on before the moves
 
     def _move(self, step: int) -> str:
         names = itertools.chain([f"corrupt-{step}"], (f"corrupt-{step}-{n}" for n in itertools.count(2)))

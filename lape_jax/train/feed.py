@@ -5,6 +5,7 @@ waited for data in `waited`.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,12 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from lape_jax import tasks
 from lape_jax.errors import UserError
 from lape_jax.parallel import hosts, sharding
 from lape_jax.parallel.arrays import blank, place
 from lape_jax.train.state import TrainState
 
+WAITS = 0.1  # of the time: a run that waits longer for its data says what helps
 _UNREAD = -1.0  # mask of what could not be read, in the batches of several processes
 
 
@@ -80,7 +84,7 @@ class Resident:
             indices[i] = self._order(step + i)
         indices = self._place(indices)
         self.waited += time.perf_counter() - start
-        state = self._steps(state, self._data, indices, np.int32(count), *self._frozen)
+        state = self._steps(state, self._data, indices, self._place(np.asarray(count, np.int32)), *self._frozen)
         return sharding.in_turn(state, self._mesh)
 
     def check(self, state: TrainState, step: int) -> None:
@@ -130,7 +134,7 @@ class Streamed:
         self.waited, self._frozen, self._mesh = 0.0, frozen, mesh
         self._batches = batches
         self._rows = sharding.batch_sharding(mesh, batch_size)
-        self._share = batch_size // sharding.host_share(mesh, batch_size)[1]
+        self._share = batch_size // sharding.host_share(mesh, batch_size).count
         self._shapes = shapes
         self._several = jax.process_count() > 1
         update = _unless_blank(update) if self._several else update
@@ -201,3 +205,15 @@ def _unless_blank(update: Callable) -> Callable:
         return jax.tree.map(lambda new, old: jnp.where(read, new, old), update(state, batch, *frozen), state)
 
     return guarded
+
+
+def hint(config: ConfigDict) -> str:
+    """What helps a run that waits for its data, in a line."""
+    task, data, cores = tasks.of(config), config.data, os.cpu_count() or 1
+    ways = [f"--config.data.threads={cores}"] if data.threads < cores else []
+    if "data.resident" not in task.ignores:
+        ways.append("--config.data.resident=true for a set that fits on the device")
+    ways.append("a smaller copy of the images (python -m lape_jax.prepare, --short=N)")
+    if "packed" in task.sources and data.source != "packed":
+        ways.append("a packed one (python -m lape_jax.prepare pack)")
+    return f"the devices wait for data: what helps is {', '.join(ways[:-1])}{' or ' * (len(ways) > 1)}{ways[-1]}"

@@ -36,9 +36,7 @@ def make(config: ConfigDict, examples: int) -> Plan:
     Raises:
         UserError: durations that contradict each other, or a batch larger than an epoch.
     """
-    steps_per_epoch = order.steps_per_epoch(
-        examples, config.batch_size, repeats=config.data.repeats, ranks=config.data.repeat_ranks
-    )
+    steps_per_epoch = order.Order.of(config).steps_per_epoch(examples)
     duration = functools.partial(chrono.steps, config, batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
     total = duration("total")
     if total >= 2**31:

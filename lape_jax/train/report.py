@@ -10,16 +10,14 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from lape_jax import tasks
+from lape_jax import atomic, tasks
 from lape_jax.analysis import plots
 from lape_jax.analysis import study as studies
-from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
-from lape_jax.port import files
 from lape_jax.tasks.task import SHEET, Task
-from lape_jax.train import plan as plans
 from lape_jax.train import state as states
+from lape_jax.train.experiment import Experiment
 
 Line = Mapping[str, int | float | None]  # of metrics.jsonl
 # Of curves.png: by title, the metrics and what they are called; those of the task stand in between.
@@ -34,35 +32,29 @@ CAPTIONS = {
 }
 
 
-def write(
-    workdir: Path,
-    config: ConfigDict,
-    model: nn.Module,
-    state: states.TrainState,
-    source: Source,
-    mesh: jax.sharding.Mesh,
-    best_step: int | None,
-) -> None:
+def write(workdir: Path, e: Experiment, state: states.TrainState, best_step: int | None) -> dict[str, bytes]:
     """Writes report.md and figures/*.png of a finished run; of several processes the first, but all must call it.
+
+    Returns the PNGs by name (of the first process).
 
     The same run gives the same files, but for what was measured in seconds.
 
     Args:
         state: the last one.
-        source: of the training images.
         best_step: the checkpoint with the best evaluation.
 
     Raises:
         UserError: an image cannot be read, or a file not be written.
     """
+    config, model = e.config, e.model
     # Positions are few numbers, but FSDP may have cut them up.
-    variables = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))(state.variables)
+    variables = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(e.mesh))(state.variables)
     if jax.process_index():
-        return
+        return {}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    task = tasks.of(config)
+    task = e.task
     figures = {"curves": plots.curves(curves(lines, task))}
-    sheet = task.sheet(config, model, source, plans.make(config, len(source)).mixing > 0)
+    sheet = task.sheet(config, model, e.source, e.plan.mixing > 0)
     if sheet is not None:
         figures["images"] = plots.image_sheet(*sheet, limits=(0.0, 1.0))
     positions = ""
@@ -74,15 +66,16 @@ def write(
         drawn = studies.figures([found])
         figures |= {name: drawn[name] for name in ("correlation_token", "correlation_overall")}
         positions = f"In numbers (`lape_jax.analysis` says what they are):\n\n```\n{studies.text(found)}\n```"
-    text = markdown(workdir.name, config, model, lines, best_step, list(figures), positions, len(source.classes))
+    text = markdown(workdir.name, config, model, lines, best_step, list(figures), positions, len(e.classes))
     try:
         (workdir / "figures").mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"{str(workdir / 'figures')!r} cannot be made: {error.strerror}") from None
-    contents = {f"figures/{name}.png": plots.render(figure, "png") for name, figure in figures.items()}
-    for name, content in (contents | {"report.md": text.encode()}).items():
-        with files.replacing(workdir / name) as file:
-            file.write(content)
+    images = {name: plots.render(figure, "png") for name, figure in figures.items()}
+    contents = {f"figures/{name}.png": image for name, image in images.items()} | {"report.md": text.encode()}
+    for name, content in contents.items():
+        atomic.write(workdir / name, content)
+    return images
 
 
 def curves(lines: Sequence[Line], task: Task) -> dict[str, dict[str, tuple[list, list]]]:

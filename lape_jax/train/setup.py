@@ -155,8 +155,7 @@ def check_training(config: ConfigDict, model: Any) -> None:
 
 def batch_indices(config: ConfigDict, size: int, step: int, seed: int) -> np.ndarray:
     """The examples of a step's batch, of so many; `seed` orders them."""
-    data = config.data
-    return order.batch_indices(seed, step, config.batch_size, size, repeats=data.repeats, ranks=data.repeat_ranks)
+    return dataclasses.replace(order.Order.of(config), seed=seed).indices(step, size)
 
 
 def compare_with_workdir(config: ConfigDict, model: Any, workdir: Path) -> list[str]:

@@ -12,7 +12,7 @@ from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.parallel.arrays import place
 from lape_jax.tasks import config as configs
-from lape_jax.train import finished
+from lape_jax.train import trained
 
 SHARED = ("image_size", "channels", "mean", "std")  # of the data: the teacher is shown the student's images
 
@@ -27,8 +27,8 @@ class Teacher(NamedTuple):
 def load(config: ConfigDict, student: nn.Module, classes: tuple[str, ...], mesh: jax.sharding.Mesh) -> Teacher | None:
     """The teacher that the task names, None if it names none.
 
-    Of a run, the best checkpoint that was evaluated, or else the newest one, is the teacher, and what the run's own
-    config says of the model holds. The teacher computes in the student's type.
+    Of a run, its best checkpoint is the teacher (`lape_jax.train.trained.of_run`), and what its own config says of the
+    model holds. The teacher computes in the student's type.
 
     Raises:
         UserError: there is a distillation token and no teacher, or the reverse; the teacher does not exist or cannot
@@ -62,11 +62,12 @@ def _from_run(path: Path, config: ConfigDict, classes: tuple[str, ...], mesh: ja
     theirs.dtype = config.dtype
     if "dtype" in theirs.model:
         del theirs.model["dtype"]
-    return Teacher(*finished.best(path, theirs, len(classes), mesh, "the teacher"))
+    found = trained.of_run(path, theirs, mesh=mesh, what="the teacher")
+    return Teacher(found.model, found.variables)
 
 
 def _check_classes(path: Path, classes: tuple[str, ...]) -> None:
-    known = finished.classes(path, "the teacher")
+    known = trained.classes(path, "the teacher")
     if len(known) != len(classes):
         raise UserError(
             f"the teacher in {str(path)!r} knows {len(known)} classes, and the data have {len(classes)}: it "

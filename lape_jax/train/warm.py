@@ -1,7 +1,7 @@
 """The state at step 0: freshly initialised, or with the weights of another model as far as they fit."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -14,37 +14,32 @@ from lape_jax.parallel import sharding
 from lape_jax.port import about
 from lape_jax.port.contents import directory_weights
 from lape_jax.port.transfer import HEAD, Transfer, transfer, warm_start, without_head
-from lape_jax.tasks import config as configs
-from lape_jax.train import finished
 from lape_jax.train import state as states
+from lape_jax.train import trained
+from lape_jax.train.experiment import Experiment
 
 _log = logging.getLogger(__name__)
 
 
-def create(
-    config: ConfigDict,
-    model: nn.Module,
-    classes: Sequence[str],
-    init: Callable,
-    abstract: states.TrainState,
-    mesh: jax.sharding.Mesh,
-) -> states.TrainState:
+def create(e: Experiment, abstract: states.TrainState) -> states.TrainState:
     """The state at step 0, with the weights that `config.init` names.
 
-    `init.weights` is a file, see `lape_jax.port.warm_start`, or the workdir of a run, whose best checkpoint is taken.
-    What was loaded, resized, initialised, dropped and left out is logged. A head is taken over for the same classes
-    only, or number by number where `data.match` is "order"; of a file that does not say its classes, for as many.
+    `init.weights` is a file or a place on the hub, see `lape_jax.port.warm_start`, or the workdir of a run, whose best
+    checkpoint is taken. What was loaded, resized, initialised, dropped and left out is logged. A head is taken over for
+    the same classes only, or number by number where `data.match` is "order"; of a file that does not say its classes,
+    for as many.
 
     Raises:
         UserError: there is no such file or run, or its weights do not fit.
     """
-    state = states.create(init, abstract, config.seed)
+    config, model = e.config, e.model
+    state = states.create(e.init, abstract, config.seed)
     if not config.init.weights:
         return state
-    everywhere = jax.jit(lambda key: init(key).variables, out_shardings=sharding.replicated(mesh))
+    everywhere = jax.jit(lambda key: e.init(key).variables, out_shardings=sharding.replicated(e.mesh))
     fresh = jax.device_get(everywhere(jax.random.key(config.seed)))
     try:
-        variables, moved = _moved(config, model, classes, fresh, mesh)
+        variables, moved = _moved(config, model, e.classes, fresh, e.mesh)
     except UserError as error:
         raise UserError(f"config.init.weights: {error}") from error
     for line in moved.lines() if jax.process_index() == 0 else ():
@@ -70,12 +65,11 @@ def _moved(
     if not path.is_dir() or directory_weights(path):
         result, moved = warm_start(path, model, fresh, config.init.pe_norm)
         known = about.read(path)
-        theirs = known and known.classes
+        theirs = (known and known.classes) or None
     else:
-        what = "the run"
-        theirs = finished.classes(path, what)
-        source, variables = finished.best(path, configs.from_json(path / "config.json"), len(theirs), mesh, what)
-        result, moved = transfer(jax.device_get(variables), source, fresh, model, config.init.pe_norm)
+        run = trained.of_run(path, mesh=mesh)
+        theirs = run.classes
+        result, moved = transfer(jax.device_get(run.variables), run.model, fresh, model, config.init.pe_norm)
     return of_same_classes(result, moved, fresh, theirs, tuple(classes), config.data.match)
 
 

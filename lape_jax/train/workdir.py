@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from lape_jax import atomic
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.parallel import hosts
@@ -66,7 +67,7 @@ def _check_shared(workdir: Path) -> None:
     token = workdir / hosts.gather(f".shared_{os.getpid()}_{time.time_ns()}")[0]
     if jax.process_index() == 0:
         token.touch()
-    hosts.gather("")
+    hosts.barrier("shared workdir")
     end = time.monotonic() + SECONDS
     while not token.exists() and time.monotonic() < end:
         time.sleep(0.1)
@@ -107,9 +108,7 @@ def compare_data(workdir: Path, train: Source, val: Source) -> list[str]:
 def write_data(workdir: Path, train: Source, val: Source) -> None:
     """Notes the data for `compare_data`, all or nothing."""
     if jax.process_index() == 0:
-        partial = workdir / f"{DATA}.partial"
-        partial.write_text(json.dumps(_identity(train, val)) + "\n")
-        partial.replace(workdir / DATA)
+        atomic.write(workdir / DATA, json.dumps(_identity(train, val)) + "\n")
 
 
 def _identity(train: Source, val: Source) -> dict:

@@ -1,11 +1,13 @@
-"""What a run leaves to read: config.json, metrics.jsonl and TensorBoard events, and what it says on the console."""
+"""What a run leaves to read: config.json, metrics.jsonl, TensorBoard events, perhaps a page on Weights & Biases; and
+what it says on the console."""
 
+import hashlib
 import io
 import json
 import math
 import numbers
-import os
 import shutil
+import struct
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lape_jax import atomic
 from lape_jax.config.reading import to_json
 from lape_jax.errors import UserError
 
@@ -43,12 +46,13 @@ class Writers:
         workdir: created if it does not exist.
         resume_step: the step of the checkpoint that the run starts from; 0 for a fresh start.
         console: where progress is shown, by default on stdout.
+        project: on Weights & Biases, where scalars go, too; "" for none. A run that resumes goes on with its page.
 
     Raises:
-        UserError: `workdir` cannot be created or written.
+        UserError: `workdir` cannot be created or written, or there is a project and wandb is not installed.
     """
 
-    def __init__(self, workdir: str | Path, resume_step: int = 0, console: "Console | None" = None):
+    def __init__(self, workdir: str | Path, resume_step: int = 0, console: "Console | None" = None, project: str = ""):
         self._primary = jax.process_index() == 0
         self.console = console or Console(enabled=self._primary)
         self._workdir = Path(workdir)
@@ -67,6 +71,7 @@ class Writers:
             self._events = EventsWriter(str(self._workdir / "events"), f".{time.time_ns()}")
         except OSError as error:
             raise UserError(f"workdir {str(workdir)!r} cannot be written: {error.strerror}") from None
+        self._page = _page(project, self._workdir) if project else None
         if resume_step:
             self._events.write_event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
             self._events.flush()
@@ -88,6 +93,23 @@ class Writers:
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
         self._events.flush()
+        if self._page is not None:
+            self._page.log(values, step=int(step))
+
+    def write_images(self, step: int, images: Mapping[str, bytes]) -> None:
+        """Shows PNG files, by name, in TensorBoard."""
+        if not self._primary:
+            return
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = []
+        for name, png in images.items():
+            width, height = struct.unpack(">II", png[16:24])  # where every PNG has them
+            image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+            values.append(Summary.Value(tag=name, image=image))
+        self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=Summary(value=values)))
+        self._events.flush()
 
     def write_config(self, config: ConfigDict) -> None:
         """Writes the resolved `config` to config.json, all of it or nothing, without `distributed`.
@@ -96,7 +118,7 @@ class Writers:
         """
         if self._primary:
             config = ConfigDict({name: value for name, value in config.items() if name != "distributed"})
-            _replace(self._workdir / "config.json", to_json(config))
+            atomic.write(self._workdir / "config.json", to_json(config))
 
     def close(self) -> None:
         """Ends the progress line and closes the files."""
@@ -104,6 +126,8 @@ class Writers:
         if self._primary:
             self._metrics.close()
             self._events.close()
+            if self._page is not None:
+                self._page.finish()
 
     def __enter__(self) -> "Writers":
         return self
@@ -164,6 +188,16 @@ class Console:
             self._enabled = False
 
 
+def _page(project: str, workdir: Path) -> Any:
+    """The run's page on Weights & Biases, which is called after the workdir."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(f'config.wandb={project} needs wandb: pip install "lape_jax[wandb]"') from None
+    identity = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=workdir.name, id=identity, resume="allow", dir=str(workdir))
+
+
 def clock_time(seconds: float) -> str:
     """`seconds` as m:ss or h:mm:ss.
 
@@ -188,7 +222,7 @@ def _drop_after(metrics: Path, step: int) -> None:
     lines = metrics.read_text(errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if _is_upto(line, step)]
     if len(kept) < len(lines):
-        _replace(metrics, "".join(kept))
+        atomic.write(metrics, "".join(kept))
 
 
 def _is_upto(line: str, step: int) -> bool:
@@ -196,13 +230,3 @@ def _is_upto(line: str, step: int) -> bool:
         return line.endswith("\n") and json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes `text` to `path` in one go: whoever reads it, whenever we die, finds the old text or the new."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -186,6 +186,7 @@ def test_validate_accepts():
         ({"warmup_percent": -1.0}, "config.warmup_percent is -1.0: it must be at least 0"),
         ({"warmup_percent": 101.0}, "config.warmup_percent is 101.0: it must be at most 100"),
         ({"batch_size": 0}, "config.batch_size is 0: it must be at least 1"),
+        ({"data__prefetch": 0}, "config.data.prefetch is 0: it must be at least 1"),
         ({"batch_size": 9, "optimizer__accumulate": 2}, "config.batch_size 9 is no multiple of .*accumulate 2"),
         ({"dtype": "float23"}, "config.dtype: 'float23' is not one of .*did you mean 'float32'"),
         ({"data__source": "foldr"}, "config.data.source: 'foldr' is not one of .*did you mean 'folder'"),

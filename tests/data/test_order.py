@@ -97,9 +97,9 @@ def test_what_repeats_do_not_fit_is_said():
 
 
 def test_hosts_share_a_batch():
-    assert [list(order.host_slice(6, host, 3)) for host in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    assert [list(order.Share(host, 3).positions(6)) for host in range(3)] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(UserError, match="6 examples cannot be shared equally by 4 processes"):
-        order.host_slice(6, 0, 4)
+        order.Share(0, 4).positions(6)
 
 
 def test_the_randomness_of_an_example_depends_on_its_place_alone():

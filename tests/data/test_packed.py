@@ -10,8 +10,9 @@ import pytest
 from lape_jax.data import canvas, order, packed
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Example
-from lape_jax.data.offline import pack
+from lape_jax.data.offline import pack, parts
 from lape_jax.errors import UserError
+from tests.reading import reading
 
 SIDE = 16
 
@@ -44,7 +45,8 @@ def write(out, *, train=23, val=5, say=lambda line: None, max_corrupt=0, lost=()
     for index in lost:
         sources["train"].images[index] = None
     options = {"side": SIDE, "orientation": "stored", "origin": "noise"} | options
-    pack.write(sources, Path(out), options, threads=2, max_corrupt=max_corrupt, shard_size=8, say=say)
+    form = pack.Pack(Path(out), options.pop("side"), options.pop("orientation"), shard_size=8)
+    pack.write(form, sources, options, parts.How(2, max_corrupt, say))
     return sources["train"]
 
 
@@ -60,7 +62,7 @@ def content(directory):
 
 def batches(source, **changes):
     options = {"seed": 3, "batch_size": 4, "start_step": 0, "total_steps": 9, "threads": 3, "max_corrupt": 0}
-    return canvas.train_batches(source, **options | changes)
+    return canvas.train_batches(source, reading(**options | changes)[0])
 
 
 def test_images_fit_and_are_read_as_they_were_written(made):

@@ -12,8 +12,9 @@ import pytest
 from lape_jax.data import decode, order
 from lape_jax.data.batches import Batches
 from lape_jax.data.example import Example
-from lape_jax.data.pipeline import eval_batches, train_batches
+from lape_jax.data.pipeline import Crop, eval_batches, train_batches
 from lape_jax.errors import UserError
+from tests.reading import reading
 
 FIELDS = ("image", "label", "mask")
 
@@ -31,7 +32,8 @@ def train(source, **changes):
         "threads": 4,
         "max_corrupt": 0,
     }
-    return train_batches(source, **{**options, **changes})
+    asked, crop = reading(**{**options, **changes})
+    return train_batches(source, asked, Crop(**crop))
 
 
 def evaluate(source, **changes):
@@ -120,7 +122,7 @@ def test_crops_change_with_the_step(numbered):
 @pytest.mark.parametrize("threads", [1, 9])
 def test_threads_do_not_matter(numbered, threads):
     source = numbered(30)
-    assert_same(train(source, batch_size=20, threads=threads), train(source, batch_size=20))
+    assert_same(train(source, batch_size=20, threads=threads, prefetch=threads), train(source, batch_size=20))
 
 
 @pytest.mark.parametrize("start", [1, 4, 6])
@@ -294,16 +296,17 @@ PROGRAM = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
 import numpy as np
-from lape_jax.data.pipeline import train_batches
+from lape_jax.data.batches import Reading
+from lape_jax.data.pipeline import Crop, train_batches
 from lape_jax.data.example import Example
+from lape_jax.data.order import Order
 class Slow:
     classes = ()
     def __len__(self): return 1000
     def __getitem__(self, index):
         time.sleep(float(sys.argv[1]))
         return Example(np.zeros((8, 8, 3), np.uint8), 0, "")
-batches = train_batches(Slow(), seed=0, batch_size=64, start_step=0, total_steps=1000, size=8, channels=3,
-                        scale=(0.1, 1.0), ratio=(0.5, 2.0), threads=8, max_corrupt=0)
+batches = train_batches(Slow(), Reading(Order(0, 64), range(1000)), Crop(8, 3, (0.1, 1.0), (0.5, 2.0)))
 print("ready", flush=True)
 next(batches)
 """

@@ -77,8 +77,8 @@ WRONG = [
         ({"pe": pe, "join": "unshared"}, "join='unshared' learns a table per layer: it needs pe='learnable'")
         for pe in ("sincos_1d", "sincos_2d", "sincos_2d+relative")
     ),
-    ({"join": "shared", "pe_norm": "norm"}, "pe_norm='norm' acts in join='lape' and 'lape_sharing', not in 'shared'"),
-    ({"pe": "none", "pe_norm": "norm"}, "pe_norm='norm' acts in join='lape' and 'lape_sharing', not in 'default'"),
+    ({"join": "shared", "pe_norm": "norm"}, "acts in join='lape', 'lape_sharing', 'mpvg' and 'pvg', not in 'shared'"),
+    ({"pe": "none", "pe_norm": "norm"}, "acts in join='lape', 'lape_sharing', 'mpvg' and 'pvg', not in 'default'"),
     ({"distilled": True, "pool": "gap"}, "a distilled model reads its class and distillation tokens: it needs pool="),
     ({"attention": "cudnn", "attn_dropout": 0.1}, "attention='cudnn' has no attention dropout"),
 ]

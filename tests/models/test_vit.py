@@ -224,14 +224,15 @@ def test_mean_pooling_has_no_class_token():
 
 
 def test_distilled_model_has_two_heads():
-    (cls_logits, dist_logits), out, params = run(distilled=True, train=True)
+    trained, out, params = run(distilled=True, train=True)
+    cls_logits, dist_logits = out["heads"]
     rows = [np.broadcast_to(params[name], (2, 1, 8)) for name in ("cls_token", "dist_token")]
     close(out["stem"], np.concatenate([*rows, patch_tokens(params)], axis=1))
     close(cls_logits, out["encoded"][:, 0] @ params["head"]["kernel"] + params["head"]["bias"])
     close(dist_logits, out["encoded"][:, 1] @ params["head_dist"]["kernel"] + params["head_dist"]["bias"])
     close(out["pre_logits_dist"], out["encoded"][:, 1])
-    logits, _, _ = run(distilled=True)
-    close(logits, (cls_logits + dist_logits) / 2)
+    for logits in (trained, run(distilled=True)[0]):
+        close(logits, (cls_logits + dist_logits) / 2)
 
 
 @pytest.mark.parametrize(

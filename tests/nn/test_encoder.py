@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from lape_jax.errors import UserError
+from lape_jax.nn.block_options import BlockOptions
 from lape_jax.nn.encoder import REMAT_POLICIES, Block, Carry, Encoder, LayerInputs
 from lape_jax.nn.join import JOINS
 from tests import quick
 from tests.quick import jit
 
-PER_LAYER = ("unshared", "folded")  # joinings that have a table per layer
+PER_LAYER = ("unshared", "folded", "pvg", "mpvg")  # joinings that give each layer a table
 DEPTH, BATCH, TOKENS, WIDTH, EPS = 3, 2, 5, 4, 1e-6
 BLOCK = {
     "heads": 2,
     "mlp_hidden": 6,
-    "join": "lape",
     "pe_norm": "layernorm",
     "relative_grid": None,
     "dropout": 0.0,
@@ -38,7 +38,8 @@ def x64():
 
 
 def encoder(depth=DEPTH, drop_path=0.0, unroll=1, remat="none", **block):
-    return Encoder(depth, {**BLOCK, **block}, drop_path, unroll, remat)
+    join = JOINS[block.pop("join", "lape")]
+    return Encoder(depth, BlockOptions(**BLOCK, join=join).replace(**block), drop_path, unroll, remat)
 
 
 def draw(*shape, seed=0):
@@ -180,7 +181,7 @@ def test_scan_equals_a_loop_over_blocks(join):
     def loop(params, carry, layer_pe):
         out = []
         for index in range(DEPTH):
-            block = Block(**{**BLOCK, "join": join}, stochastic_depth=False, train=False)
+            block = Block(BlockOptions(**BLOCK, join=JOINS[join]), stochastic_depth=False, train=False)
             layer = LayerInputs(jnp.zeros(()), None if layer_pe is None else layer_pe[index], jnp.asarray(index))
             carry, found = block.apply({"params": jax.tree.map(operator.itemgetter(index), params)}, carry, layer)
             out.append(found)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lape_jax.nn.join import JOINS, PE_NORMS, PENorm
+from lape_jax.nn.join import JOINS
+from lape_jax.nn.pe_norm import PE_NORMS, PENorm
 
 
 def ten(z):
@@ -35,10 +36,44 @@ def attend(name, x, pe):
 
 
 def test_names_are_the_papers_and_folded():
-    assert set(JOINS) == {"default", "shared", "unshared", "lape_sharing", "lape", "folded"}
+    assert set(JOINS) == {"default", "shared", "unshared", "lape_sharing", "lape", "pvg", "mpvg", "folded"}
     assert [name for name, join in JOINS.items() if join.normalises_pe] == ["lape_sharing", "lape"]
     assert [name for name, join in JOINS.items() if join.table_per_layer] == ["unshared", "folded"]
     assert [name for name, join in JOINS.items() if not join.norm1_bias] == ["folded"]
+    assert [name for name, join in JOINS.items() if join.norms_apart] == ["pvg", "mpvg"]
+    assert [name for name, join in JOINS.items() if join.last_norm] == ["mpvg"]
+    assert [name for name, join in JOINS.items() if not join.trainable] == ["folded"]
+
+
+def test_claims_are_not_inherited():
+    class More(type(JOINS["lape"])):
+        title = "more"
+
+    assert (More().folds_into, JOINS["lape"].folds_into) == (None, "folded")
+    assert JOINS["default"].stem_only
+    assert not type("More", (type(JOINS["default"]),), {})().stem_only
+
+
+@pytest.mark.parametrize("name", ["pvg", "mpvg"])
+def test_pvg_adds_the_table_in_the_stem_and_what_it_is_given_to_the_attention_input(name, tokens, table):
+    join = JOINS[name]
+    x, pe = join.stem(tokens, table)
+    np.testing.assert_allclose(x[1], [[5.1, 6.2], [7.3, 8.4]], rtol=1e-6)
+    assert pe is None
+    joined = join.attend(x, table, ten, None)
+    assert joined.tokens is x
+    np.testing.assert_allclose(joined.attention_input, 10 * x + table, rtol=1e-6)
+    assert joined.delivered is table
+    staged = join.in_stages
+    assert staged.stem(tokens, table)[1] is table
+    np.testing.assert_allclose(staged.attend(x, table, ten, hundred).handed_on, 100 * table, rtol=1e-6)
+
+
+def test_only_mpvg_sees_the_table_at_the_end(tokens, table):
+    for name, join in JOINS.items():
+        found = join.final(tokens, table, table, ten, hundred)
+        expected = 10 * tokens + 100 * table if name == "mpvg" else 10 * tokens
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_only_default_adds_the_table_in_the_stem(tokens, table):
@@ -92,7 +127,7 @@ def test_lape_hands_on_what_it_delivers_and_sharing_what_it_received(tokens, tab
 def test_bfloat16_tokens_stay_bfloat16_and_their_pe_float32(name, tokens, table):
     tokens, join = tokens.astype(jnp.bfloat16), JOINS[name]
     x, pe = (tokens, table) if join.table_per_layer else join.stem(tokens, table)
-    joined = join.attend(x, pe, ten, hundred if join.normalises_pe else None)
+    joined = join.attend(x, table if pe is None else pe, ten, hundred if join.normalises_pe else None)
     assert x.dtype == joined.tokens.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves((pe, joined.delivered, joined.handed_on))} <= {jnp.dtype("float32")}
 

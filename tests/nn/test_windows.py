@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lape_jax.nn.block_options import BlockOptions
 from lape_jax.nn.encoder import Carry, LayerInputs
+from lape_jax.nn.join import JOINS
 from lape_jax.nn.windows import MASKED, WindowBlock, Windows, reorder
 from tests.quick import jit
 
@@ -52,11 +54,9 @@ def test_reorder_and_its_gradient():
 @pytest.fixture(scope="module")
 def touched():
     """By index of the block, which tokens depend on which, (n, n) each."""
-    block = WindowBlock(
-        heads=1, mlp_hidden=4, join="default", pe_norm="layernorm", relative_grid=(3, 3), dropout=0.0, attn_dropout=0.0,
-        stochastic_depth=False, layer_scale=None, ln_eps=1e-5, attention="xla", dtype=jnp.float32, train=False,
-        windows=Windows((6, 9), 3, 1),
-    )  # fmt: skip
+    windows = {"relative_grid": (3, 3), "windows": Windows((6, 9), 3, 1)}
+    options = BlockOptions(heads=1, mlp_hidden=4, join=JOINS["default"], ln_eps=1e-5, attention="xla", **windows)
+    block = WindowBlock(options, stochastic_depth=False, train=False)
     carry = Carry(jnp.asarray(np.random.default_rng(0).standard_normal((1, 54, 4)), jnp.float32), None)
 
     def layer(index):

@@ -76,4 +76,4 @@ def test_a_message_is_short():
         with pytest.raises(UserError) as caught:
             port.from_torch(given, tiny(depth=3))
         assert len(str(caught.value)) < 400
-        assert "Hugging Face's ViT or DeiT names, which are not converted yet, (" in str(caught.value)
+        assert "Hugging Face's ViT or DeiT names (" in str(caught.value)

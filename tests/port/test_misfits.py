@@ -41,7 +41,7 @@ def test_names_are_counted_and_the_first_are_given():
 def test_other_names_are_told_by_whose_they_are():
     given = {f"vit.encoder.layer.{i}.attention.attention.query.weight": np.zeros((32, 32)) for i in range(12)}
     assert refusal(given | {"x" * 99: np.zeros(1), "pooler.w": np.zeros(1)}, tiny()) == (
-        f"the state dict in Hugging Face's ViT or DeiT names, which are not converted yet, (0 of 36 fit) does not fit "
+        f"the state dict in Hugging Face's ViT or DeiT names (0 of 36 fit) does not fit "
         f"the model: the model has no pooler.w, vit.encoder.layer.0-11.attention.attention.query.weight, {'x' * 67}..."
     )
 

@@ -11,7 +11,8 @@ import pytest
 from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.nn import position
-from lape_jax.nn.join import FOLDED, JOINS, PE_NORMS
+from lape_jax.nn.join import JOINS
+from lape_jax.nn.pe_norm import PE_NORMS
 from tests import quick
 from tests.port.tiny import identical, random_variables, round_trip, tiny
 
@@ -23,7 +24,7 @@ def exists(pe, join):
     return join == "default" if absolute is None else absolute == "learnable" or join != "unshared"
 
 
-METHODS = [join for join in JOINS if join != FOLDED]
+METHODS = [name for name, join in JOINS.items() if join.trainable and not join.pools]
 # A PEG adds the same entries to all of them, and a third kind of sinusoid is a table like the others; for RoPE see
 # test_rope.py.
 KINDS = [

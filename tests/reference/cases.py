@@ -81,7 +81,12 @@ class Case:
 
     @property
     def has_pe_norm(self) -> bool:
-        return self.join in ("lape", "lape_sharing")
+        return self.join in ("lape", "lape_sharing", "pvg", "mpvg")
+
+    @property
+    def first_pe_norm(self) -> int:
+        """The first block that has one, if any have."""
+        return int(self.join in ("pvg", "mpvg"))
 
     @property
     def has_gradients(self) -> bool:
@@ -128,7 +133,7 @@ def variations() -> list[Case]:
         cases.append(Case(pe=pe, join=join, stream_scale=1e-3, label="small"))
         cases.append(Case(pe=pe, join=join, stream_scale=1e-3, ln_eps=1e-5, label="small_eps5"))
     cases += [Case(pe=MOCO, join="default"), Case(pe=MOCO, join="lape", pool="gap", image=(8, 32), label="gap")]
-    cases += with_pegs()
+    cases += [*with_pegs(), *with_position_at_the_end()]
     tall = {"image": (20, 6), "patch": (4, 2), "channels": 1, "label": "oblong_patches"}
     return [*cases, Case(pe="sincos_2d", **tall), Case(pe="relative", join="default", **tall)]
 
@@ -144,6 +149,18 @@ def with_pegs() -> list[Case]:
         Case(pe="sincos_2d+peg", join="lape"),
         Case(pe="sincos_1d+peg", join="shared"),
         Case(pe="learnable+relative+peg", join="lape_sharing", peg_blocks=2),
+    ]
+
+
+def with_position_at_the_end() -> list[Case]:
+    """PVG and MPVG, which have no class token."""
+    gap = {"pool": "gap", "image": (8, 32)}
+    return [
+        Case(join="pvg", **gap),
+        Case(join="mpvg", **gap),
+        Case(pe="sincos_1d+relative", join="pvg", pe_norm="scalar_norm", **gap),
+        Case(pe="sincos_2d+peg", join="mpvg", pe_norm="affine", **gap),
+        Case(pe="learnable+relative", join="mpvg", layer_scale=True, label="layer_scale", **gap),
     ]
 
 
@@ -168,7 +185,7 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
     if case.rope == "rope_mixed":
         found["freqs"] = (2, case.depth, width // 2)
     for layer in range(case.depth):
-        block = _norm("pe_norm", case) if case.has_pe_norm else {}
+        block = _norm("pe_norm", case) if case.has_pe_norm and layer >= case.first_pe_norm else {}
         block |= {f"{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
         block |= _linear("attn.qkv", 3 * width, width) | _linear("attn.proj", width, width)
         block |= _linear("mlp.fc1", hidden, width) | _linear("mlp.fc2", width, hidden)
@@ -179,6 +196,8 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
         found |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
     for block in range(case.pegs):
         found |= {f"pos_block.{block}.proj.0.weight": (width, 1, 3, 3), f"pos_block.{block}.proj.0.bias": (width,)}
+    if case.join == "mpvg":
+        found |= _norm("pe_norm_last", case)
     found |= {"norm.weight": (width,), "norm.bias": (width,)} | _linear("head", case.classes, width)
     return found | (_linear("head_dist", case.classes, width) if case.distilled else {})
 
@@ -210,7 +229,7 @@ def random_state_dict(shapes: dict[str, tuple[int, ...]], seed: int = 0, stream_
     weights = {}
     for name, shape in shapes.items():
         draw = uniform(name, shape, seed)
-        if re.fullmatch(r"(.*\.)?(norm|norm1|norm2|pe_norm)\.weight", name):
+        if re.fullmatch(r"(.*\.)?(norm|norm1|norm2|pe_norm|pe_norm_last)\.weight", name):
             value = 1.0 + 0.3 * draw
         elif name.endswith((".gamma_1", ".gamma_2")):
             value = 0.5 + 0.2 * draw

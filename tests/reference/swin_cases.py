@@ -33,4 +33,6 @@ CASES = [
     SwinCase(pe="sincos_1d", join="shared"),
     SwinCase(pe="learnable+relative", join="unshared"),
     SwinCase(pe="sincos_2d+relative", join="lape", **OBLONG),
+    SwinCase(pe="learnable+relative", join="pvg"),
+    SwinCase(pe="learnable", join="mpvg"),
 ]

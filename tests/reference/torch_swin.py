@@ -122,9 +122,9 @@ class Stage(nn.Module):
                 p = getattr(self, f"absolute_pos_embed{layer}")[0]
             elif join == "shared":
                 p = w
-            elif join in ("lape", "lape_sharing"):
+            elif join != "default":
                 p = block.pe_norm(w)
-                w = p if join == "lape" else w
+                w = w if join == "lape_sharing" else p
             x = block(x + p, None) if join in ("shared", "unshared") else block(x, p)
             tokens.append(x)
             delivered.append(p)
@@ -147,6 +147,8 @@ class Swin(nn.Module):
         self.layers = nn.ModuleList(Stage(case, number) for number in range(len(case.depths)))
         last = case.width * 2 ** (len(case.depths) - 1)
         self.norm = LayerNorm(last, case.ln_eps)
+        if case.join == "mpvg":
+            self.pe_norm_last = PENorm(case.pe_norm, last, case.ln_eps)
         self.head = nn.Linear(last, case.classes)
 
     def table(self) -> Tensor | None:
@@ -159,12 +161,19 @@ class Swin(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """`logits` (B, K), `tokens{stage}` (L, B, N, D) and `pe{stage}` (L, N, D; not for default)."""
         x, w = self.patch_embed.norm(self.patch_embed(images)), self.table()
-        if self.case.join == "default":
-            x, w = x if w is None else x + w, None
+        table = w
+        if self.case.join in ("default", "pvg", "mpvg"):
+            x = x if w is None else x + w
+        w = None if self.case.join == "default" else w
         answer = {}
         for number, stage in enumerate(self.layers):
             x, w, answer[f"tokens{number}"], answer[f"pe{number}"] = stage(x, w, self.case.join)
-        answer["logits"] = self.head(self.norm(x).mean(dim=1))
+        encoded = self.norm(x)
+        if self.case.join == "mpvg":
+            for stage in self.layers[:-1]:
+                table = stage.downsample.pe(table)
+            encoded = encoded + self.pe_norm_last(table)
+        answer["logits"] = self.head(encoded.mean(dim=1))
         return {name: value for name, value in answer.items() if value is not None}
 
 

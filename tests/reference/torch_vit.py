@@ -183,9 +183,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm block; `p` (N', D), if any, is added to the input of q, k and v and to nothing else."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, layer: int = 0):
         super().__init__()
-        if case.has_pe_norm:
+        if case.has_pe_norm and layer >= case.first_pe_norm:
             self.pe_norm = PENorm(case.pe_norm, case.width, case.ln_eps)
         self.norm1 = LayerNorm(case.width, case.ln_eps)
         self.attn = Attention(case)
@@ -246,9 +246,11 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, case.width)) if case.pool == "token" else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, case.width)) if case.distilled else None
         self._make_tables()
-        self.blocks = nn.ModuleList(Block(case) for _ in range(case.depth))
+        self.blocks = nn.ModuleList(Block(case, layer) for layer in range(case.depth))
         self.pos_block = nn.ModuleList(PEG(case) for _ in range(case.pegs))
         self.norm = LayerNorm(case.width, case.ln_eps)
+        if case.join == "mpvg":
+            self.pe_norm_last = PENorm(case.pe_norm, case.width, case.ln_eps)
         self.head = nn.Linear(case.width, case.classes)
         self.head_dist = nn.Linear(case.width, case.classes) if case.distilled else None
 
@@ -287,7 +289,7 @@ class ViT(nn.Module):
         join, tokens, delivered = self.case.join, [], []
         self._set_angles()
         w = getattr(self, "pos_embed", None)
-        if join == "default" and w is not None:
+        if join in ("default", "pvg", "mpvg") and w is not None:
             x = x + w
         for layer, block in enumerate(self.blocks):
             if join == "default":
@@ -301,6 +303,12 @@ class ViT(nn.Module):
             elif join == "lape":
                 w = p = block.pe_norm(w)  # serial: the next layer starts from what this one delivered
                 x = block(x, p)
+            elif layer:  # pvg, mpvg: block 0 is a default block
+                w = p = block.pe_norm(w)
+                x = block(x, p)
+            else:
+                p = torch.zeros_like(w)
+                x = block(x, None)
             if join != "default":
                 delivered.append(p[0])
             tokens.append(x)
@@ -315,6 +323,8 @@ class ViT(nn.Module):
         if delivered:
             answer["pe"] = torch.stack(delivered)
         encoded = self.norm(x)
+        if self.case.join == "mpvg":
+            encoded = encoded + self.pe_norm_last(self.pos_embed)
         if self.case.pool == "gap":
             return answer | {"logits": self.head(encoded.mean(dim=1))}
         if not self.case.distilled:

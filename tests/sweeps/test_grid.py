@@ -7,7 +7,7 @@ import pytest
 
 from lape_jax import cli
 from lape_jax.errors import UserError
-from lape_jax.nn.join import PE_NORMS
+from lape_jax.nn.pe_norm import PE_NORMS
 from lape_jax.sweeps import grid as sweeps
 from lape_jax.sweeps import runs as sweep_runs
 from lape_jax.sweeps import seeds
@@ -17,7 +17,7 @@ from lape_jax.train.writers import Console
 from tests import quick, runs
 
 CONFIGS = runs.ROOT / "configs"
-TABLES = ("table7", "table8")
+TABLES = ("table7", "table8", "table9")
 SHIPPED = [
     *(("digits", table) for table in ("table1", "table2", *TABLES)),
     *(("deit_ti", table) for table in ("table1", "table1_distilled", *TABLES)),
@@ -98,6 +98,23 @@ def test_table_8():
         model = setup.build_model(config_of(cell), num_classes=10)
         assert model.joining == ("default" if cell.row == "default joining" else "lape")
         assert model.pe_norm == rows[cell.row][1]
+
+
+def test_table_9():
+    rows = {
+        "default": (72.14, "default", "token"),
+        "default, GAP": (72.40, "default", "gap"),
+        "LaPE": (72.94, "lape", "token"),
+        "LaPE, GAP": (None, "lape", "gap"),
+        "PVG": (73.17, "pvg", "gap"),
+        "MPVG": (73.51, "mpvg", "gap"),
+    }
+    for file in CLASSES:
+        assert published(file, "table9") == {("learnable", column): value for column, (value, _, _) in rows.items()}
+        assert load(file, "table9").paper == "MPVG"
+    for cell in load("digits", "table9").cells:
+        model = setup.build_model(config_of(cell), num_classes=10)
+        assert (model.joining, model.pool) == rows[cell.column][1:]
 
 
 def test_table_1():
@@ -183,7 +200,7 @@ def test_order_of_rows_and_columns():
 @pytest.mark.parametrize(
     ("arg", "error"),
     [
-        ("tabel7", "sweep 'tabel7' is not one of table1, table2, table7, table8 .did you mean 'table7'"),
+        ("tabel7", "sweep 'tabel7' is not one of table1, table2, table7, table8, table9 .did you mean 'table7'"),
         ("", "sweep '' is not one of table1"),
         ("table7,seed=3", "sweep 'table7,seed=3': the seeds of a sweep are given by --seeds"),
     ],

@@ -17,7 +17,7 @@ from lape_jax.models import rules
 from lape_jax.parallel import sharding
 from lape_jax.sweeps import seeds
 from lape_jax.tasks.config import from_json
-from lape_jax.train import feed, finished, setup
+from lape_jax.train import feed, setup, trained
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.signals import StopRequest
 from lape_jax.train.writers import Console
@@ -60,7 +60,7 @@ def saved_state(workdir):
     config = from_json(workdir / "config.json")
     model = setup.build_model(config, num_classes=10)
     mesh = sharding.make_mesh(config.mesh)
-    state, _ = finished.state(workdir, config, model, mesh, "last", config.sharding)
+    state = trained.restore(workdir, config, model, mesh, trained.LAST, config.sharding).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}
 
 
@@ -287,7 +287,11 @@ def test_one_that_goes_wrong_leaves_the_others_alone(together, tmp_path):
 
 def test_if_all_go_wrong_it_ends(interrupted, tmp_path):
     again = runs.copy(interrupted, tmp_path)
-    with mock.patch.object(seeds._Runs, "bad", return_value=["one", "other"]):
+
+    def check(self, state, step):
+        self.wrong = ["one", "other"]
+
+    with mock.patch.object(seeds._Runs, "check", check):
         assert train(again) == {3: {"error": "one"}, 7: {"error": "other"}}
     assert [line["step"] for line in runs.metrics(seeds.seed_dir(again, 3))] == [1, 2]
     assert Checkpoints(seeds.seed_dir(again, 3), read_only=True).steps() == []

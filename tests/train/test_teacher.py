@@ -14,7 +14,7 @@ from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.config import base, from_json
-from lape_jax.train import optim, setup, teacher
+from lape_jax.train import optim, setup, teacher, trained
 from lape_jax.train import state as states
 from lape_jax.train.checkpoint import Checkpoints
 from tests.quick import jit
@@ -159,3 +159,22 @@ def test_other_classes_are_user_errors(workdir, tmp_path):
 def test_a_directory_that_is_no_workdir(tmp_path):
     with pytest.raises(UserError, match=r"no config at '.*config.json': is it the workdir of a run\?"):
         load(config_of(distilled=True, path=tmp_path))
+
+
+def test_which_checkpoint_commands_take(workdir, tmp_path):
+    """The best, or the newest if none was evaluated, unless they are told; and they say why."""
+    none = shutil.copytree(workdir, tmp_path / "none")
+    for step in ("1", "2"):
+        shutil.rmtree(none / "checkpoints" / step)
+
+    def taken(path, step=None):
+        found = trained.of_run(path, step=step)
+        assert values(found.variables["params"]) == {found.step}
+        return found.origin.removeprefix(f"the run in {path}: ")
+
+    assert taken(workdir) == taken(workdir, trained.BEST) == "step 2, the best that was evaluated"
+    assert taken(workdir, trained.LAST) == "step 3, the newest"
+    assert taken(workdir, 1) == "step 1, as asked"
+    assert taken(none) == "step 3, the newest, as none was evaluated"
+    with pytest.raises(UserError, match=r"no checkpoint in .* was evaluated: use --step=last"):
+        taken(none, trained.BEST)

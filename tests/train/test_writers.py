@@ -2,6 +2,8 @@ import io
 import json
 import math
 import struct
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -162,3 +164,32 @@ def test_terminal_line_is_rewritten_and_cut(monkeypatch):
 
 def test_clock_time():
     assert [clock_time(s) for s in (0.4, 59.6, 75.4, 97261.0)] == ["0:00", "1:00", "1:15", "27:01:01"]
+
+
+def test_images(tmp_path):
+    png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + struct.pack(">II", 30, 20) + b"and so on"
+    with quiet(tmp_path) as writers:
+        writers.write_images(7, {"curves": png})
+    (event,) = [event for event in events(tmp_path) if event.summary.value]
+    (value,) = event.summary.value
+    assert (event.step, value.tag) == (7, "curves")
+    assert (value.image.width, value.image.height, value.image.encoded_image_string) == (30, 20, png)
+
+
+def test_weights_and_biases(tmp_path, monkeypatch):
+    said = []
+    page = types.SimpleNamespace(
+        log=lambda values, step: said.append((step, values)), finish=lambda: said.append("finished")
+    )
+    begun = []
+    wandb = types.SimpleNamespace(init=lambda **options: begun.append(options) or page)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for step in (0, 2):
+        with Writers(tmp_path / "run", step, Console(io.StringIO()), project="vits") as writers:
+            writers.write(step + 2, {"train/loss": jnp.float32(0.5)})
+    assert said == [(2, {"train/loss": 0.5}), "finished", (4, {"train/loss": 0.5}), "finished"]
+    assert begun[0] == begun[1]  # so that the page goes on
+    assert begun[0].items() >= {"project": "vits", "name": "run", "resume": "allow"}.items()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r'config.wandb=vits needs wandb: pip install "lape_jax\[wandb\]"'):
+        Writers(tmp_path / "other", project="vits")

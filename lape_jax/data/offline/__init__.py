@@ -5,10 +5,11 @@ check.py       what is there, and what cannot be read
 download.py    a TFDS data set into array_record, by TFDS (which then needs TensorFlow)
 tfrecord.py    one that is there as tfrecord into array_record, without TensorFlow
 resize.py      a copy with smaller images
-scenes.py      a data set for segmentation, from files into array_record
-rewrite.py     the writing of such a copy: in shards, so that it can be interrupted
+look.py        what is said of a data set that is looked over, whatever there is to learn
+rewrite.py     such a copy as a TFDS data set
 pack.py        a copy with images that are decoded already
-parts.py       what writing in shards needs
+shards.py      the writing of a copy, so that it can be interrupted
+parts.py       what that needs
 tfds_files.py  the files that TFDS wants to find
 cifar.py       the official CIFAR files into .npz files
 """

@@ -1,22 +1,23 @@
 """Looks over a data set on disk: splits, classes, sizes, and images that cannot be read."""
 
+import contextlib
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from lape_jax.data import canvas, decode, packed, survey
+from lape_jax.data import ahead, canvas, decode, packed, survey
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
+from lape_jax.data.offline import look
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 
-SAMPLE = 200  # images per split that are read unless all are
 CHUNK = 64  # images per task
+Item = TypeVar("Item")
 
 
 class Found(NamedTuple):
@@ -36,7 +37,7 @@ def report(
     Args:
       data: of kind "tfds" without a name: all data sets that are there are listed.
       wanted: the splits to look at, comma-separated; "" for all.
-      everything: reads and decodes all images, not just SAMPLE of each split, evenly spaced.
+      everything: reads and decodes all images, not just `look.SAMPLE` of each split, evenly spaced.
       threads: how many images are decoded at a time.
 
     Raises:
@@ -45,19 +46,13 @@ def report(
     if data.kind == "tfds" and not data.name:
         return _list_sets(data.path, say)
     names = data.split_names(wanted)
-    unusable, unreadable = [], 0
-    for split in names:
-        try:
-            unreadable += _check_split(data.open(split), split, everything, threads, say)
-        except UserError as error:
-            say(f"{split}: cannot be used: {error}")
-            unusable.append(split)
-    if unusable:
+
+    def hint(unusable: Sequence[str]) -> str:
         others = ",".join(name for name in names if name not in unusable)
-        hint = f"; --splits={others} leaves that out" if data.train in others.split(",") else ""
-        raise UserError(f"{', '.join(unusable)} cannot be used, as said above{hint}")
-    if unreadable:
-        raise UserError(f"{unreadable} of the images cannot be read, as said above")
+        return f"; --splits={others} leaves that out" if data.train in others.split(",") else ""
+
+    bad = "of the images cannot be read"
+    look.over(names, lambda split: _check_split(data.open(split), split, everything, threads, say), bad, say, hint)
     if len(names) > 1:
         say(f"train on it: {_command(data, names)}")
 
@@ -99,20 +94,18 @@ def _command(data: DataSet, names: list[str]) -> str:
 def _check_split(source: Source, split: str, everything: bool, threads: int, say: Callable[[str], None]) -> int:
     """Says what one split holds, and returns how many of the images that were read are unreadable."""
     count = len(source)
-    chosen = survey.spread(count, count if everything else SAMPLE)
+    chosen = look.chosen(count, everything)
     found = _read(source, chosen, threads)
     labels = Counter(np.asarray(source.labels).tolist()) if hasattr(source, "labels") else found.labels
     say(f"{split}: {count:,} examples of {len(source.classes):,} classes, {_disk_size(source, threads) / 1e6:,.1f} MB")
     if hasattr(source, "labels") or everything:
         per_class = [labels[label] for label in range(len(source.classes))]
-        say(f"  examples per class: {span(per_class)}")
+        say(f"  examples per class: {look.span(per_class)}")
         if empty := [source.classes[label] for label, n in enumerate(per_class) if not n]:
             say(f"  classes without examples: {_some(empty)}")
-    if found.sizes:
-        heights, widths = zip(*found.sizes, strict=True)
-        usual = found.sizes.most_common(1)[0][0]
-        say(f"  height {span(heights)}, width {span(widths)} pixels; most often {usual[0]} x {usual[1]}")
-    say(f"  {len(chosen):,} read{'' if everything else ' (--all reads all)'}, {len(found.corrupt)} of them unreadable")
+    for line in look.sizes(found.sizes):
+        say(line)
+    say(look.read(chosen, everything, len(found.corrupt), "unreadable"))
     for line in found.notes.lines():
         say(f"  {line}")
     for name, reason in found.corrupt.items():
@@ -123,7 +116,7 @@ def _check_split(source: Source, split: str, everything: bool, threads: int, say
 def _read(source: Source, indices: list[int], threads: int) -> Found:
     """Decodes these examples. Raises UserError where one has no label."""
 
-    def look(part: list[int]) -> Found:
+    def examine(part: Sequence[int]) -> Found:
         found = Found(Counter(), Counter(), {}, survey.Notes())
         for index in part:
             try:
@@ -138,16 +131,16 @@ def _read(source: Source, indices: list[int], threads: int) -> Found:
         return found
 
     whole = Found(Counter(), Counter(), {}, survey.Notes())
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for part in pool.map(look, [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]):
-            whole.labels.update(part.labels)
-            whole.sizes.update(part.sizes)
-            whole.corrupt.update(part.corrupt)
-            whole.notes.update(part.notes)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for part in ahead.each(examine, _parts(indices), threads):
+        whole.labels.update(part.labels)
+        whole.sizes.update(part.sizes)
+        whole.corrupt.update(part.corrupt)
+        whole.notes.update(part.notes)
     return whole
+
+
+def _parts(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
 
 
 def _disk_size(source: Source, threads: int) -> int:
@@ -155,22 +148,14 @@ def _disk_size(source: Source, threads: int) -> int:
     if hasattr(source, "images"):
         return source.images.nbytes
 
-    def size(file: str) -> int:
-        try:
-            return os.path.getsize(os.path.join(source.root, file))
-        except OSError:
-            return 0
+    def size(files: Sequence[str]) -> int:
+        total = 0
+        for file in files:
+            with contextlib.suppress(OSError):
+                total += os.path.getsize(os.path.join(source.root, file))
+        return total
 
-    with ThreadPoolExecutor(4 * threads) as pool:  # waiting for a network file system, mostly
-        return sum(pool.map(size, source.files, chunksize=CHUNK))
-
-
-def span(values: list[int] | tuple[int, ...]) -> str:
-    """
-    >>> span([3, 1200]), span([7])
-    ('3 to 1,200', '7')
-    """
-    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
+    return sum(ahead.each(size, _parts(source.files), 4 * threads))  # which wait for a network file system, mostly
 
 
 def _some(names: list[str]) -> str:

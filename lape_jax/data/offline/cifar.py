@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lape_jax import atomic
 from lape_jax.errors import UserError
 
 SHAPE = (3, 32, 32)  # of a stored image: channels, rows, columns
@@ -70,21 +71,13 @@ def convert(path: str, out: Path) -> tuple[str, dict[str, int]]:
 
 def _write(out: Path, splits: dict[str, dict[str, np.ndarray]]) -> None:
     """Writes out/SPLIT.npz of all splits, or none of them."""
-    partials = {split: out / f"{split}.npz.partial" for split in splits}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for split, arrays in splits.items():
-            with partials[split].open("wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-        for split, partial in partials.items():
-            partial.replace(out / f"{split}.npz")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            for partial in partials.values():
-                partial.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from error
+    with contextlib.ExitStack() as stack:  # whose files get their names when all are written
+        for split, arrays in splits.items():
+            np.savez(stack.enter_context(atomic.replacing(out / f"{split}.npz")), **arrays)
 
 
 def _find(path: str) -> tuple[Version, dict[str, bytes]]:

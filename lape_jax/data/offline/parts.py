@@ -1,6 +1,7 @@
 """What writing a data set anew in parts needs, so that it can be interrupted."""
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,24 @@ from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 
 OPTIONS = "options.json"
+Say = Callable[[str], None]  # is given lines about progress, sizes and time
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a copy is written, which does not change what is in it.
+
+    Attributes:
+        threads: how many images are read at a time.
+        max_corrupt: how many that cannot be read are left out, over all splits, before that is an error.
+        say: is given lines about progress.
+    """
+
+    threads: int
+    max_corrupt: int = 0
+    say: Say = print
+
+
 PAUSE = 10.0  # seconds between two lines about progress
 
 
@@ -69,28 +88,6 @@ def claim(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"another process is writing to {directory}: wait for it") from None
         yield
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file, all or nothing."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    publish(partial, path)
-
-
-def publish(partial: Path, path: Path) -> None:
-    """Gives a file its name once its content is on the disk, so that not even a power cut leaves an empty one."""
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)
 

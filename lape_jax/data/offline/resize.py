@@ -14,7 +14,6 @@ JPEG of quality 90 with 4:2:0 chroma is a compromise. 200 photographs of 500x375
 import io
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,16 +87,14 @@ def copy(
     *,
     short: int,
     quality: int,
-    threads: int,
-    max_corrupt: int,
-    orientation: str = "stored",
-    say: Callable[[str], None] = print,
+    orientation: str,
+    how: parts.How,
 ) -> None:
     """Writes the copy of the splits `wanted` ("a,b", or "" for all) of a data set, and says how to use it.
 
     Args:
       name: of the copy; "" to make one from the data set's name and `short`.
-      out, short, quality, threads, max_corrupt, orientation: see `shrink` and `rewrite.write`.
+      out, short, quality, orientation, how: see `shrink` and `rewrite.write`.
 
     Raises:
       UserError: the data set cannot be read, or `name` cannot be one, or as in `rewrite.write`.
@@ -128,15 +125,6 @@ def copy(
         image = shrink(example.image, short, quality, example.name, orientation)
         return Example(image, example.label, example.name)
 
-    rewrite.write(
-        splits,
-        Path(out),
-        name,
-        smaller,
-        options={"origin": data.title(), "short": short, "quality": quality, "orientation": orientation},
-        about=about,
-        threads=threads,
-        max_corrupt=max_corrupt,
-        say=say,
-    )
-    say(f"look it over: python -m lape_jax.prepare check --name={name} --path={shlex.quote(out)}")
+    options = {"origin": data.title(), "short": short, "quality": quality, "orientation": orientation}
+    rewrite.write(rewrite.Records(Path(out), name, about, smaller), splits, options, how)
+    how.say(f"look it over: python -m lape_jax.prepare check --name={name} --path={shlex.quote(out)}")

@@ -1,6 +1,8 @@
 """All splits of a data set on disk, found by looking."""
 
 import os
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from lape_jax.data import listing, packed, sources
@@ -47,10 +49,7 @@ class DataSet(NamedTuple):
             raise UserError(
                 f"{self.path} has no split {self.train!r} (--train), which defines the classes; found: {there}"
             )
-        for split in (chosen := [split for split in wanted.split(",") if split]):
-            if split not in found:
-                raise UserError(f"--splits: {nearest(split, sorted(found))}")
-        return chosen or sorted(found, key=lambda split: (split != self.train, split))
+        return chosen(sorted(found, key=lambda split: (split != self.train, split)), wanted)
 
     def open(self, split: str) -> Source:
         """One of them. Raises UserError as `sources.open_split` does."""
@@ -78,3 +77,22 @@ class DataSet(NamedTuple):
         if not os.path.isdir(self.path):
             raise UserError(f"--path={self.path} is not a directory" if self.path else "--path=DIR is missing")
         return listing.entries(self.path)
+
+
+def chosen(found: Iterable[str], wanted: str) -> list[str]:
+    """Those of the comma-separated list `wanted`; all that were found if it is "".
+
+    Raises:
+      UserError: one of them is not there.
+    """
+    found, names = list(found), [split for split in wanted.split(",") if split]
+    for split in names:
+        if split not in found:
+            raise UserError(f"--splits: {nearest(split, sorted(found))}")
+    return names or found
+
+
+def check_name(split: str, place: str) -> None:
+    """Raises UserError unless files of a TFDS data set can be named after a split, which is called so by `place`."""
+    if not re.fullmatch(r"[\w-]+", split):
+        raise UserError(f"a split cannot be called {split!r}, only by letters, digits, _ and -: rename {place}")

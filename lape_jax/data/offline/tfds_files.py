@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from lape_jax.data.offline.parts import publish, write_text
+from lape_jax import atomic
 from lape_jax.errors import UserError
 
 FEATURES = "tensorflow_datasets.core.features"
@@ -60,22 +60,21 @@ def write_shard(path: Path, records: Iterable[bytes]) -> Shard:
     """Writes an array_record file as TFDS does, all or nothing: under this name there is never half of it.
 
     Raises:
-      OSError: it cannot be written.
+      UserError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
     count = size = 0
-    try:
-        writer = ArrayRecordWriter(str(partial), "group_size:1")
-        for data in records:
-            writer.write(data)
-            count, size = count + 1, size + len(data)
-        writer.close()
-        written = ArrayRecordReader(str(partial)).num_records()
-    except RuntimeError as error:  # array_record's: disk full, no permission, ...
-        raise OSError(str(error)) from error
-    if written != count:
-        raise OSError(f"{partial} holds {written} records after {count} were written to it")
-    publish(partial, path)
+    with atomic.beside(path) as partial:
+        try:
+            writer = ArrayRecordWriter(str(partial), "group_size:1")
+            for data in records:
+                writer.write(data)
+                count, size = count + 1, size + len(data)
+            writer.close()
+            written = ArrayRecordReader(str(partial)).num_records()
+        except RuntimeError as error:  # array_record's: disk full, no permission, ...
+            raise OSError(str(error)) from error
+        if written != count:
+            raise OSError(f"{partial} holds {written} records after {count} were written to it")
     return Shard(count, size)
 
 
@@ -122,9 +121,9 @@ def write_description(
     }
     if target != NUMBER:
         info["supervisedKeys"] = {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": target}]}}
-        write_text(directory / f"{target}.labels.txt", "".join(f"{name}\n" for name in classes))
-    write_text(directory / "features.json", json.dumps(whole, indent=2))
-    write_text(directory / "dataset_info.json", json.dumps(info, indent=2))
+        atomic.write(directory / f"{target}.labels.txt", "".join(f"{name}\n" for name in classes))
+    atomic.write(directory / "features.json", json.dumps(whole, indent=2))
+    atomic.write(directory / "dataset_info.json", json.dumps(info, indent=2))
 
 
 def _image(channels: int) -> dict[str, Any]:

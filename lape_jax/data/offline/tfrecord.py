@@ -11,7 +11,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from lape_jax.data.offline import parts, tfds_files
+from lape_jax import atomic
+from lape_jax.data.offline import tfds_files
 from lape_jax.errors import UserError
 
 INFO = "dataset_info.json"
@@ -35,7 +36,7 @@ def convert(builder: tfds.core.DatasetBuilder, say: Callable[[str], None] = prin
             say(f"{split}: {split_info.num_examples:,} records in {split_info.num_shards:,} files of array_record")
         info = json.loads(path.read_text(encoding="utf-8"))
         info["alternativeFileFormats"] = [*info.get("alternativeFileFormats", []), "array_record"]
-        parts.write_text(path, json.dumps(info, indent=2))
+        atomic.write(path, json.dumps(info, indent=2))
     except OSError as error:
         raise UserError(f"{error.filename or path.parent}: {error.strerror or error}") from error
 
@@ -49,7 +50,11 @@ def read(path: Path, count: int) -> Iterator[bytes]:
       UserError: the file ends in the middle of a record, or has another number of them.
     """
     found = 0
-    with path.open("rb") as file:
+    try:
+        opened = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    with opened as file:
         limit = os.fstat(file.fileno()).st_size
         while head := file.read(12):
             size = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else limit

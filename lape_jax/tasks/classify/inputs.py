@@ -2,36 +2,24 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from lape_jax.augment.canvas import on_canvas
 from lape_jax.data import canvas, pipeline, resident
 from lape_jax.data import survey as data_survey
-from lape_jax.data.batches import Batch, Batches
+from lape_jax.data.batches import Batch, Batches, Reading
 from lape_jax.data.example import Source
+from lape_jax.data.order import Share
 from lape_jax.data.packed import PackedSource
 
 
-def training_batches(config: ConfigDict, source: Source, start: int, total: int, part: tuple[int, int]) -> Batches:
-    """Of the steps start..total-1, the i-th of n equal parts: cropped, or on canvases."""
-    data = config.data
-    options = {
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "start_step": start,
-        "total_steps": total,
-        "threads": data.threads,
-        "max_corrupt": data.max_corrupt,
-        "process_index": part[0],
-        "process_count": part[1],
-        "repeats": data.repeats,
-        "repeat_ranks": data.repeat_ranks,
-    }
-    if on_canvas(data):
-        return canvas.train_batches(source, **options)
-    return pipeline.train_batches(source, channels=data.channels, **options, **host_crop(config))
+def training_batches(config: ConfigDict, source: Source, start: int, total: int, share: Share) -> Batches:
+    """A process's share of the batches of the steps start..total-1: cropped, or on canvases."""
+    reading = Reading.of(config, start, total, share)
+    if on_canvas(config.data):
+        return canvas.train_batches(source, reading)
+    return pipeline.train_batches(source, reading, host_crop(config))
 
 
 def survey(config: ConfigDict, source: Source) -> list[str]:
@@ -44,17 +32,11 @@ def survey(config: ConfigDict, source: Source) -> list[str]:
     return [f"{source.turned:,} images of the pack carried an EXIF orientation, which {followed} when it was written"]
 
 
-def host_crop(config: ConfigDict) -> dict[str, Any]:
+def host_crop(config: ConfigDict) -> pipeline.Crop:
     """How training images are cropped before they go to the device: not at all, if it is drawn there."""
     data = config.data
-    whole = data.pad > 0 or data.resident
-    return {
-        "size": data.image_size,
-        "scale": (1.0, 1.0) if whole else data.scale,
-        "ratio": (1.0, 1.0) if whole else data.ratio,
-        "interpolation": data.interpolation,
-        "orientation": data.orientation,
-    }
+    scale, ratio = ((1.0, 1.0), (1.0, 1.0)) if data.pad > 0 or data.resident else (data.scale, data.ratio)
+    return pipeline.Crop(data.image_size, data.channels, scale, ratio, data.interpolation, data.orientation)
 
 
 def training_set(config: ConfigDict, source: Source) -> Batch:

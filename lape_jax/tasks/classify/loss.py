@@ -46,8 +46,10 @@ def in_top(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int) -> Boo
     return (ahead.sum(axis=1) < k) & ~jnp.isnan(own[:, 0])
 
 
-def training_outputs(model: Any, params: Any, collections: dict, images: jax.Array, key: jax.Array) -> tuple[Any, dict]:
-    """What the model's heads answer in training, and its `collections` afterwards: BatchNorms have counted the batch.
+def training_outputs(
+    model: Any, params: Any, collections: dict, images: jax.Array, key: jax.Array
+) -> tuple[tuple[jax.Array, ...], dict]:
+    """The logits of each of the model's heads in training, and its `collections` afterwards, with the batch counted.
 
     Args:
         params, collections: the model's variables.
@@ -55,8 +57,8 @@ def training_outputs(model: Any, params: Any, collections: dict, images: jax.Arr
         key: for dropout and stochastic depth.
     """
     variables = {"params": params, **collections}
-    (logits, _), moved = model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
-    return logits, {**collections, **moved}
+    (logits, out), moved = model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+    return out.get("heads", (logits,)), {**collections, **moved}
 
 
 def training_loss(model: Any) -> Callable:
@@ -70,8 +72,7 @@ def training_loss(model: Any) -> Callable:
     """
 
     def loss(params, collections, batch, key):
-        logits, collections = training_outputs(model, params, collections, batch["image"], key)
-        heads = logits if isinstance(logits, tuple) else (logits,)
+        heads, collections = training_outputs(model, params, collections, batch["image"], key)
         losses = [cross_entropy(head, batch["target"]) for head in heads]
         mask = batch["mask"]
         total = jnp.sum(mask * sum(losses)) / len(heads)

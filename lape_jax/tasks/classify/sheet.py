@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.augment import recipe
 from lape_jax.augment.canvas import on_canvas
-from lape_jax.data import canvas, decode, order
+from lape_jax.data import canvas, order
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
 from lape_jax.parallel import sharding
@@ -31,8 +31,7 @@ def augmented(config: ConfigDict, model: Any, source: Source, mixing: bool) -> t
                 images.append(canvas.whole(example.image, config.data.side))
                 sizes.append(example.image.shape[:2])
             else:
-                crop = host_crop(config)
-                images.append(decode.train_image(example.image, config.data.channels, example.name, rng=rng, **crop))
+                images.append(host_crop(config)(example, rng))
             labels.append(example.label)
     batch = {
         "image": jnp.asarray(np.stack(images)),

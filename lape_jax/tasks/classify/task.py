@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from lape_jax.augment import recipe
 from lape_jax.augment.canvas import on_canvas
 from lape_jax.config import rules
-from lape_jax.data import canvas, sources
+from lape_jax.data import canvas, resample, sources
 from lape_jax.data.batches import Batch, Batches
 from lape_jax.data.example import Source
+from lape_jax.data.order import ALL, Share
 from lape_jax.data.packed import PackedSource
 from lape_jax.errors import UserError
 from lape_jax.models.regnet import RegNet
@@ -46,7 +47,7 @@ class Classify(Task):
         (("data.scale",), lambda v: rules.interval(v) and v[1] <= 1, "a pair (smallest, largest) in (0, 1]"),
         (("data.ratio",), rules.interval, "a pair (smallest, largest) of numbers above 0"),
     )
-    choices: ClassVar = {"data.interpolation": ("bicubic", "bilinear", "random"), "augment.order": recipe.ORDERS}
+    choices: ClassVar = {"data.interpolation": tuple(resample.INTERPOLATIONS), "augment.order": recipe.ORDERS}
 
     def add_keys(self, config: ConfigDict) -> None:
         # data.path: of folder the directory that holds train/ and val/, of arrays that of train.npz and val.npz, of
@@ -125,9 +126,9 @@ class Classify(Task):
         return shapes | {name: jax.ShapeDtypeStruct(shape, kind) for name, (shape, kind) in fields}
 
     def training_batches(
-        self, config: ConfigDict, source: Source, start: int, total: int, part: tuple[int, int] = (0, 1)
+        self, config: ConfigDict, source: Source, start: int, total: int, share: Share = ALL
     ) -> Batches:
-        return inputs.training_batches(config, source, start, total, part)
+        return inputs.training_batches(config, source, start, total, share)
 
     def resident(self, config: ConfigDict, source: Source) -> Batch | None:
         return inputs.training_set(config, source) if config.data.resident else None

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lape_jax.data import listing
-from lape_jax.data import survey as images
 from lape_jax.data.example import Source
-from lape_jax.data.offline.check import SAMPLE, span
-from lape_jax.data.offline.splits import DataSet
+from lape_jax.data.offline import look
+from lape_jax.data.offline.splits import DataSet, chosen
 from lape_jax.errors import UserError
 from lape_jax.tasks.detect import coco, layouts, sources, survey
 from lape_jax.tasks.detect.photo import Photo
-
-NAMED = 20  # of a split's images and annotations that cannot be used
 
 
 class Split(NamedTuple):
@@ -42,29 +39,25 @@ def report(
     Args:
         data: that is recognised.
         wanted: the splits to look at, comma-separated; "" for all.
-        everything: decodes all images, not just SAMPLE of each split, evenly spaced; annotations are all read.
+        everything: decodes all images, not just `look.SAMPLE` of each split, evenly spaced; annotations are all read.
         threads: how many images are decoded at a time.
 
     Raises:
         UserError: at the end, if a split, an image or an annotation cannot be used.
     """
     places = {} if data.kind == "tfds" else layouts.find(data.path)
-    names = layouts.chosen(places or _split_names(data), wanted)
-    unusable, bad, first = [], 0, ""
-    for split in names:
-        try:
-            found = _open_records(data, split) if data.kind == "tfds" else _open_files(places[split])
-            bad += _check(found, split, everything, threads, say)
-            if first:
-                sources.check_classes(found.source.classes, found.file, first)
-            first = first or found.file
-        except UserError as error:
-            say(f"{split}: cannot be used: {error}")
-            unusable.append(split)
-    if unusable:
-        raise UserError(f"{', '.join(unusable)} cannot be used, as said above")
-    if bad:
-        raise UserError(f"{bad} of the images and annotations cannot be used, as said above")
+    names = chosen(places or _split_names(data), wanted)
+    good: list[str] = []  # files of annotations
+
+    def check(split: str) -> int:
+        found = _open_records(data, split) if data.kind == "tfds" else _open_files(places[split])
+        bad = _check(found, split, everything, threads, say)
+        if good:
+            sources.check_classes(found.source.classes, found.file, good[0])
+        good.append(found.file)
+        return bad
+
+    look.over(names, check, "of the images and annotations cannot be used", say)
     if len(names) > 1 and data.kind == "tfds":
         say(f"train on it: {layouts.command_of_records(data.path, data.name, names)}")
     elif len(names) > 1:
@@ -117,21 +110,17 @@ def _check(found: Split, split: str, everything: bool, threads: int, say: Callab
     say(f"{split}: {count:,} images with {learned:,} objects{more} of {len(source.classes):,} classes")
     if objects:
         sizes = Counter((one.height, one.width) for one in objects)
-        heights, widths = zip(*sizes, strict=True)
-        usual = sizes.most_common(1)[0][0]
-        say(f"  height {span(heights)}, width {span(widths)} pixels; most often {usual[0]} x {usual[1]}")
-        say(f"  objects in an image: {span([int(one.learned.sum()) for one in objects])}; {_shares(source)}")
-    chosen = images.spread(count, count if everything else SAMPLE)
-    looked = survey.look(source, chosen, "view", threads)
-    say(f"  {len(chosen):,} read{'' if everything else ' (--all reads all)'}, {len(looked.bad)} of them unusable")
+        say(*look.sizes(sizes))
+        say(f"  objects in an image: {look.span([int(one.learned.sum()) for one in objects])}; {_shares(source)}")
+    indices = look.chosen(count, everything)
+    looked = survey.look(source, indices, "view", threads)
+    say(look.read(indices, everything, len(looked.bad), "unusable"))
     lines = looked.notes.lines() + survey.left(source) + survey.gaps(source) + survey.hints(source)
     for line in lines:
         say(f"  {line}")
     unusable = found.wrong + looked.bad
-    for reason in unusable[:NAMED]:
-        say(f"  unusable: {reason}")
-    if len(unusable) > NAMED:
-        say(f"  unusable: {len(unusable) - NAMED} more")
+    for line in look.reasons("unusable", unusable):
+        say(line)
     if not learned:
         raise UserError("there is no object to learn or to evaluate by")
     return len(unusable)

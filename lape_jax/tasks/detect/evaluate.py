@@ -8,9 +8,7 @@ masks are drawn there, and encoded, by threads.
 import itertools
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int32, Integer, UInt8
 
-from lape_jax.data import rescale
+from lape_jax.data import ahead, rescale
+from lape_jax.data.ahead import Ahead
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.parallel import fit, hosts, sharding
@@ -146,27 +145,22 @@ class PhotoEvaluator:
         originals: Mapping[int, Size],
     ) -> Iterator[tuple[int, Found]]:
         """Index of each photo, and what was found in it, in their order."""
-        data, used = self._config.data, set()
-        waiting: deque = deque()  # batches that the device works on
-        drawing: deque[Future] = deque()  # images whose masks are drawn
+        used = set()
 
-        with ThreadPoolExecutor(data.threads) as pool:
+        def found() -> Iterator[tuple]:
+            """The same with masks that are not drawn yet; the device is some batches ahead."""
+            for group, result in ahead.before(begun(), _AHEAD):
+                result = jax.device_get(result)
+                for row, one in enumerate(group):
+                    yield one.index, {name: array[row] for name, array in result.items()}, *originals[one.index]
 
-            def drain(batches: int, most: int) -> Iterator[tuple[int, Found]]:
-                while len(waiting) > batches:
-                    group, result = waiting.popleft()
-                    result = jax.device_get(result)
-                    for row, one in enumerate(group):
-                        part = {name: array[row] for name, array in result.items()}
-                        drawing.append(pool.submit(_drawn, one.index, part, *originals[one.index]))
-                while len(drawing) > most:
-                    yield drawing.popleft().result()
-
+        def begun() -> Iterator[tuple[Sequence[Whole], dict[str, jax.Array]]]:
             for own, group in _grouped(photos, canvas_of, self._batch_size):
                 used.add(own)
-                waiting.append((group, self._run(variables, group, own)))
-                yield from drain(_AHEAD, 2 * self._batch_size)
-            yield from drain(0, 0)
+                yield group, self._run(variables, group, own)
+
+        with Ahead(lambda one: _drawn(*one), found(), self._config.data.threads, most=2 * self._batch_size) as drawn:
+            yield from drawn
         self.programs = len(used)
 
     def _run(self, variables: Any, group: Sequence[Whole], own: Size) -> dict[str, jax.Array]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from lape_jax.data import listing
-from lape_jax.errors import UserError, nearest
+from lape_jax.errors import UserError
 
 TOOL = "_annotations.coco.json"  # how Roboflow calls the file in each split's directory
 LOOKED_FOR = f"annotations/instances_SPLIT.json, SPLIT.json or SPLIT/{TOOL}, with boxes"
@@ -85,19 +85,6 @@ def _first_image(text: str) -> str:
 def in_order(splits: Iterable[str]) -> list[str]:
     """Those for training first, or else by name."""
     return sorted(splits, key=lambda split: (not split.startswith("train"), split))
-
-
-def chosen(splits: Iterable[str], wanted: str) -> list[str]:
-    """Those of the comma-separated list `wanted`; all if it is "".
-
-    Raises:
-        UserError: one of them is not there.
-    """
-    found, names = list(splits), [split for split in wanted.split(",") if split]
-    for split in names:
-        if split not in found:
-            raise UserError(f"--splits: {nearest(split, sorted(found))}")
-    return names or found
 
 
 def is_coco(root: str, places: Mapping[str, Place]) -> bool:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.data import decode, exif, rescale
 from lape_jax.data.ahead import Ahead
-from lape_jax.data.batches import Batches, Fields, shuffled_batches
+from lape_jax.data.batches import Batches, Fields, Reading, shuffled_batches
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
 from lape_jax.tasks.detect import masks, transforms
@@ -32,10 +32,8 @@ def fields(most: int) -> Fields:
     }
 
 
-def train_batches(
-    source: Source[Photo], config: ConfigDict, start: int, total: int, part: tuple[int, int] = (0, 1)
-) -> Batches:
-    """The batches of steps start .. total-1: shuffled epochs of random views (`transforms.train_photo`).
+def train_batches(source: Source[Photo], config: ConfigDict, reading: Reading) -> Batches:
+    """The batches that are asked for: shuffled epochs of random views (`transforms.train_photo`).
 
     Beside "image", the canvas, zero where there is no image, a batch has
         size: height and width of the image on the canvas.
@@ -48,7 +46,6 @@ def train_batches(
 
     Args:
         config: the run's.
-        part: which of how many equal parts of a batch are made.
 
     Raises:
         UserError: a batch that does not fit the data set or the processes; while iterating: a photo of another size
@@ -63,16 +60,9 @@ def train_batches(
         source,
         read,
         (*canvas, 3),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        start_step=start,
-        total_steps=total,
-        threads=data.threads,
-        max_corrupt=data.max_corrupt,
+        reading,
         fields=fields(most),
         chunk=1,  # a photo takes a thread long enough to be a task of its own
-        process_index=part[0],
-        process_count=part[1],
     )
 
 
@@ -167,7 +157,7 @@ def whole_photos(source: Source[Photo], indices: Sequence[int], config: ConfigDi
     def read(index: int) -> Whole:
         return whole(index, examine(source[index], data.orientation).pixels, scale)
 
-    return Ahead(read, indices, data.threads)
+    return Ahead(read, map(int, indices), data.threads)
 
 
 def test_scale(config: ConfigDict) -> tuple[int, int]:

@@ -1,14 +1,13 @@
 """Objects in a user's own images: overlays to look at, and all that was found in COCO's format."""
 
 import io
+import itertools
 import json
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from PIL import Image
 
 from lape_jax.parallel import sharding
@@ -38,18 +37,11 @@ def predict(run: Candidate, images: images_.Found, out: Path) -> int:
     mesh = sharding.make_mesh(config.mesh)
     variables = jax.device_put(variables, sharding.replicated(mesh))
     colours, whole = palette(len(classes)), _Results(classes, config.detect.masks)
-    waiting: deque = deque()  # read, but not yet done
-
-    def read() -> Iterator[np.ndarray]:
-        for image, found in images_.readable(
-            list(images), lambda path: images_.pixels(path, 3, config.data.orientation), ahead=1
-        ):
-            waiting.append((image, found))
-            yield found
-
+    reading = images_.readable(list(images), lambda path: images_.pixels(path, 3, config.data.orientation), threads=1)
+    read, kept = itertools.tee(reading)  # some images are read before what was found in the first is given back
+    results = PhotoEvaluator(model, config, mesh).find(variables, (pixels for _, pixels in read))
     try:
-        for found in PhotoEvaluator(model, config, mesh).find(variables, read()):
-            image, pixels = waiting.popleft()
+        for found, (image, pixels) in zip(results, kept, strict=True):
             shown = io.BytesIO()
             Image.fromarray(show.detected(pixels, found, classes, colours, config.detect)).save(shown, "PNG")
             place = _place(out, images[image])

@@ -7,21 +7,19 @@ records, so that whoever asks for boxes alone reads no images. JPEG and PNG imag
 made smaller and carry no EXIF orientation; those that do are written as they are looked at, and without it.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lape_jax.data import resample, rescale
-from lape_jax.data.offline import parts, resize, rewrite, tfds_files
+from lape_jax.data.offline import look, parts, resize, rewrite, shards, tfds_files
+from lape_jax.data.offline.splits import check_name, chosen
 from lape_jax.errors import UserError
 from lape_jax.tasks.detect import bitmaps, coco, layouts, pipeline, sources, survey
 from lape_jax.tasks.detect.photo import Photo
-
-NAMED = 100  # images that cannot be used, before the rest is not looked at
 
 
 class Stored(NamedTuple):
@@ -59,9 +57,8 @@ def copy(
     *,
     short: int,
     quality: int,
-    threads: int,
-    orientation: str = "view",
-    say: Callable[[str], None] = print,
+    orientation: str,
+    how: parts.How,
 ) -> None:
     """Writes out/name/1.0.0 (see `rewrite`), in splits of the same names, and says how to train on it.
 
@@ -74,7 +71,6 @@ def copy(
         name: "" for "coco" if it is laid out like that, or that of the directory.
         short: images of a longer shorter side are reduced to it, with their objects; 0 keeps all sizes.
         quality: of reduced JPEG images.
-        threads: how many images are decoded at a time.
         orientation: view | stored: which images are written, and the JSON files must mean.
 
     Raises:
@@ -91,35 +87,30 @@ def copy(
     official = layouts.is_coco(path, places)
     name = name or ("coco" if official else tfds_files.make_name(title)) + (f"_{short}" if short else "")
     tfds_files.check_name(name)
-    places = {split: places[split] for split in layouts.chosen(places, wanted)}
+    places = {split: places[split] for split in chosen(places, wanted)}
     splits = {split: _open(split, place) for split, place in places.items()}
     _check_classes(splits, places)
-    if not rewrite.begun(Path(out), name):
-        _verify(splits, orientation, threads, say)
-    texts = {split: _text(place.file) for split, place in places.items()}
-    options: dict[str, Any] = {"origin": title, "short": short, "orientation": orientation}
-    options["annotations"] = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
-    about = f"{title}, images with objects in COCO's format"
-    if short:
-        options["quality"] = quality
-        about += f", reduced to a shorter side of at most {short} pixels (JPEG of quality {quality}, 4:2:0)"
-        texts = {split: json.dumps(reduced(coco.load(place.file), short)) for split, place in places.items()}
-    rewrite.write(
-        {split: _Files(photos) for split, photos in splits.items()},
+    reduces = f", reduced to a shorter side of at most {short} pixels (JPEG of quality {quality}, 4:2:0)"
+    form = rewrite.Records(
         Path(out),
         name,
+        f"{title}, images with objects in COCO's format" + (reduces if short else ""),
         lambda stored: convert(stored, short, quality, orientation),
         target=tfds_files.NUMBER,
         learned=lambda stored: stored.photo.number,
-        options=options,
-        about=about,
-        threads=threads,
-        max_corrupt=0,
-        files={f"{split}.json": text for split, text in texts.items()},
-        say=say,
     )
+    if not shards.begun(form):
+        _verify(splits, orientation, how)
+    texts = {split: _text(place.file) for split, place in places.items()}
+    options: dict[str, Any] = {"origin": title, "short": short, "orientation": orientation}
+    options["annotations"] = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in texts.items()}
+    if short:
+        options["quality"] = quality
+        texts = {split: json.dumps(reduced(coco.load(place.file), short)) for split, place in places.items()}
+    form = dataclasses.replace(form, files={f"{split}.json": text for split, text in texts.items()})
+    rewrite.write(form, {split: _Files(photos) for split, photos in splits.items()}, options, how)
     if len(splits) > 1:
-        say(f"train on it: {layouts.command_of_records(out, name, splits)}")
+        how.say(f"train on it: {layouts.command_of_records(out, name, splits)}")
 
 
 def _text(file: str) -> str:
@@ -183,8 +174,7 @@ def _reduced(one: dict, size: tuple[int, int], new: tuple[int, int]) -> dict:
 
 
 def _open(split: str, place: layouts.Place) -> sources.PhotoFiles:
-    if not re.fullmatch(r"[\w-]+", split):
-        raise UserError(f"a split cannot be called {split!r}, only by letters, digits, _ and -: rename {place.file}")
+    check_name(split, place.file)
     found = coco.read(place.file, masks=False)
     sources.check_files(place.images, [entry.file for entry in found.entries], place.file)
     return sources.PhotoFiles(place.images, found.entries, found.ids, found.left)
@@ -199,26 +189,14 @@ def _check_classes(splits: dict[str, sources.PhotoFiles], places: dict[str, layo
             raise UserError(f"{error}; --splits={first} leaves {split} out") from error
 
 
-def _verify(splits: dict[str, sources.PhotoFiles], orientation: str, threads: int, say: Callable[[str], None]) -> None:
+def _verify(splits: dict[str, sources.PhotoFiles], orientation: str, how: parts.How) -> None:
     """Decodes all images, says which cannot be used, and what else is to be known; UserError if there are such."""
-    progress = parts.Progress(sum(map(len, splits.values())), say)
-    bad = 0
-
-    def watch(reason: str) -> None:
-        nonlocal bad
-        progress.step()
-        if reason:
-            bad += 1
-            say(f"{split}: {reason}")
-        if bad == NAMED:
-            raise UserError(f"{bad} images cannot be used, as said above; the rest was not looked at")
-
-    found = {}
-    for split, source in splits.items():
-        found[split] = survey.look(source, range(len(source)), orientation, threads, watch)
-    if bad:
-        raise UserError(f"{bad} of the {progress.total} images cannot be used, as said above: nothing was written")
-    say(f"all {progress.total:,} images can be used")
+    found = look.usable(
+        splits,
+        lambda source, watch: survey.look(source, range(len(source)), orientation, how.threads, watch),
+        "images",
+        how.say,
+    )
     for split, source in splits.items():
         for line in found[split].notes.lines() + survey.hints(source):
-            say(f"{split}: {line}")
+            how.say(f"{split}: {line}")

@@ -3,12 +3,11 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax.data import survey
+from lape_jax.data import ahead, survey
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
 from lape_jax.data.listing import some
@@ -49,16 +48,12 @@ def look(
         return found.orientation, found.dim, photo.name
 
     whole = Looked()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for found in pool.map(seen, indices):
-            if isinstance(found, str):
-                whole.bad.append(found)
-            else:
-                whole.notes.add(*found)
-            watch(found if isinstance(found, str) else "")
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for found in ahead.each(seen, indices, threads):
+        if isinstance(found, str):
+            whole.bad.append(found)
+        else:
+            whole.notes.add(*found)
+        watch(found if isinstance(found, str) else "")
     return whole
 
 

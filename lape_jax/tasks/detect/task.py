@@ -12,10 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.config import rules
-from lape_jax.data import exif
-from lape_jax.data.batches import Batches
+from lape_jax.data.batches import Batches, Reading
 from lape_jax.data.example import Source
+from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
+from lape_jax.data.order import ALL, Share
 from lape_jax.errors import UserError
 from lape_jax.tasks.detect import canvas, check, inputs, loss, pipeline, predict, scores, show, sources, survey
 from lape_jax.tasks.detect.evaluate import PhotoEvaluator, detections
@@ -23,19 +24,12 @@ from lape_jax.tasks.detect.photo import Photo
 from lape_jax.tasks.task import Candidate, Preparation, Task
 
 
-def _objects_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--as", dest="new_name", default="", metavar="NAME", help="default: coco, or DIR's; _N if reduced"
-    )
-    parser.add_argument("--orientation", default="view", choices=exif.CHOICES, help="by EXIF (default %(default)s)")
-
-
-def _prepare_objects(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+def _prepare_objects(args: argparse.Namespace, how: How) -> None:
     from lape_jax.tasks.detect import prepare  # here, because it imports TFDS: half a second
 
     prepare.copy(
-        args.path, args.splits, args.out, args.new_name, short=args.short or 0, quality=args.quality,
-        orientation=args.orientation, threads=args.threads, say=say,
+        args.path, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
+        orientation=args.orientation, how=how,
     )  # fmt: skip
 
 
@@ -82,7 +76,7 @@ class Detect(Task):
         (("detect.group",), lambda v: v >= 0, "at least 0 (the whole batch)"),
     )
     ignores = ("data.resident", "data.repeats")
-    preparations: ClassVar = {"objects": Preparation(_objects_options, _prepare_objects)}
+    preparations: ClassVar = {"objects": Preparation(_prepare_objects)}
     details = True
 
     def add_keys(self, config: ConfigDict) -> None:
@@ -144,9 +138,9 @@ class Detect(Task):
         return found
 
     def training_batches(
-        self, config: ConfigDict, source: Source[Photo], start: int, total: int, part: tuple[int, int] = (0, 1)
+        self, config: ConfigDict, source: Source[Photo], start: int, total: int, share: Share = ALL
     ) -> Batches:
-        return pipeline.train_batches(source, config, start, total, part)
+        return pipeline.train_batches(source, config, Reading.of(config, start, total, share))
 
     def samples(self, config: ConfigDict, source: Source[Photo]) -> Iterator[np.ndarray]:
         return show.middles(config, source)

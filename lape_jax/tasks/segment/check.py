@@ -4,17 +4,15 @@ import os
 import shlex
 from collections.abc import Callable
 
-from lape_jax.data import survey as images
 from lape_jax.data.example import Source
-from lape_jax.data.offline.check import SAMPLE, span
-from lape_jax.data.offline.splits import DataSet
-from lape_jax.errors import UserError, nearest
+from lape_jax.data.offline import look
+from lape_jax.data.offline.splits import DataSet, chosen
+from lape_jax.errors import UserError
 from lape_jax.tasks.segment import sources, survey
 from lape_jax.tasks.segment.limits import Limits
 from lape_jax.tasks.segment.scene import Scene
 
 CONFIG = "configs/segmenter_ti_mask_ade20k.py"
-NAMED = 20  # pairs of a split that cannot be used
 
 
 def recognises(data: DataSet) -> bool:
@@ -39,7 +37,7 @@ def report(
     Args:
         data: that is recognised.
         wanted: the splits to look at, comma-separated; "" for all.
-        everything: reads all scenes, not just SAMPLE of each split, evenly spaced.
+        everything: reads all scenes, not just `look.SAMPLE` of each split, evenly spaced.
         threads: how many scenes are decoded at a time.
 
     Raises:
@@ -47,17 +45,12 @@ def report(
     """
     kind = "tfds" if data.kind == "tfds" else sources.layout(data.path)
     names = _split_names(data, kind, wanted)
-    unusable, bad = [], 0
-    for split in names:
-        try:
-            bad += _check(_open(data, kind, split), split, everything, threads, say)
-        except UserError as error:
-            say(f"{split}: cannot be used: {error}")
-            unusable.append(split)
-    if unusable:
-        raise UserError(f"{', '.join(unusable)} cannot be used, as said above")
-    if bad:
-        raise UserError(f"{bad} of the scenes cannot be used, as said above")
+    look.over(
+        names,
+        lambda split: _check(_open(data, kind, split), split, everything, threads, say),
+        "of the scenes cannot be used",
+        say,
+    )
     if len(names) > 1:
         say(f"train on it: {command(kind, data.path, data.name, names)}")
 
@@ -69,11 +62,7 @@ def _split_names(data: DataSet, kind: str, wanted: str) -> list[str]:
         found = sources.in_order(open_builder(data.name, data.path).info.splits)
     else:
         found = sources.split_names(data.path)
-    chosen = [split for split in wanted.split(",") if split]
-    for split in chosen:
-        if split not in found:
-            raise UserError(f"--splits: {nearest(split, sorted(found))}")
-    return chosen or found
+    return chosen(found, wanted)
 
 
 def _open(data: DataSet, kind: str, split: str) -> Source[Scene]:
@@ -87,23 +76,18 @@ def _open(data: DataSet, kind: str, split: str) -> Source[Scene]:
 def _check(source: Source[Scene], split: str, everything: bool, threads: int, say: Callable[[str], None]) -> int:
     """Says what one split holds, and returns how many of the scenes that were read cannot be used."""
     count = len(source)
-    chosen = images.spread(count, count if everything else SAMPLE)
-    found = survey.look(source, chosen, "view", Limits(), threads)
+    indices = look.chosen(count, everything)
+    found = survey.look(source, indices, "view", Limits(), threads)
     say(f"{split}: {count:,} scenes of {len(source.classes):,} classes")
-    if found.sizes:
-        heights, widths = zip(*found.sizes, strict=True)
-        usual = found.sizes.most_common(1)[0][0]
-        say(f"  height {span(heights)}, width {span(widths)} pixels; most often {usual[0]} x {usual[1]}")
+    for line in look.sizes(found.sizes):
+        say(line)
     if found.pixels:
         say(f"  pixels: {_shares(found)}")
-    say(f"  {len(chosen):,} read{'' if everything else ' (--all reads all)'}, {len(found.bad)} of them unusable")
+    say(look.read(indices, everything, len(found.bad), "unusable"))
     for line in found.notes.lines() + found.gaps():
         say(f"  {line}")
-    for title, reasons in (("unusable", found.bad), ("too narrow to be evaluated", found.narrow)):
-        for reason in reasons[:NAMED]:
-            say(f"  {title}: {reason}")
-        if len(reasons) > NAMED:
-            say(f"  {title}: {len(reasons) - NAMED} more")
+    for line in look.reasons("unusable", found.bad) + look.reasons("too narrow to be evaluated", found.narrow):
+        say(line)
     if found.notes.read and not found.labelled and split.startswith("train"):
         raise UserError("there is nothing to learn from maps without a class")
     return len(found.bad) + len(found.narrow)

@@ -8,20 +8,23 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lape_jax.augment import photometric
+from lape_jax.tasks.segment.pipeline import View
 from lape_jax.tasks.segment.scene import PADDING
 
 
-def crop(config: ConfigDict) -> dict[str, Any]:
+def crop(config: ConfigDict) -> View:
     """How training images and their maps are resized, cropped, mirrored and distorted."""
-    segment = config.segment
-    return {
-        "size": config.data.image_size,
-        "scale": segment.scale,
-        "scale_range": segment.scale_range,
-        "max_class": segment.max_class,
-        "flip": config.augment.flip,
-        "distort": segment.distort,
-    }
+    data, segment = config.data, config.segment
+    return View(
+        data.image_size,
+        data.channels,
+        tuple(segment.scale),
+        tuple(segment.scale_range),
+        segment.max_class,
+        config.augment.flip,
+        segment.distort,
+        data.orientation,
+    )
 
 
 def describe(config: ConfigDict) -> str:

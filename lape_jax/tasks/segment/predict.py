@@ -1,8 +1,7 @@
 """Maps of a user's own images: the class of each pixel, and overlays to look at."""
 
 import io
-from collections import deque
-from collections.abc import Iterator
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ def predict(run: Candidate, images: Found, out: Path) -> int:
     variables = jax.device_put(variables, sharding.replicated(mesh))
     colours = palette(len(classes))
     covered = np.zeros(len(classes))
-    waiting: deque = deque()  # read, but not yet predicted
     evaluator = SceneEvaluator(model, config, mesh, None)
 
     def whole(image: Path) -> np.ndarray:
@@ -54,16 +52,12 @@ def predict(run: Candidate, images: Found, out: Path) -> int:
             raise CorruptImage(str(image), str(error)) from error
         return found
 
-    def read() -> Iterator[np.ndarray]:
-        for image, found in readable(list(images), whole, ahead=1):
-            waiting.append((image, found))
-            yield found
-
+    read, kept = itertools.tee(readable(list(images), whole, threads=1))  # some are read before the first map is there
     done = 0
     files.write_all(out, {CLASSES: "".join(f"{name}\n" for name in classes).encode("utf-8", "backslashreplace")})
     try:
-        for labels in evaluator.maps(variables, read()):
-            image, found = waiting.popleft()
+        maps = evaluator.maps(variables, (found for _, found in read))
+        for labels, (image, found) in zip(maps, kept, strict=True):
             map_place, overlay_place = _places(out, images[image])
             shown = _png(Image.fromarray(overlays.overlay(found, labels, colours)))
             files.write_all(map_place.parent, {map_place.name: map_png(labels, colours), overlay_place.name: shown})

@@ -8,8 +8,6 @@ orientation. Those that do are written as they are looked at, and without it, so
 """
 
 import os
-import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +15,13 @@ from jaxtyping import Int32
 from PIL import Image
 
 from lape_jax.data import resample, rescale
-from lape_jax.data.offline import parts, resize, rewrite, tfds_files
+from lape_jax.data.offline import look, parts, resize, rewrite, shards, tfds_files
+from lape_jax.data.offline.splits import check_name, chosen
 from lape_jax.errors import UserError, nearest
 from lape_jax.tasks.segment import masks, survey
 from lape_jax.tasks.segment.check import command
 from lape_jax.tasks.segment.scene import NO_CLASS, Scene
 from lape_jax.tasks.segment.sources import LAYOUTS, SceneFiles, split_names
-
-NAMED = 100  # pairs that cannot be used, before the rest is not looked at
 
 
 def copy(
@@ -36,9 +33,8 @@ def copy(
     *,
     short: int,
     quality: int,
-    threads: int,
-    orientation: str = "view",
-    say: Callable[[str], None] = print,
+    orientation: str,
+    how: parts.How,
 ) -> None:
     """Writes out/name/1.0.0 (see `rewrite`), in splits of the same names, and says how to train on it.
 
@@ -50,7 +46,6 @@ def copy(
       wanted: splits, "a,b"; "" for all.
       name: "" for "ade20k", or that of the directory.
       short, quality, orientation: see `convert`; short = 0 keeps all sizes.
-      threads: how many pairs are decoded at a time.
 
     Raises:
       UserError: files are missing or cannot be used, another copy is there, `name` cannot be one, or the disk cannot be
@@ -63,29 +58,25 @@ def copy(
     name = name or tfds_files.make_name("ade20k" if layout == "ade20k" else title) + (f"_{short}" if short else "")
     tfds_files.check_name(name)
     splits = _open(path, layout, wanted)
-    if not rewrite.begun(Path(out), name):
-        _verify(splits, orientation, threads, say)
     about = f"{title}, images and maps of classes, of which 255 is none"
     options = {"origin": title, "layout": layout, "short": short, "orientation": orientation}
     if short:
         options["quality"] = quality
         about += f", reduced to a shorter side of at most {short} pixels (JPEG of quality {quality}, 4:2:0)"
     classes = len(next(iter(splits.values())).classes)
-    rewrite.write(
-        splits,
+    form = rewrite.Records(
         Path(out),
         name,
+        about,
         lambda scene: convert(scene, classes, short, quality, orientation),
         target=tfds_files.MAP,
         learned=lambda scene: scene.mask,
-        options=options,
-        about=about,
-        threads=threads,
-        max_corrupt=0,
-        say=say,
     )
+    if not shards.begun(form):
+        _verify(splits, orientation, how)
+    rewrite.write(form, splits, options, how)
     if len(splits) > 1:
-        say(f"train on it: {command('tfds', out, name, list(splits))}")
+        how.say(f"train on it: {command('tfds', out, name, list(splits))}")
 
 
 def convert(scene: Scene, classes: int, short: int, quality: int, orientation: str = "view") -> Scene:
@@ -127,53 +118,33 @@ def _open(path: str, layout: str, wanted: str) -> dict[str, SceneFiles]:
     for other, (_, directory, _) in LAYOUTS.items():
         if not os.path.isdir(os.path.join(path, maps)) and os.path.isdir(os.path.join(path, directory)):
             raise UserError(f"{path} has no directory {maps!r}, but {directory!r}: its layout is --layout={other}")
-    found = split_names(path)
-    chosen = [split for split in wanted.split(",") if split]
-    for split in chosen:
-        if split not in found:
-            raise UserError(f"--splits: {nearest(split, sorted(found))}")
-    chosen = chosen or found
+    names = chosen(split_names(path), wanted)
     splits = {}
-    for split in chosen:
-        if not re.fullmatch(r"[\w-]+", split):
-            raise UserError(
-                f"a split cannot be called {split!r}, only by letters, digits, _ and -: rename {path}/images/{split}"
-            )
+    for split in names:
+        check_name(split, f"{path}/images/{split}")
         try:
             splits[split] = LAYOUTS[layout].open(path, split)
         except UserError as error:
-            others = ",".join(other for other in chosen if other != split)
+            others = ",".join(other for other in names if other != split)
             hint = f"; --splits={others} leaves {split} out" if splits else ""  # else it may be no matter of splits
             raise UserError(f"{error}{hint}") from error
     return splits
 
 
-def _verify(splits: dict[str, SceneFiles], orientation: str, threads: int, say: Callable[[str], None]) -> None:
+def _verify(splits: dict[str, SceneFiles], orientation: str, how: parts.How) -> None:
     """Decodes all pairs, says which cannot be used, and raises UserError if there are such.
 
     Also if not a pixel of the first split has a class; of other splits, and of single classes, it says so.
     """
-    progress = parts.Progress(sum(map(len, splits.values())), say)
-    bad = 0
-
-    def watch(reason: str) -> None:
-        nonlocal bad
-        progress.step()
-        if reason:
-            bad += 1
-            say(f"{split}: {reason}")
-        if bad == NAMED:
-            raise UserError(f"{bad} pairs cannot be used, as said above; the rest was not looked at")
-
-    found = {}
-    for split, source in splits.items():
-        found[split] = survey.look(source, range(len(source)), orientation, None, threads, watch)
-    if bad:
-        raise UserError(f"{bad} of the {progress.total} pairs cannot be used, as said above: nothing was written")
-    say(f"all {progress.total:,} pairs can be used")
+    found = look.usable(
+        splits,
+        lambda source, watch: survey.look(source, range(len(source)), orientation, None, how.threads, watch),
+        "pairs",
+        how.say,
+    )
     for split, one in found.items():
         for line in one.notes.lines() + one.gaps():
-            say(f"{split}: {line}")
+            how.say(f"{split}: {line}")
     first = next(iter(found))
     if not found[first].labelled:
         raise UserError(f"{first}: {found[first].gaps()[0]}; nothing was written")

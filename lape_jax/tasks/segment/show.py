@@ -16,7 +16,7 @@ from lape_jax.data.example import Source
 from lape_jax.parallel import sharding
 from lape_jax.tasks import images
 from lape_jax.tasks.classes import chart, palette, table
-from lape_jax.tasks.segment import inputs, loss, masks, overlays, pipeline, transforms
+from lape_jax.tasks.segment import inputs, loss, overlays, pipeline
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
 from lape_jax.tasks.segment.scene import Scene
 from lape_jax.tasks.task import SHEET, Candidate, Spread
@@ -35,9 +35,7 @@ def crops(config: ConfigDict, source: Source[Scene]) -> tuple[np.ndarray, list[s
     for position, index in enumerate(order.batch_indices(config.seed, 0, count, len(source))):
         rng = order.augment_rng(config.seed, 0, position)
         with contextlib.suppress(CorruptImage):
-            scene, data = source[int(index)], config.data
-            whole = masks.decode_scene(scene, data.channels, len(classes), data.orientation)
-            pixels, labels = transforms.train_scene(*whole, rng=rng, **inputs.crop(config))
+            pixels, labels = inputs.crop(config)(source[int(index)], len(classes), rng)
             images.append(overlays.overlay(pixels, labels, colours))
             titles.append(", ".join(classes[label][:9] for label in list(overlays.shares(labels, len(classes)))[:2]))
     return np.stack(images) / 255, titles

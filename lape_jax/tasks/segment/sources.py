@@ -5,10 +5,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from lape_jax.data import listing
+from lape_jax.data import ahead, listing
 from lape_jax.data.example import Source
 from lape_jax.data.pictures import NAMES, SUFFIXES
 from lape_jax.data.sources import open_by
@@ -170,8 +169,10 @@ def _split_directory(root: str, kind: str, split: str) -> str:
 
 def _pairs(images: str, masks: str) -> list[tuple[str, str]]:
     """(image, map) of the same name, relative to their directories."""
-    with ThreadPoolExecutor(2) as pool:  # a network file system answers slowly, but two questions at once
-        (pictures, others), (maps, no_maps) = pool.map(listing.list_files, (images, masks), (SUFFIXES, (".png",)))
+    questions = (images, SUFFIXES), (masks, (".png",))  # a network file system answers slowly, but two at once
+    (pictures, others), (maps, no_maps) = ahead.each(
+        lambda asked: listing.list_files(*asked), questions, len(questions)
+    )
     for directory, found, rest, kind in ((images, pictures, others, NAMES), (masks, maps, no_maps, "PNG")):
         if not found:
             raise UserError(f"{directory} holds no {kind} file; it holds {listing.some(rest)}")

@@ -3,11 +3,10 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from lape_jax.data import survey
+from lape_jax.data import ahead, survey
 from lape_jax.data.corrupt import CorruptImage
 from lape_jax.data.example import Source
 from lape_jax.errors import UserError
@@ -108,20 +107,16 @@ def look(
         return scene.first, counts, indices.shape, image.orientation, image.dim, scene.name, narrow
 
     found = Scenes(classes, 0, len(source))
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for one in pool.map(seen, indices):
-            watch(one if isinstance(one, str) else "")
-            if isinstance(one, str):
-                found.bad.append(one)
-                continue
-            found.first, counts, shape, turned, dim, name, narrow = one
-            found.pixels.update(counts)
-            found.sizes[shape] += 1
-            found.notes.add(turned, dim, name)
-            found.narrow += [narrow] if narrow else []
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for one in ahead.each(seen, indices, threads):
+        watch(one if isinstance(one, str) else "")
+        if isinstance(one, str):
+            found.bad.append(one)
+            continue
+        found.first, counts, shape, turned, dim, name, narrow = one
+        found.pixels.update(counts)
+        found.sizes[shape] += 1
+        found.notes.add(turned, dim, name)
+        found.narrow += [narrow] if narrow else []
     return found
 
 

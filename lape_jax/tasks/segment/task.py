@@ -12,10 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lape_jax.config import rules
-from lape_jax.data import exif
-from lape_jax.data.batches import Batches
+from lape_jax.data.batches import Batches, Reading
 from lape_jax.data.example import Source
+from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
+from lape_jax.data.order import ALL, Share
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import check, inputs, limits, loss, pipeline, predict, show, sources, survey
 from lape_jax.tasks.segment.evaluate import SceneEvaluator
@@ -26,18 +27,14 @@ from lape_jax.tasks.task import Candidate, Preparation, Task
 def _scenes_options(parser: argparse.ArgumentParser) -> None:
     layouts = " | ".join(sources.LAYOUTS)
     parser.add_argument("--layout", required=True, metavar="LAYOUT", help=f"how DIR is laid out: {layouts}")
-    parser.add_argument(
-        "--as", dest="new_name", default="", metavar="NAME", help="default: ade20k, or DIR's; _N if reduced"
-    )
-    parser.add_argument("--orientation", default="view", choices=exif.CHOICES, help="by EXIF (default %(default)s)")
 
 
-def _prepare_scenes(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+def _prepare_scenes(args: argparse.Namespace, how: How) -> None:
     from lape_jax.tasks.segment import prepare  # here, because it imports TFDS: half a second
 
     prepare.copy(
-        args.path, args.layout, args.splits, args.out, args.new_name, short=args.short or 0, quality=args.quality,
-        orientation=args.orientation, threads=args.threads, say=say,
+        args.path, args.layout, args.splits, args.out, args.new_name, short=args.short, quality=args.quality,
+        orientation=args.orientation, how=how,
     )  # fmt: skip
 
 
@@ -67,7 +64,7 @@ class Segment(Task):
     )
     choices: ClassVar = {"segment.mean_over": loss.MEANS}
     ignores = ("data.resident", "data.repeats")
-    preparations: ClassVar = {"scenes": Preparation(_scenes_options, _prepare_scenes)}
+    preparations: ClassVar = {"scenes": Preparation(_prepare_scenes, _scenes_options)}
     details = True
 
     def add_keys(self, config: ConfigDict) -> None:
@@ -124,23 +121,9 @@ class Segment(Task):
         return super().shapes(config, image_shape) | {"label": jax.ShapeDtypeStruct(image_shape[:2], jnp.int32)}
 
     def training_batches(
-        self, config: ConfigDict, source: Source[Scene], start: int, total: int, part: tuple[int, int] = (0, 1)
+        self, config: ConfigDict, source: Source[Scene], start: int, total: int, share: Share = ALL
     ) -> Batches:
-        data = config.data
-        return pipeline.train_scene_batches(
-            source,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=start,
-            total_steps=total,
-            channels=data.channels,
-            threads=data.threads,
-            max_corrupt=data.max_corrupt,
-            orientation=data.orientation,
-            process_index=part[0],
-            process_count=part[1],
-            **inputs.crop(config),
-        )
+        return pipeline.train_scene_batches(source, Reading.of(config, start, total, share), inputs.crop(config))
 
     def samples(self, config: ConfigDict, source: Source[Scene]) -> Iterator[np.ndarray]:
         return show.windows(config, source)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from lape_jax.config.reading import parse_arg
 from lape_jax.data import survey
-from lape_jax.data.offline import check
+from lape_jax.data.offline import check, look
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 
@@ -85,7 +85,7 @@ def test_unreadable_images_are_named(photos):
 def test_a_sample_is_read_unless_all_are(photos, monkeypatch):
     path = photos(train=7)
     (path / "train/b/05.jpeg").write_bytes(b"")  # the last one
-    monkeypatch.setattr(check, "SAMPLE", 3)
+    monkeypatch.setattr(look, "SAMPLE", 3)
     monkeypatch.setattr(check, "CHUNK", 2)
     lines, error = report(DataSet("folder", str(path)))
     assert (lines[3], error) == ("  3 read (--all reads all), 0 of them unreadable", None)

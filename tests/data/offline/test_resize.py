@@ -8,12 +8,12 @@ from PIL import Image, JpegImagePlugin
 
 from lape_jax.data import decode
 from lape_jax.data.corrupt import CorruptImage
-from lape_jax.data.offline import resize
+from lape_jax.data.offline import parts, resize
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.data.records import tfds_records
 from lape_jax.errors import UserError
 
-OPTIONS = {"short": 8, "quality": 90, "threads": 2, "max_corrupt": 0}
+OPTIONS = {"short": 8, "quality": 90, "orientation": "stored"}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,9 @@ def test_what_tfds_does_not_read_becomes_png_or_jpeg(encode, photo, form):
 def test_the_copy_is_a_tfds_data_set(photos, tmp_path):
     lines = []
     path = photos(train=5, val=2)
-    resize.copy(DataSet("folder", str(path)), "", str(tmp_path / "out"), "", **OPTIONS, say=lines.append)
+    resize.copy(
+        DataSet("folder", str(path)), "", str(tmp_path / "out"), "", **OPTIONS, how=parts.How(2, say=lines.append)
+    )
     train, val = (tfds_records("photos_8", str(tmp_path / "out"), split) for split in ("train", "val"))
     assert train.classes == val.classes == ("a", "b")
     files = sorted((path / "train").rglob("*.jpeg"))
@@ -107,7 +109,7 @@ def test_the_copy_is_a_tfds_data_set(photos, tmp_path):
 def test_a_tfds_data_set_is_copied_too(write_tfds, encode, photo, tmp_path):
     write_tfds(tmp_path / "in/pets/1.0.0", {"train": [(encode(photo), 2)] * 7, "test": [(encode(photo), 0)]})
     data = DataSet("tfds", str(tmp_path / "in"), "pets:1.0.0")
-    resize.copy(data, "", str(tmp_path / "out"), "", **OPTIONS, say=lambda line: None)
+    resize.copy(data, "", str(tmp_path / "out"), "", **OPTIONS, how=parts.How(2, say=lambda line: None))
     copy = tfds_records("pets_8", str(tmp_path / "out"), "train[6:]")
     assert (len(copy), copy.classes, copy[0].label) == (1, ("cat", "dog", "owl"), 2)
     assert copy[0].image == resize.shrink(encode(photo), 8, 90, "x")
@@ -119,9 +121,9 @@ def test_splits_without_labels_are_named_before_the_work(write_tfds, encode, pho
     write_tfds(tmp_path / "in/pets/1.0.0", {"train": [(encode(photo), 2)], "test": [(encode(photo), -1)]})
     data, out = DataSet("tfds", str(tmp_path / "in"), "pets"), tmp_path / "out"
     with pytest.raises(UserError, match=r"test\[0\] has the label -1, .* without test: --splits=A,B"):
-        resize.copy(data, "", str(out), "", **OPTIONS)
+        resize.copy(data, "", str(out), "", **OPTIONS, how=parts.How(2))
     assert not out.exists()
-    resize.copy(data, "train", str(out), "", **OPTIONS, say=lambda line: None)
+    resize.copy(data, "train", str(out), "", **OPTIONS, how=parts.How(2, say=lambda line: None))
     assert len(tfds_records("pets_8", str(out), "all")) == 1
 
 
@@ -141,14 +143,16 @@ def test_what_cannot_be_done(photos, tmp_path):
         (DataSet("folder", str(path / "no")), "", elsewhere, "--path=.*/no is not a directory"),
     ):
         with pytest.raises(UserError, match=message):
-            resize.copy(data, "", out, name, **OPTIONS)
+            resize.copy(data, "", out, name, **OPTIONS, how=parts.How(2))
     with pytest.raises(UserError, match=r"--splits: 'vall' is not one of train"):
-        resize.copy(DataSet("folder", str(path)), "train,vall", elsewhere, "", **OPTIONS)
+        resize.copy(DataSet("folder", str(path)), "train,vall", elsewhere, "", **OPTIONS, how=parts.How(2))
     assert [entry.name for entry in Path(tmp_path).iterdir()] == ["photos"]
 
 
 @pytest.mark.parametrize(("directory", "name"), [("My Photos (2)", "my_photos_2_8"), ("2024", "images_2024_8")])
 def test_the_copy_gets_a_name_that_tfds_can_use(photos, tmp_path, directory, name):
     path = photos(train=1).rename(tmp_path / directory)
-    resize.copy(DataSet("folder", str(path)), "", str(tmp_path / "out"), "", **OPTIONS, say=lambda line: None)
+    resize.copy(
+        DataSet("folder", str(path)), "", str(tmp_path / "out"), "", **OPTIONS, how=parts.How(2, say=lambda line: None)
+    )
     assert len(tfds_records(name, str(tmp_path / "out"), "train")) == 1

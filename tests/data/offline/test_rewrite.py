@@ -23,18 +23,14 @@ def _no_waiting_for_the_disk(monkeypatch):
 
 def write(path, out, *, transform=lambda data, name: data, max_corrupt=0, say=lambda line: None, **options):
     splits = {split: folder(str(path), split) for split in ("train", "val")}
-    return rewrite.write(
-        splits,
+    form = rewrite.Records(
         Path(out),
         "copy",
+        "a copy",
         lambda example: dataclasses.replace(example, image=transform(example.image, example.name)),
-        options=options,
-        about="a copy",
-        threads=2,
-        max_corrupt=max_corrupt,
         shard_size=2,
-        say=say,
     )
+    return rewrite.write(form, splits, options, parts.How(2, max_corrupt, say))
 
 
 def content(directory):
@@ -114,7 +110,7 @@ def test_killed_twice_it_goes_on_too(photos, tmp_path):
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from lape_jax.data.offline import rewrite
+from lape_jax.data.offline import parts, rewrite
 from lape_jax.data.sources import folder
 
 def transform(example):
@@ -124,8 +120,8 @@ def transform(example):
     return example
 
 splits = {split: folder(sys.argv[1], split) for split in ("train", "val")}
-options = {"options": {}, "about": "a copy", "threads": 2, "max_corrupt": 0, "shard_size": 2}
-rewrite.write(splits, Path(sys.argv[2]), "copy", transform, **options)
+form = rewrite.Records(Path(sys.argv[2]), "copy", "a copy", transform, shard_size=2)
+rewrite.write(form, splits, {}, parts.How(2))
 """
 
 
@@ -236,11 +232,11 @@ def test_two_processes_do_not_write_the_same_copy(photos, tmp_path):
 
 def test_a_disk_that_cannot_be_written(photos, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/copy cannot be written: Not a directory"):
+    with pytest.raises(UserError, match=r"file/copy/1.0.0 cannot be written: Not a directory"):
         write(photos(train=1, val=1), tmp_path / "file")
     real = tfds_files.ArrayRecordWriter
     monkeypatch.setattr(tfds_files, "ArrayRecordWriter", lambda path, options: real("/dev/full", options))
-    with pytest.raises(UserError, match=r"out/copy cannot be written: .*No space left on device"):
+    with pytest.raises(UserError, match=r"cannot be written: .*No space left on device"):
         write(photos(train=1, val=1), tmp_path / "out")
     monkeypatch.setattr(tfds_files, "ArrayRecordWriter", lambda path, options: Lossy(real(path, options)))
     with pytest.raises(UserError, match=r"holds 0 records after 1 were written to it"):

@@ -73,7 +73,8 @@ class Stub:
             return logits, {}
         assert mutable == ["batch_stats"]
         # The second head's are the opposite, and weaker.
-        return ((logits, -logits / 2) if self.heads == 2 else logits, {}), {"batch_stats": images.mean()}
+        heads = (logits, -logits / 2) if self.heads == 2 else (logits,)
+        return (sum(heads) / self.heads, {"heads": heads}), {"batch_stats": images.mean()}
 
 
 CONFIG = SimpleNamespace(data=SimpleNamespace(mean=(0.0,) * 3, std=(1.0,) * 3))

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from lape_jax.data.batches import Reading
+from lape_jax.data.order import Share
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.config import base
 from lape_jax.tasks.detect import bitmaps, masks, pipeline, recipes
@@ -19,7 +21,7 @@ def config():
 
 
 def batches(found, start=0, total=3, part=(0, 1)):
-    with pipeline.train_batches(DigitPhotos("train"), found, start, total, part) as made:
+    with pipeline.train_batches(DigitPhotos("train"), found, Reading.of(found, start, total, Share(*part))) as made:
         return list(made)
 
 

@@ -9,7 +9,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from lape_jax.data.batches import Reading
+from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
+from lape_jax.data.order import ALL
 from lape_jax.errors import UserError
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.detect import bitmaps, check, coco, pipeline, prepare, sources
@@ -53,7 +56,9 @@ def official(mine):
 
 def copy(path, out, wanted="", name="", short=0):
     lines = []
-    prepare.copy(str(path), wanted, str(out), name, short=short, quality=90, threads=2, say=lines.append)
+    prepare.copy(
+        str(path), wanted, str(out), name, short=short, quality=90, orientation="view", how=How(2, say=lines.append)
+    )
     return lines
 
 
@@ -67,7 +72,7 @@ def of_records(out, name, splits=("train", "val")):
 def batches(found, total=3):
     found.batch_size, found.augment.flip = 2, True
     found.detect.update(canvas=(64, 64), short=(32, 48), long=64, crop_short=(24, 40), crop=(16, 30), max_objects=3)
-    with pipeline.train_batches(sources.open_photos(found, "train"), found, 0, total) as made:
+    with pipeline.train_batches(sources.open_photos(found, "train"), found, Reading.of(found, 0, total, ALL)) as made:
         return list(made)
 
 

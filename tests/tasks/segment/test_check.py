@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from lape_jax.data import exif
+from lape_jax.data.offline.parts import How
 from lape_jax.data.offline.splits import DataSet
 from lape_jax.errors import UserError
 from lape_jax.tasks import TASKS
@@ -92,7 +93,7 @@ def test_classes_without_a_pixel_are_named(tree, mask, message, tmp_path):
     assert any(line.startswith(f"  {message}") for line in lines)
     assert error == ("train cannot be used, as said above" if mask.min() == 255 else None)
     said = []
-    options = {"short": 0, "quality": 90, "threads": 2, "say": said.append}
+    options = {"short": 0, "quality": 90, "orientation": "view", "how": How(2, say=said.append)}
     if mask.min() == 255:
         with pytest.raises(UserError, match=r"^train: not a pixel of the 2 maps read has a class"):
             prepare.copy(data.path, "folder", "", str(tmp_path / "out"), "x", **options)
@@ -159,7 +160,7 @@ def test_records_are_the_same_to_all_readers(tree, tmp_path, note, choice, short
     data = tree(note, train=[BOX], val=[BOX])
     for split in ("train", "val"):  # a map of what the choice means
         Image.fromarray(stored).save(f"{data.path}/masks/{split}/0.png")
-    options = {"short": short, "quality": 90, "threads": 1, "orientation": choice, "say": lambda line: None}
+    options = {"short": short, "quality": 90, "orientation": choice, "how": How(1, say=lambda line: None)}
     prepare.copy(data.path, "folder", "", str(tmp_path / "out"), "rooms", **options)
     scene = tfds_scenes("rooms", str(tmp_path / "out"), "train")[0]
     both = [masks.decode_scene(scene, 3, 2, how) for how in exif.CHOICES]

@@ -10,8 +10,9 @@ from lape_jax.data import order
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import masks
 from lape_jax.tasks.segment import transforms as scene_transforms
-from lape_jax.tasks.segment.pipeline import scenes, train_scene_batches
+from lape_jax.tasks.segment.pipeline import View, scenes, train_scene_batches
 from lape_jax.tasks.segment.scene import Scene
+from tests.reading import reading
 
 CROP = {"size": 8, "scale": (20, 12), "scale_range": (0.5, 2.0), "max_class": 0.75, "flip": True, "distort": True}
 
@@ -49,7 +50,8 @@ def train(source, **changes):
         "threads": 4,
         "max_corrupt": 0,
     }
-    return train_scene_batches(source, **{**options, **CROP, **changes})
+    asked, view = reading(**{**options, **CROP, **changes})
+    return train_scene_batches(source, asked, View(**view))
 
 
 def assert_same(batches, others):

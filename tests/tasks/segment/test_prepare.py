@@ -9,12 +9,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from lape_jax.data import pictures, rescale
-from lape_jax.data.offline import tfds_files
+from lape_jax.data.batches import Reading
+from lape_jax.data.offline import look, tfds_files
+from lape_jax.data.offline.parts import How
+from lape_jax.data.order import Order
 from lape_jax.data.records import prepared
 from lape_jax.errors import UserError
 from lape_jax.tasks.segment import masks
 from lape_jax.tasks.segment import prepare as scenes
-from lape_jax.tasks.segment.pipeline import train_scene_batches
+from lape_jax.tasks.segment.pipeline import View, train_scene_batches
 from lape_jax.tasks.segment.records import tfds_scenes
 from lape_jax.tasks.segment.scene import IGNORE, Scene
 from lape_jax.tasks.segment.sources import ade20k, folder
@@ -58,7 +61,9 @@ def tree(tmp_path, encode):
 
 
 def copy(path, out, layout="folder", wanted="", name="rooms", *, short=0, say=lambda line: None):
-    scenes.copy(str(path), layout, wanted, str(out), name, short=short, quality=90, threads=2, say=say)
+    scenes.copy(
+        str(path), layout, wanted, str(out), name, short=short, quality=90, orientation="view", how=How(2, say=say)
+    )
     return Path(out) / name / "1.0.0"
 
 
@@ -101,15 +106,12 @@ def test_tfds_itself_reads_the_same(tree, tmp_path):
 def test_training_gets_the_same_batches(tree, tmp_path, layout):
     path, split = tree(layout), SPLITS[layout][0]
     copy(path, tmp_path / "out", layout)
+    asked = Reading(Order(1, 4), range(3), threads=2)
+    view = View(12, 3, (40, 16), (0.5, 2.0), 0.75, flip=True, distort=True)
     before, after = (
-        list(
-            train_scene_batches(
-                source, seed=1, batch_size=4, start_step=0, total_steps=3, size=12, channels=3, scale=(40, 16),
-                scale_range=(0.5, 2.0), max_class=0.75, flip=True, distort=True, threads=2, max_corrupt=0,
-            )
-        )
+        list(train_scene_batches(source, asked, view))
         for source in (OPEN[layout](str(path), split), tfds_scenes("rooms", str(tmp_path / "out"), split))
-    )  # fmt: skip
+    )
     for batch, same in zip(before, after, strict=True):
         assert batch.keys() == same.keys()
         for key, array in batch.items():
@@ -254,7 +256,7 @@ def test_all_pairs_that_cannot_be_used_are_named_before_the_work(tree, tmp_path,
     ):
         assert line.startswith(start)
         assert reason in line
-    monkeypatch.setattr(scenes, "NAMED", 2)
+    monkeypatch.setattr(look, "MOST", 2)
     with pytest.raises(UserError, match=r"^2 pairs cannot be used, as said above; the rest was not looked at$"):
         copy(path, tmp_path / "out", say=lines.append)
     assert len(lines) == 5
