@@ -53,9 +53,9 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     if config.distill.model:
         teacher = models.create(config.distill.model, num_classes=classes, dtype=model.dtype)
         frozen = (_replicated(teacher.variable_shapes(), mesh),)
-    loss = tasks.of(config).loss(config, model, teacher)
     shape, images = tasks.of(config).shapes(config, model.input_shape)["image"].shape, config.batch_size
     fitted = fit.training(model, mesh, shape, images // config.optimizer.accumulate).model
+    loss = tasks.of(config).loss(config, fitted, teacher)
     update = setup.update(config, fitted, plan.mixing, tx, mesh, teacher)
     abstract = states.abstract(init, mesh, config.sharding)
     batch = _batch(config, mesh)

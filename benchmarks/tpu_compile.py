@@ -19,9 +19,10 @@ import cases
 from cases import GIB, ROOT
 
 BATCHES = {"v5e:1x1": 256, "v5e:2x4": 1024, "v5e:16x16": 4096}  # over all chips of the slice
-SCENES = {  # for configs that segment
+SCENES = {  # for configs that segment or detect
     "segmenter_": (("v5e:1x1", 8), ("v5e:2x4", 8), ("v5e:2x4", 64)),
     "upernet_": (("v5e:1x1", 2), ("v5e:2x4", 16)),
+    "mask_rcnn_": (("v5e:2x4", 16),),
 }
 CHIPS = {"v5e:1x1": 1, "v5e:2x4": 8, "v5e:16x16": 256}
 FAMILIES = (
