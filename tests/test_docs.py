@@ -243,7 +243,7 @@ DIGITS = "--config=configs/digits.py"
         ("visualize --workdir DIR --out=DIR --overlay=N|8", "unrecognized arguments"),
         ("convert SRC DST --model=deit_ti --model.jion=lape", "did you mean 'join'"),
         ("convert SRC DST --model=deit_tj", "did you mean 'deit_ti'"),
-        ("overhead --model=deit_ti --batch=many", "invalid int value"),
+        ("overhead --model=deit_ti --batch=many", "it must be a whole number"),
         ("prepare scenes --path=DIR --out=DATA_DIR", "required: --layout"),
         ("prepare (resize | check) --path=DIR --short=N --out=OUT", "unrecognized arguments"),
         ("prepare tfds", "required: NAME"),
