@@ -130,7 +130,7 @@ def parse(
     argv: Sequence[str], description: str, required: Sequence[str], options: Mapping[str, str], files: str = ""
 ) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """Splits the command line into the options by name and the (key, text) overrides of the config, in order."""
-    overrides, rest = _split_overrides(argv)
+    overrides, rest = split_overrides(argv)
     module = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m MODULE`
     parser = Parser(
         prog=f"python -m {module.name}" if module else None,
@@ -245,7 +245,7 @@ def _explain(error: Exception, path: str) -> str:
     return f"config file {path!r}, line {line}: {text}"
 
 
-def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Takes `--config.key=text`, `--config.key text`, `--config.flag` and `--noconfig.flag` out of `argv`."""
     overrides, rest, waiting = [], [], list(argv)
     while waiting:

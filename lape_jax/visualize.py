@@ -3,6 +3,8 @@
     python -m lape_jax.visualize --workdir DIR [DIR ...] --out=DIR [--step=last|best|N] [--images=N] [--overlays=N]
     python -m lape_jax.visualize --weights=FILE --model=NAME [--model.KEY=VALUE ...] --out=DIR
     both: [--token=ROW|centre] [--layers=2-8] [--eps=1e-5]
+    python -m lape_jax.visualize --workdir DIR [DIR ...] --out=DIR [--attention=class|centre|ROW] [--positions]
+                                 [--layers=2-8] [--images=N] [--overlays=N] [--step=last|best|N]
 
 Writes to --out, as PNG and as PDF, a row or line for each run (see `lape_jax.analysis.study`):
     correlation_token     how alike the position of one token is to all others, by layer (the paper's figures 1, 3, 4)
@@ -13,6 +15,13 @@ Writes to --out, as PNG and as PDF, a row or line for each run (see `lape_jax.an
     overlays              of runs that segment or detect, if there are images: --overlays=N of them (8), true maps or
                           objects and predicted ones
 and numbers.npz, all of it as arrays, whose keys `lape_jax.analysis.study` lists. Prints a table for each run.
+
+With --attention or --positions it writes these instead, of runs whose tokens all attend to all:
+    attention_R_I         where a token of image I looks, in run R: by layer and head, and rollout; --overlays=N images
+                          (4). It is the class token if there is one, else the centre; --attention=ROW is a patch.
+                          attention.npz has all weights, see `lape_jax.analysis.looks`
+    shares                by layer, how much of the attention logits comes from tokens, from positions, and from both,
+                          see `lape_jax.analysis.attention`; also as CSV
 
 Layers are numbered from 1. --token is a patch's number, row by row from 0; without it the centre. --eps is that of the
 LayerNorms that the maps see the table through, by default the one of the authors' script; the models' own may differ.
@@ -32,17 +41,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lape_jax import cli, convert, tasks
+from lape_jax.analysis import attention, looks
 from lape_jax.analysis.activations import unmeasurable
 from lape_jax.analysis.seen import SCRIPT_EPS
-from lape_jax.analysis.study import Study, distinct, render, study, text
+from lape_jax.analysis.study import Study, distinct, distinct_labels, render, study, text
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.port import about, files
 from lape_jax.tasks.task import OVERLAYS, Candidate, Spread
 from lape_jax.train import finished, setup
+
+LOOKS = 4  # images whose attention is drawn, unless so many are asked for
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,22 +66,53 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("a run says itself which model it has trained: leave out --model")
     if args.weights and (args.step or args.images or args.overlays):
         raise UserError("--step, --images and --overlays are of a run: leave them out with --weights")
+    if args.weights and (args.attention or args.positions):
+        raise UserError("--attention and --positions look at the images of a run: leave them out with --weights")
     eps, layers, token = _number("eps", args.eps or SCRIPT_EPS, float), _layers(args.layers), None
     if args.token not in ("", "centre"):
         token = _number("token", args.token, int)
     contents = {}
     if args.weights:
         studies = [of_weights(args.weights, args.model, settings, eps)]
+    elif args.attention or args.positions:
+        contents, studies = look(args, layers), []
     else:
         count = _number("images", args.images or "256", int)
         runs = [load(Path(path), args.step) for path in args.workdir]
         studies = distinct([of_run(run, count, eps) for run in runs], args.workdir)
         shown = _number("overlays", args.overlays or str(OVERLAYS), int) if count else 0
         contents = comparisons({one.label: run for one, run in zip(studies, runs, strict=True)}, shown)
-    contents = render(studies, eps, token, layers) | contents
+    contents = (render(studies, eps, token, layers) if studies else {}) | contents
     files.write_all(Path(args.out), contents)
-    print("\n\n".join(map(text, studies)))
-    print(f"\n{args.out}: {', '.join(contents)}")
+    print("\n\n".join([*map(text, studies), f"{args.out}: {', '.join(contents)}"]))
+
+
+def look(args: argparse.Namespace, layers: list[int] | None) -> dict[str, bytes]:
+    """Files by name: where runs look, and what makes them."""
+    runs = [load(Path(path), args.step) for path in args.workdir]
+    labelled = dict(zip(distinct_labels([label(run) for run in runs], args.workdir), runs, strict=True))
+    contents = {}
+    if args.attention:
+        count = _number("overlays", args.overlays or str(LOOKS), int)
+        shown = {
+            name: looks.Looking(run.model, run.variables, np.concatenate(list(validation_images(run, count))))
+            for name, run in labelled.items()
+        }
+        contents |= looks.maps(shown, args.attention, layers)
+    if args.positions:
+        count = _number("images", args.images or "256", int)
+        contents |= looks.shares(
+            {
+                name: attention.shares(run.model, run.variables, validation_images(run, count))
+                for name, run in labelled.items()
+            }
+        )
+    return contents
+
+
+def label(run: Candidate) -> str:
+    """What to call a run."""
+    return f"{run.model.joining}, {run.model.pe}" if hasattr(run.model, "joining") else run.config.model.name
 
 
 def of_weights(path: str, name: str, settings: dict[str, Any], eps: float) -> Study:
@@ -93,8 +137,7 @@ def of_run(run: Candidate, count: int, eps: float) -> Study:
     if reason:
         print(f"not measured on images: {reason}")
     images = validation_images(run, count) if count and not reason else None
-    label = f"{run.model.joining}, {run.model.pe}" if hasattr(run.model, "joining") else run.config.model.name
-    return study(label, run.model, run.variables, images, eps)
+    return study(label(run), run.model, run.variables, images, eps)
 
 
 def validation_images(run: Candidate, count: int) -> Iterator[jax.Array]:
@@ -152,6 +195,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--layers", default="", help="layers whose maps are drawn, such as 2-8 (default: all)")
     parser.add_argument("--step", default="", help="which checkpoint: last (default), best or a step")
     parser.add_argument("--overlays", default="", metavar="N", help=f"images in overlays.png (default {OVERLAYS})")
+    parser.add_argument(
+        "--attention", nargs="?", default="", const=attention.AUTO, help="where class, centre or ROW looks"
+    )
+    parser.add_argument("--positions", action="store_true", help="what makes the attention logits")
     parser.add_argument("--images", default="", metavar="N", help="validation images to measure on (default 256)")
     parser.add_argument("--eps", default="", help=f"of the LayerNorms in the maps (default {SCRIPT_EPS})")
     return parser.parse_args(rest), settings

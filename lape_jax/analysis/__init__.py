@@ -6,6 +6,9 @@
     reparam       lambda_1 to lambda_3 of equation 7
     energy        how strong the position is beside the tokens
     activations   the last two measured on images
+    attention     where heads look, and what makes their logits; looks: its files
+    features      tokens of layers as vectors; probes: what can be read off them; places: where a patch lies
+    resolution    accuracy by image size
     study         all of it for one model, and its figures
     plots         figures of arrays, whatever they are of
     overlays      maps of labels to look at: colours, overlays, comparisons, scores by class

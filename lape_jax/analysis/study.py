@@ -213,13 +213,17 @@ def distinct(studies: Sequence[Study], names: Sequence[str]) -> list[Study]:
     Raises:
         UserError: some have the same name, too.
     """
-    uses = Counter(one.label for one in studies)
-    labels = [
-        one.label if uses[one.label] == 1 else f"{one.label} ({name})" for one, name in zip(studies, names, strict=True)
-    ]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"{max(labels, key=labels.count)} is there twice: give each run once")
+    labels = distinct_labels([one.label for one in studies], names)
     return [one._replace(label=label) for one, label in zip(studies, labels, strict=True)]
+
+
+def distinct_labels(labels: Sequence[str], names: Sequence[str]) -> list[str]:
+    """See `distinct`."""
+    uses = Counter(labels)
+    found = [one if uses[one] == 1 else f"{one} ({name})" for one, name in zip(labels, names, strict=True)]
+    if len(set(found)) < len(found):
+        raise UserError(f"{max(found, key=found.count)} is there twice: give each run once")
+    return found
 
 
 def _sizes(

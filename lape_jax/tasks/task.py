@@ -212,6 +212,10 @@ class Task:
         """All images of a source as the model sees them, uint8 (n, h, w, c), n as suits. Asked by `visualize`."""
         raise UserError(f"task {self.name!r} shows no validation images (--images=0 does without)")
 
+    def examples(self, config: ConfigDict, source: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same images, and what they are of, int32 (n,). Asked by `probe`."""
+        raise UserError(f"task {self.name!r} has no single class for an image, which a probe needs")
+
     # ---- Training ---------------------------------------------------------------------------------------------------
 
     def augmentation(self, config: ConfigDict, model: Any, mesh: jax.sharding.Mesh) -> Callable[..., dict]:

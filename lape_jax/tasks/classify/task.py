@@ -133,8 +133,12 @@ class Classify(Task):
         return inputs.training_set(config, source) if config.data.resident else None
 
     def samples(self, config: ConfigDict, source: Source) -> Iterator[np.ndarray]:
+        return (images for images, _ in self.examples(config, source))
+
+    def examples(self, config: ConfigDict, source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         batches = inputs.cropped_batches(config, source)(min(SAMPLES, len(source)), 0, 1)
-        return (batch["image"][batch["mask"] > 0] for batch in batches)
+        kept = ((batch, batch["mask"] > 0) for batch in batches)
+        return ((batch["image"][real], batch["label"][real]) for batch, real in kept)
 
     def augmentation(self, config: ConfigDict, model: Any, mesh: jax.sharding.Mesh) -> Callable[..., dict]:
         return recipe.make(config, num_classes=model.num_classes, mesh=mesh)

@@ -1,0 +1,109 @@
+"""What a frozen model knows: classes and places, read off the tokens of each layer, without training the model.
+
+    python -m lape_jax.probe --workdir DIR [DIR ...] --out=DIR [--step=last|best|N] [--config.key=value ...]
+    python -m lape_jax.probe --weights=FILE --config=FILE.py --out=DIR [--config.key=value ...]
+    both: [--images=N] [--shots=1,5,10]
+
+Images and classes are those of a run's own data, or of the config: any data set that can be classified, whatever the
+model was trained for. With --weights, classes and image size are read off the file; if the data's image size is another
+one, position tables are interpolated. Features are those of N training images from all over the set (default 10000; 0
+for all), and of as many validation images: the class token and the mean of the patches after each block, and what the
+head sees. They are kept in --out, and the same command takes them from there.
+
+Prints, and writes to --out:
+    probe.csv        accuracy in percent of kNN, of a linear probe with the L2 that was chosen, and from few images of
+                     each class, see `lape_jax.analysis.probes`; probe.png and .pdf by layer
+    places.csv       how well row and column of a patch can be read off its token, by layer, see
+                     `lape_jax.analysis.places`; places.png and .pdf
+The same command gives the same numbers.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lape_jax import cli, convert, visualize
+from lape_jax.analysis import places, plots, probes
+from lape_jax.analysis.study import distinct_labels
+from lape_jax.errors import UserError
+from lape_jax.port import about, files
+from lape_jax.tasks import config as configs
+from lape_jax.tasks.task import Candidate
+from lape_jax.train.frozen import see, sized
+
+
+def main(argv: Sequence[str]) -> None:
+    args, overrides = parse(argv)
+    shots = [whole("shots", part) for part in args.shots.split(",") if part]
+    count = whole("images", args.images)
+    probes.sklearn()  # says at once if it is missing
+    out = Path(args.out)
+    files.write_all(out, {})
+    names = args.workdir or [args.weights]
+    models = [of_run(path, args.step, overrides) for path in args.workdir] or [of_weights(args, overrides)]
+    labels = distinct_labels([f"{one.model.joining}, {one.model.pe}" for one in models], names)
+    known, read = {}, {}
+    for label, one in zip(labels, models, strict=True):
+        train, val = see(one, count, out)
+        known[label] = probes.probe(train.features, val.features, (train.classes, val.classes), shots)
+        read[label] = places.read(train.products, val.products)
+        print(f"{label}\n{probes.text(known[label])}\n\n{places.text(read[label])}\n", flush=True)
+    figures = {"probe": probes.figure(known), "places": places.figure(read)}
+    contents = {"probe.csv": probes.table(known).encode(), "places.csv": places.table(read).encode()}
+    contents |= {f"{name}.{form}": plots.render(x, form) for name, x in figures.items() for form in plots.FORMATS}
+    files.write_all(out, contents)
+    print(f"{out}: {', '.join(contents)}")
+
+
+def of_run(path: str, step: str, overrides: list[tuple[str, str]]) -> Candidate:
+    """A run, with the data that the overrides make of its own."""
+    run = visualize.load(Path(path), step)
+    configs.override(run.config, overrides)
+    return sized(run)
+
+
+def of_weights(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Candidate:
+    """The weights in a file, which say themselves, or by the config, what model they are of."""
+    config, told = cli.load_config(args.config, "", overrides), about.read(args.weights)
+    settings = {key: value for key, value in config.model.to_dict().items() if value != "auto"}
+    name = settings.pop("name")
+    name, settings = convert.asked(args.weights, told, "" if told else name, {} if told else settings)
+    model, variables = convert.from_weights(*files.read(args.weights), name, settings)
+    if told:
+        config.data.mean, config.data.std = told.mean, told.std
+    return sized(Candidate(config, model, variables, ()))
+
+
+def whole(name: str, text: str) -> int:
+    """The whole number of an option."""
+    if not text.isdecimal():
+        raise UserError(f"--{name}={text}: it must be a whole number{', or several' if name == 'shots' else ''}")
+    return int(text)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The options, and the overrides of the config."""
+    overrides, rest = cli.split_overrides(argv)
+    parser = cli.Parser(
+        prog="python -m lape_jax.probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    path = {"default": "", "type": os.path.expanduser}
+    parser.add_argument("--workdir", nargs="+", default=[], metavar="DIR", type=os.path.expanduser, help="runs")
+    parser.add_argument("--weights", metavar="FILE", help="weights instead", **path)
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="with --weights: their model, and the data", **path)
+    parser.add_argument("--images", default="10000", metavar="N", help="of each split, 0 for all (default %(default)s)")
+    parser.add_argument("--shots", default="1,5,10", help="images of each class (default %(default)s)")
+    parser.add_argument("--step", default="", metavar="N|last|best", help="which checkpoint of a run (default: last)")
+    parser.add_argument("--out", required=True, metavar="DIR", type=os.path.expanduser, help="directory to write to")
+    args = parser.parse_args(rest)
+    if bool(args.workdir) == bool(args.weights):
+        raise UserError("give either --workdir=DIR (one run or more) or --weights=FILE with --config=FILE.py")
+    if bool(args.weights) != bool(args.config) or (args.weights and args.step):
+        raise UserError("--config=FILE.py goes with --weights=FILE, and --step with --workdir=DIR")
+    return args, overrides
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_code(lambda: main(sys.argv[1:])))
