@@ -166,7 +166,11 @@ def test_elsewhere_nothing_is_installed(monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "extra"),
-    [({}, ""), ({"has_gpu": True}, "[cuda12]"), ({"variables": ["TPU_ACCELERATOR_TYPE"]}, "[tpu]")],
+    [
+        ({}, "[all]"),
+        ({"has_gpu": True}, "[all,cuda12]"),
+        ({"variables": ["TPU_ACCELERATOR_TYPE"]}, "[all,tpu]"),
+    ],
 )
 def test_on_colab_the_repository_is_installed(monkeypatch, tmp_path, options, extra):
     monkeypatch.chdir(tmp_path)

@@ -58,6 +58,7 @@ class Writers:
         self._workdir = Path(workdir)
         if not self._primary:
             return
+        self._page = _page(project, self._workdir) if project else None  # says at once if wandb is missing
         # Here and not above: other processes write no events. (It imports torch where torch is installed.)
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -71,7 +72,6 @@ class Writers:
             self._events = EventsWriter(str(self._workdir / "events"), f".{time.time_ns()}")
         except OSError as error:
             raise UserError(f"workdir {str(workdir)!r} cannot be written: {error.strerror}") from None
-        self._page = _page(project, self._workdir) if project else None
         if resume_step:
             self._events.write_event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
             self._events.flush()

@@ -31,7 +31,8 @@ WRONG = [
     ({"drop_pat": 0.1}, r"setting 'drop_pat' is not one of num_classes, .* \(did you mean 'drop_path'\?\)"),
     ({"parent": None}, "setting 'parent' is not one of num_classes"),
     # sizes
-    *(({key: 0}, f"{key}=0 is not positive") for key in ("num_classes", "in_channels", "width", "depth", "heads")),
+    *(({key: 0}, f"{key}=0 is not positive") for key in ("in_channels", "width", "depth", "heads")),
+    ({"num_classes": -1}, "num_classes=-1 is not positive"),
     ({"image_size": 0}, "image_size=0 is not positive"),
     ({"image_size": (224, -224)}, r"image_size=\(224, -224\) is not positive"),
     ({"patch_size": 15}, "image_size=224 is not divisible by patch_size=15"),

@@ -214,3 +214,14 @@ def test_pth_without_weights(tmp_path, model):
         archive.writestr("w/data.pkl", b"\x80\x02].")
     with pytest.raises(UserError, match="holds a list instead of arrays by name"):
         port.load(path, model)
+
+
+def test_a_header_whose_length_begins_as_a_pickle_does(tmp_path, model, variables):
+    """Headers are filled up to 8 bytes, so the first byte of every 32nd length is 0x80."""
+    path, arrays = tmp_path / "weights.safetensors", dict(port.to_torch(variables, model))
+    for length in range(0, 256, 8):
+        safetensors.numpy.save_file(arrays, path, {"filler": "x" * length})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80"
+    identical(port.load(path, model), variables)
