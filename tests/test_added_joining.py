@@ -95,7 +95,7 @@ def test_it_is_ported(family, tmp_path):
         return
     weights, _ = files.read(tmp_path / "weights.npz")
     assert any("pe_norm_last" in entry for entry in weights)
-    found = infer(lambda probe: files.stored_shapes(weights, probe), build(family, join="default", pe_norm="layernorm"))
+    found = infer(lambda probe: files.stored_shapes(weights, probe), build(family, join="lape"))
     assert found[0].method.last_norm  # if it is another one, then one with the same weights
 
 

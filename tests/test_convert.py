@@ -3,13 +3,14 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
-from lape_jax import cli, convert, port
+from lape_jax import cli, convert, models, port
 from lape_jax.errors import UserError
 from lape_jax.port.params import flatten
-from tests import runs
+from tests import quick, runs
 from tests.port.tiny import TINY, identical, random_variables, tiny
 
 SIZES = [f"--model.{key}={value}" for key, value in TINY.items() if key not in ("num_classes", "image_size")]
@@ -97,3 +98,20 @@ def test_mistakes_are_one_line(tmp_path, capfd):
     error = capfd.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+FAMILIES = ["vit_lite_6_4", "cct_7_3x1", "t2t_vit_7", "ceit_ti", "swin_t", "segmenter_ti_mask"]
+
+
+@pytest.mark.parametrize("name", quick.first(1, FAMILIES))
+def test_every_family_is_read_off_its_weights(name, tmp_path):
+    """Of the family no more is said than its name."""
+    sizes = {"num_classes": 3, "width": 32, "heads": 2}
+    sizes |= {"depths": (1, 1, 1, 1), "heads": (1, 2, 2, 2)} if name == "swin_t" else {"depth": 2}
+    model = models.create(name, **sizes)
+    shapes = model.variable_shapes()
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    port.save(tmp_path / "a.npz", variables, model)
+    told = [f"--model.{key}={value}" for key, value in sizes.items() if key != "num_classes"]
+    convert.main([str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), f"--model={name}", "--to=lape", *told])
+    identical(port.load(tmp_path / "b.npz", model), variables)

@@ -50,7 +50,9 @@ def infer(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], mode
     """
     found: dict[str, tuple[int, ...]] = {}
     for probe in _probes(model):
-        found = dict(shapes_for(probe)) | found
+        with contextlib.suppress(UserError):  # a family's names may lack what it could have, as a distillation token
+            found = dict(shapes_for(probe)) | found
+    found = found or dict(shapes_for(model))  # which says why there is nothing
     numbers = [found[path][axis] for path, axis in HEADS.items() if path in found]
     classes = {"num_classes": numbers[0]} if numbers else {}
     classes |= _channels(found)
