@@ -36,11 +36,11 @@ def write(run, out, **options):
         export.main(run[1], runs.options(export, **{"workdir": run[0], "out": out, **options}))
 
 
-@pytest.mark.parametrize("fold", quick.first(1, ["true", ""]))
+@pytest.mark.parametrize("fold", quick.first(1, ["true", "false"]))
 def test_a_program_takes_batches_of_any_size(run, fold, tmp_path, capsys):
     _, config, model, variables = run
     write(run, tmp_path / "m.stablehlo", fold=fold)
-    assert f"join {'folded' if fold else 'lape'}, read again and compared" in capsys.readouterr().out
+    assert f"join {'folded' if fold == 'true' else 'lape'}, read again and compared" in capsys.readouterr().out
     program = jax.export.deserialize(bytearray((tmp_path / "m.stablehlo").read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
     images = np.random.default_rng(1).integers(0, 256, (5, *model.input_shape), np.uint8)
