@@ -7,7 +7,7 @@ python -m lape_jax.sweep --config=configs/digits.py:table7 --out=runs/table7
 Arguments: model (one of MODELS, each made small), join, pe, seed, epochs, batch, debug (tiny, one epoch).
 
 Sweeps: table1 and table2 (models x {default, LaPE}), table7 (kinds of PE x joining), table8 (functions of the PE) and
-table9 (joining x pooling, with PVG and MPVG), with arguments as above, such as table7,epochs=30.
+table9 (joining x pooling, with PVG, MPVG and RoPE), with arguments as above, such as table7,epochs=30.
 """
 
 from lape_jax.config.reading import parse_arg

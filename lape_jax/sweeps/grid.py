@@ -13,6 +13,7 @@ from lape_jax.errors import UserError, nearest
 from lape_jax.nn.join import BASELINE, JOINS, PUBLISHED
 
 POSITIONS = {"relative": "RPE", "sincos_1d": "1-D sin", "sincos_2d": "2-D sin", "learnable": "learnable"}
+POSITIONS |= {"rope_axial": "axial RoPE", "rope_mixed": "mixed RoPE"}
 TABLE7 = {
     "relative": {"default": 72.82},
     "sincos_1d": {"default": 67.70, "shared": 70.66, "lape_sharing": 72.22, "lape": 72.52},
@@ -39,6 +40,10 @@ TABLE9 = {  # by PE, and by joining and pooling; of MPVG's Table 1 and Figure 5
         ("pvg", "gap"): 73.17,
         ("mpvg", "gap"): 73.51,
     },
+    "rope_axial": {("default", "token"): None},
+    "learnable+rope_axial": {("default", "token"): None, ("lape", "token"): None},
+    "rope_mixed": {("default", "token"): None},
+    "learnable+rope_mixed": {("default", "token"): None, ("lape", "token"): None},
 }
 FORMULAS = {
     "identity": "w",
@@ -145,7 +150,8 @@ def paper(
 
         table7   kinds of PE x joining methods, on the model of `file`
         table8   what normalises the PE, on the model of `file`
-        table9   joining methods with a class token and with the mean over patches, PVG and MPVG among them, likewise
+        table9   joining methods with a class token and with the mean over patches, PVG and MPVG among them; RoPE alone
+                 and with a table; likewise
         NAME     models x {default, LaPE}, for each NAME of `models`
 
     Args:
@@ -198,7 +204,8 @@ def _table9(file: str, rest: str) -> list[Cell]:
             method = JOINS[join]
             column = method.title if pool == "token" or method.pools else f"{method.title}, GAP"
             config = _config(file, f"pe={pe}", f"join={join}", rest)
-            cells.append(Cell(POSITIONS[pe], column, config, (("model.pool", pool),), published))
+            row = " + ".join(POSITIONS[part] for part in pe.split("+"))
+            cells.append(Cell(row, column, config, (("model.pool", pool),), published))
     return cells
 
 

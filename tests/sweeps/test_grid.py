@@ -110,11 +110,16 @@ def test_table_9():
         "MPVG": (73.51, "mpvg", "gap"),
     }
     for file in CLASSES:
-        assert published(file, "table9") == {("learnable", column): value for column, (value, _, _) in rows.items()}
+        expected = {("learnable", column): value for column, (value, _, _) in rows.items()}
+        for rope in ("axial RoPE", "mixed RoPE"):
+            expected |= {(rope, "default"): None, (f"learnable + {rope}", "default"): None}
+            expected |= {(f"learnable + {rope}", "LaPE"): None}
+        assert published(file, "table9") == expected
         assert load(file, "table9").paper == "MPVG"
     for cell in load("digits", "table9").cells:
         model = setup.build_model(config_of(cell), num_classes=10)
         assert (model.joining, model.pool) == rows[cell.column][1:]
+        assert [("RoPE" in part) for part in cell.row.split(" + ")] == ["rope" in part for part in model.pe.split("+")]
 
 
 def test_table_1():
