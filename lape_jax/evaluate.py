@@ -61,7 +61,8 @@ def evaluate(config: ConfigDict, args: argparse.Namespace) -> dict:
     evaluator = task.evaluator(config, found.model, sharding.make_mesh(config.mesh), source)
     results = evaluator(found.variables)
     if args.out:
-        contents = task.evaluation_files(config, evaluator, found.variables, source, args.overlays)
+        shown = OVERLAYS if args.overlays is None else args.overlays
+        contents = task.evaluation_files(config, evaluator, found.variables, source, shown)
         if jax.process_index() == 0:
             write_all(Path(args.out), contents)
     if found.ema is not None:
@@ -76,7 +77,7 @@ def _number(value: Any) -> Any:
 
 
 def _check_details(config: ConfigDict, args: argparse.Namespace) -> None:
-    """Completes --overlays. Raises UserError for options that do not fit."""
+    """Raises UserError for options that do not fit."""
     for name, given in (("out", bool(args.out)), ("overlays", args.overlays is not None)):
         if given and not tasks.of(config).details:
             raise UserError(
@@ -84,7 +85,6 @@ def _check_details(config: ConfigDict, args: argparse.Namespace) -> None:
             )
     if args.overlays is not None and not args.out:
         raise UserError("--overlays needs --out=DIR to be written to")
-    args.overlays = OVERLAYS if args.overlays is None else args.overlays
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -120,7 +120,7 @@ def one_each():
 
 def train_small(workdir: Path, config: dict) -> None:
     make_mesh, devices = sharding.make_mesh, one_each()
-    with runs.on(8), mock.patch.object(sharding, "make_mesh", lambda sizes: make_mesh(sizes, devices)):
+    with runs.on(8), mock.patch.object(sharding, "make_mesh", lambda sizes, _=None: make_mesh(sizes, devices)):
         runs.train_and_evaluate(runs.load(**config), workdir)
 
 

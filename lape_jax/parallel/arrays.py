@@ -23,7 +23,8 @@ def blank(count: int, shapes: Mapping[str, jax.ShapeDtypeStruct], *, mask: float
 
 def place(array: np.ndarray, where: jax.sharding.NamedSharding) -> jax.Array:
     """This host's part of an array (all of it, if `where` replicates) as a global array on the devices."""
-    return jax.make_array_from_process_local_data(where, array)
+    with jax.transfer_guard_host_to_device("allow"):  # it is asked for here, though JAX takes only device_put for that
+        return jax.make_array_from_process_local_data(where, array)
 
 
 class OwnDevices:
