@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from lape_jax.nn.by_blocks import by_blocks
 from lape_jax.nn.choice import Choice, OnDevices, Site, by_shards, choose
-from lape_jax.nn.cudnn import attend_cudnn, fill
+from lape_jax.nn.cudnn import attend_cudnn
 from lape_jax.nn.layers import normal_02
 from lape_jax.nn.position import relative_position_index
 from lape_jax.nn.resize import resize_rows
@@ -117,8 +117,6 @@ class Attention(nn.Module):
     implementation: str | OnDevices = "xla"
     dtype: DTypeLike = jnp.float32
 
-    whole: ClassVar[bool] = True  # whether a sequence attends as it is, so that it may be filled up before
-
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n d"], train: bool, mask: Float[Array, "w n n"] | None = None
@@ -130,19 +128,15 @@ class Attention(nn.Module):
             train: whether dropout acts.
             mask: added to the logits of all heads, `mask[i % w]` to those of sequence i.
         """
-        batch, tokens, width = x.shape
-        shape = (batch, tokens, self.heads, width // self.heads)
-        plain = self.whole and self.grid is None and mask is None and self.rope is None
-        if plain and self.choice(shape, shape, train, mask).name == "cudnn":
-            x = fill(x, axis=1)  # whatever makes x writes this, too; of q, k and v it would be a copy
+        width = x.shape[-1]
         dense = {"dtype": self.dtype, "kernel_init": normal_02}
         qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **dense)(x)
         qkv = checkpoint_name(qkv, "qkv")
         if self.rope is not None:
             q, k, v = jnp.split(qkv, 3, axis=-1)
             qkv = jnp.concatenate([*self.turned(q, k), v], axis=-1)
-        y = checkpoint_name(self.mix(qkv, train, mask, tokens), "attended")
-        y = nn.Dense(width, name="proj", **dense)(y)[:, :tokens]
+        y = checkpoint_name(self.mix(qkv, train, mask), "attended")
+        y = nn.Dense(width, name="proj", **dense)(y)
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
     def turned(self, *parts: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], ...]:
@@ -154,9 +148,9 @@ class Attention(nn.Module):
         return tuple(turn(part, self.rope, freqs, self.heads) for part in parts)
 
     def mix(
-        self, qkv: Float[Array, "b n qkv"], train: bool, mask: Float[Array, "w n n"] | None, length: int | None = None
+        self, qkv: Float[Array, "b n qkv"], train: bool, mask: Float[Array, "w n n"] | None
     ) -> Float[Array, "b n d"]:
-        """What the heads make of queries, keys and values, side by side; of the first `length` if more are there."""
+        """What the heads make of queries, keys and values, side by side."""
         batch, tokens, width = qkv.shape
         shape = (batch, tokens, self.heads, width // 3 // self.heads)
         if self.choice(shape, shape, train, mask).name == "pallas":
@@ -168,7 +162,7 @@ class Attention(nn.Module):
             return by_shards(partial(attend_short, self.heads), self.implementation, False, qkv, bias)
         # Split before it is reshaped: XLA for TPU copies less.
         q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
-        return self.attend(q, k, v, train, mask, length).reshape(batch, tokens, -1)
+        return self.attend(q, k, v, train, mask).reshape(batch, tokens, -1)
 
     def choice(
         self, queries: tuple[Any, ...], keys: tuple[Any, ...], train: bool, mask: Float[Array, "w n n"] | None
@@ -183,19 +177,8 @@ class Attention(nn.Module):
             Site(*queries[:2], *keys[1:], jnp.dtype(self.dtype), train and self.attn_dropout > 0, windows),
         )
 
-    def attend(
-        self,
-        q: Heads,
-        k: Keys,
-        v: Keys,
-        train: bool,
-        mask: Float[Array, "w n n"] | None = None,
-        length: int | None = None,
-    ) -> Heads:
-        """What each head makes of its queries, keys and values, by the `implementation`.
-
-        Only cuDNN is given more than there are, of which the first `length` count.
-        """
+    def attend(self, q: Heads, k: Keys, v: Keys, train: bool, mask: Float[Array, "w n n"] | None = None) -> Heads:
+        """What each head makes of its queries, keys and values, by the `implementation`."""
         tokens, name = q.shape[1], self.choice(q.shape, k.shape, train, mask).name
         if name == "pallas":
             qkv = jnp.concatenate([part.reshape(*part.shape[:2], -1) for part in (q, k, v)], axis=-1)
@@ -204,7 +187,7 @@ class Attention(nn.Module):
             return attend_in_blocks(q, k, v, self.bias_of_rows(tokens, mask))
         bias = self.whole_bias(tokens, mask)
         if name == "cudnn":
-            return by_shards(partial(attend_cudnn, length=length), self.implementation, True, q, k, v, bias)
+            return by_shards(attend_cudnn, self.implementation, True, q, k, v, bias)
         bias = bias if bias is None or mask is not None else bias[0]
         return attend_plainly(q, k, v, bias, nn.Dropout(self.attn_dropout, deterministic=not train))
 

@@ -15,7 +15,6 @@ def attend_cudnn(
     v: Float[Array, "b m heads hd"],
     bias: Float[Array, "w _heads n m"] | None,
     implementation: str = "cudnn",
-    length: int | None = None,
 ) -> Float[Array, "b n heads hd"]:
     """softmax(q k^T / sqrt(head_dim) + bias) v, without anything of n x m in memory but the bias.
 
@@ -25,21 +24,18 @@ def attend_cudnn(
         bias: `bias[i % w]` for sequence i, rounded to the type of q. cuDNN knows biases for all sequences alike, so the
             w sequences of an image are moved to the heads' axis: w * heads heads of one sequence.
         implementation: "cudnn", or for tests "xla", what `jax.nn.dot_product_attention` has everywhere.
-        length: how many queries and keys count, if sequences have been filled up already (`fill`). What the others
-            get is zeros.
 
     Raises:
         UserError: cuDNN is not there, or takes no inputs of this type or shape.
     """
     batch, queries, heads, _ = q.shape
     keys, windows = k.shape[1], 1 if bias is None else bias.shape[0]
-    q, k, v = (fill(_windows_to_heads(part, windows), axis=1) for part in (q, k, v))
+    q, k, v = (_fill(_windows_to_heads(part, windows), 1) for part in (q, k, v))
     if bias is not None:
         bias = jnp.broadcast_to(bias, (windows, heads, queries, keys)).reshape(1, -1, queries, keys)
-        bias = fill(fill(bias, axis=2), axis=3).astype(q.dtype)
-    counting = (length or queries, length or keys)
-    filled = (q.shape[1], k.shape[1]) != counting
-    lengths = [jnp.full(q.shape[0], count, jnp.int32) if filled else None for count in counting]
+        bias = _fill(_fill(bias, 2), 3).astype(q.dtype)
+    filled = q.shape[1] > queries or k.shape[1] > keys
+    lengths = [jnp.full(q.shape[0], length, jnp.int32) if filled else None for length in (queries, keys)]
     try:
         y = jax.nn.dot_product_attention(
             q, k, v, bias,
@@ -57,8 +53,7 @@ def _windows_to_heads(x: Float[Array, "b n heads hd"], windows: int) -> Float[Ar
     return x.swapaxes(1, 2).reshape(batch // windows, tokens, windows * heads, size)
 
 
-def fill(x: jax.Array, axis: int) -> jax.Array:
-    """`x` with zeros behind it along `axis`, up to a multiple of `MULTIPLE`."""
+def _fill(x: jax.Array, axis: int) -> jax.Array:
     margin = [(0, 0)] * x.ndim
     margin[axis] = (0, -x.shape[axis] % MULTIPLE)
     return jnp.pad(x, margin)

@@ -1,7 +1,5 @@
 """Attention within windows of a grid that they need not divide, as ViT-Adapter has it for detection."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -25,10 +23,8 @@ class PaddedWindowAttention(Attention):
     patches: tuple[int, int] = (1, 1)
     window: int = 1
 
-    whole: ClassVar[bool] = False
-
     def mix(
-        self, qkv: Float[Array, "b n qkv"], train: bool, mask: Float[Array, "w n n"] | None, length: int | None = None
+        self, qkv: Float[Array, "b n qkv"], train: bool, mask: Float[Array, "w n n"] | None
     ) -> Float[Array, "b n d"]:
         """What the heads make of queries, keys and values, side by side."""
         (rows, columns), side, batch = self.patches, self.window, qkv.shape[0]

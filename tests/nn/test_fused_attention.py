@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lape_jax.nn import attention, choice, cudnn
+from lape_jax.nn import choice, cudnn
 from lape_jax.nn.attention import Attention, attention_weights
 from lape_jax.nn.tpu_attention import attend_short
 from lape_jax.parallel import fit, sharding
@@ -91,25 +91,3 @@ def test_the_layer_hands_the_kernel_what_it_needs(monkeypatch):
     assert fused.choice((4, 13, 2, 3), (4, 13, 2, 3), False, mask).name == "pallas"
     found, expected = (jax.jit(jax.grad(partial(loss, layer), (0, 1)))(params, x) for layer in (fused, plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4), found, expected)
-
-
-def test_the_layer_fills_up_for_cudnn_before_its_projections(monkeypatch):
-    """With cuDNN, which is pretended here, the layer is the same for 13 tokens, though 16 are projected."""
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 13, WIDTH)), jnp.float32)
-    layer = Attention(HEADS)
-    params, seen = random_params(), []
-
-    def attend(q, k, v, bias, length):
-        seen.append((q.shape[1], length))
-        return cudnn.attend_cudnn(q, k, v, bias, implementation="xla", length=length)
-
-    def answers():
-        function = lambda x, params: layer.apply({"params": params}, x, train=False)  # noqa: E731
-        return run(function, (x, params), jnp.sin(x))
-
-    expected = answers()
-    monkeypatch.setattr(attention, "attend_cudnn", attend)
-    monkeypatch.setattr(Attention, "choice", lambda *_: choice.Choice("cudnn", "pretended"))
-    found = answers()
-    assert seen == [(16, 13)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-5), found, expected)
