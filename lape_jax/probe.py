@@ -19,20 +19,18 @@ The same command gives the same numbers.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lape_jax import cli, visualize
+from lape_jax import cli
 from lape_jax.analysis import places, plots, probes
 from lape_jax.analysis.study import distinct_labels
 from lape_jax.config.options import whole
-from lape_jax.errors import UserError
 from lape_jax.port import about, files
 from lape_jax.tasks import config as configs
 from lape_jax.tasks.task import Candidate
-from lape_jax.train import named, trained
+from lape_jax.train import compared, named, trained
 from lape_jax.train.frozen import see, sized
 
 
@@ -43,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     files.write_all(out, {})
     names = args.workdir or [args.weights]
     models = [of_run(path, args.step, overrides) for path in args.workdir] or [of_weights(args, overrides)]
-    labels = distinct_labels([f"{one.model.joining}, {one.model.pe}" for one in models], names)
+    labels = distinct_labels([compared.label(one) for one in models], names)
     known, read = {}, {}
     for label, one in zip(labels, models, strict=True):
         train, val = see(one, args.images, out)
@@ -59,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 def of_run(path: str, step: trained.Which, overrides: list[tuple[str, str]]) -> Candidate:
     """A run, with the data that the overrides make of its own."""
-    run = visualize.load(Path(path), step)
+    run = compared.load(path, step)
     configs.override(run.config, overrides)
     return sized(run)
 
@@ -83,20 +81,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     """The options, and the overrides of the config."""
     overrides, rest = cli.split_overrides(argv)
     parser = cli.Parser(prog="python -m lape_jax.probe", description=__doc__)
-    path = {"default": "", "type": os.path.expanduser}
-    parser.add_argument("--workdir", nargs="+", default=[], metavar="DIR", type=os.path.expanduser, help="runs")
-    parser.add_argument("--weights", metavar="FILE", help="weights instead", **path)
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="with --weights: their model, and the data", **path)
+    compared.add_options(parser, config=True)
     images = {"type": whole(0), "default": 10_000, "metavar": "N"}
     parser.add_argument("--images", help="of each split, 0 for all (default %(default)s)", **images)
     parser.add_argument("--shots", type=_shots, default="1,5,10", help="images of each class (default %(default)s)")
-    trained.add_step(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", type=os.path.expanduser, help="directory to write to")
     args = parser.parse_args(rest)
-    if bool(args.workdir) == bool(args.weights):
-        raise UserError("give either --workdir=DIR (one run or more) or --weights=FILE with --config=FILE.py")
-    if bool(args.weights) != bool(args.config) or (args.weights and args.step is not None):
-        raise UserError("--config=FILE.py goes with --weights=FILE, and --step with --workdir=DIR")
+    compared.check(args, "--config=FILE.py")
     return args, overrides
 
 

@@ -14,14 +14,13 @@ are found.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from lape_jax import cli, tasks, visualize
+from lape_jax import cli, tasks
 from lape_jax.analysis import resolution
 from lape_jax.analysis.resolution import Curve
 from lape_jax.analysis.study import distinct_labels
@@ -31,17 +30,17 @@ from lape_jax.parallel import sharding
 from lape_jax.port import files
 from lape_jax.port.sizes import at_size
 from lape_jax.tasks.task import Candidate
-from lape_jax.train import trained
+from lape_jax.train import compared, trained
 
 
 def main(argv: Sequence[str]) -> None:
     args, overrides = parse(argv)
     files.write_all(Path(args.out), {})  # says at once if it cannot be
     names = args.workdir or [args.weights]
-    candidates = [visualize.load(Path(path), args.step) for path in args.workdir] or [of_weights(args, overrides)]
+    candidates = [compared.load(path, args.step) for path in args.workdir] or [of_weights(args, overrides)]
     for name, one in zip(names, candidates, strict=True):
         check(one, name)
-    labels = distinct_labels([visualize.label(one) for one in candidates], names)
+    labels = distinct_labels([compared.label(one) for one in candidates], names)
     curves = [measure(one, name, args.sizes) for name, one in zip(labels, candidates, strict=True)]
     contents = resolution.render(curves)
     files.write_all(Path(args.out), contents)
@@ -92,20 +91,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     """The options, and the overrides of the config."""
     overrides, rest = cli.split_overrides(argv)
     parser = cli.Parser(prog="python -m lape_jax.resolutions", description=__doc__)
-    path = {"default": "", "type": os.path.expanduser}
-    parser.add_argument("--workdir", nargs="+", default=[], metavar="DIR", type=os.path.expanduser, help="runs")
-    parser.add_argument("--weights", metavar="FILE", help="weights instead, of the config's model", **path)
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="with --weights: model and data", **path)
+    compared.add_options(parser, config=True)
     parser.add_argument("--sizes", type=_sizes, default="", help="pixels of a side, such as 112,224,448")
-    trained.add_step(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", type=os.path.expanduser, help="directory to write to")
     args = parser.parse_args(rest)
-    if bool(args.workdir) == bool(args.weights):
-        raise UserError("give either --workdir=DIR (one run or more) or --weights=FILE with --config=FILE.py")
-    if args.workdir and (args.config or overrides):
+    compared.check(args, "--config=FILE.py")
+    if args.workdir and overrides:
         raise UserError("a run is taken with its own config: leave out --config")
-    if args.weights and (args.step is not None or not args.config):
-        raise UserError("--weights=FILE needs --config=FILE.py for model and data, and has no --step")
     return args, overrides
 
 

@@ -31,7 +31,6 @@ cannot be read off it must be said, as for `python -m lape_jax.convert`.
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,21 +51,21 @@ from lape_jax.config.options import finite, whole
 from lape_jax.errors import UserError
 from lape_jax.port import files
 from lape_jax.tasks.task import OVERLAYS, Candidate, Spread
-from lape_jax.train import named, trained
+from lape_jax.train import compared, named
 
 IMAGES = 256  # validation images that runs are measured on, unless so many are asked for
-
 LOOKS = 4  # images whose attention is drawn, unless so many are asked for
 
 
 def main(argv: Sequence[str]) -> None:
     args, settings = parse(argv)
-    if bool(args.workdir) == bool(args.weights):
-        raise UserError("give either --workdir=DIR (one run or more) or --weights=FILE with --model=NAME")
+    compared.check(args, "--model=NAME")
     if args.workdir and (args.model or settings):
         raise UserError("a run says itself which model it has trained: leave out --model")
-    if args.weights and (args.step, args.images, args.overlays) != (None, None, None):
-        raise UserError("--step, --images and --overlays are of a run: leave them out with --weights")
+    if args.weights and (args.images, args.overlays) != (None, None):
+        raise UserError("--images and --overlays are of a run: leave them out with --weights")
+    if args.attention and args.overlays == 0:
+        raise UserError("--attention is shown on images: --overlays=0 leaves none")
     if args.weights and (args.attention or args.positions):
         raise UserError("--attention and --positions look at the images of a run: leave them out with --weights")
     contents, studies = {}, []
@@ -76,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         contents = look(args)
     else:
         count = IMAGES if args.images is None else args.images
-        runs = [load(Path(path), args.step) for path in args.workdir]
+        runs = [compared.load(path, args.step) for path in args.workdir]
         studies = distinct([of_run(run, count, args.eps) for run in runs], args.workdir)
         shown = (OVERLAYS if args.overlays is None else args.overlays) if count else 0
         contents = comparisons({one.label: run for one, run in zip(studies, runs, strict=True)}, shown)
@@ -87,8 +86,9 @@ def main(argv: Sequence[str]) -> None:
 
 def look(args: argparse.Namespace) -> dict[str, bytes]:
     """Files by name: where runs look, and what makes them."""
-    runs = [load(Path(path), args.step) for path in args.workdir]
-    labelled = dict(zip(distinct_labels([label(run) for run in runs], args.workdir), runs, strict=True))
+    runs = [compared.load(path, args.step) for path in args.workdir]
+    labels = distinct_labels([compared.label(run) for run in runs], args.workdir)
+    labelled = dict(zip(labels, runs, strict=True))
     contents = {}
     if args.attention:
         count = LOOKS if args.overlays is None else args.overlays
@@ -108,23 +108,11 @@ def look(args: argparse.Namespace) -> dict[str, bytes]:
     return contents
 
 
-def label(run: Candidate) -> str:
-    """What to call a run."""
-    return f"{run.model.joining}, {run.model.pe}" if hasattr(run.model, "joining") else run.config.model.name
-
-
 def of_weights(path: str, name: str, settings: dict[str, Any], eps: float) -> Study:
     """The weights in a file, for a model called `name`."""
     found = named.of_name(path, name, settings)
     model = found.model
     return study(f"{found.name}, {model.joining}, {model.pe}", model, found.variables, eps=eps)
-
-
-def load(path: Path, step: trained.Which) -> Candidate:
-    """A checkpoint of the run in `path`; says which."""
-    found = trained.of_run(path, step=step)
-    print(found.origin, flush=True)
-    return found.candidate()
 
 
 def of_run(run: Candidate, count: int, eps: float) -> Study:
@@ -133,7 +121,7 @@ def of_run(run: Candidate, count: int, eps: float) -> Study:
     if reason:
         print(f"not measured on images: {reason}")
     images = validation_images(run, count) if count and not reason else None
-    return study(label(run), run.model, run.variables, images, eps)
+    return study(compared.label(run), run.model, run.variables, images, eps)
 
 
 def validation_images(run: Candidate, count: int) -> Iterator[jax.Array]:
@@ -177,13 +165,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     settings, rest = cli.split_settings(argv)
     parser = cli.Parser(prog="python -m lape_jax.visualize", description=__doc__)
     add = parser.add_argument
-    add("--workdir", nargs="+", default=[], metavar="DIR", type=os.path.expanduser, help="runs")
-    add("--weights", default="", metavar="FILE", type=os.path.expanduser, help="weights instead")
+    compared.add_options(parser)
     add("--model", default="", metavar="NAME", help="which model they are of, e.g. deit_ti")
-    add("--out", required=True, metavar="DIR", type=os.path.expanduser, help="directory to write to")
     add("--token", type=_token, metavar="ROW", help="patch whose map is drawn (default: centre)")
     add("--layers", type=_layers, help="layers whose maps are drawn, such as 2-8 (default: all)")
-    trained.add_step(parser)
     add("--overlays", type=whole(0), metavar="N", help=f"images in overlays.png (default {OVERLAYS})")
     add("--attention", nargs="?", default="", const=attention.AUTO, help="where class, centre or ROW looks")
     add("--positions", action="store_true", help="what makes the attention logits")

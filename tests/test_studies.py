@@ -70,10 +70,12 @@ def test_attention_and_its_terms(run, tmp_path):
     [
         (resolutions, ["--out=x"], "give either --workdir"),
         (resolutions, ["--out=x", "--workdir", "a", "--sizes=8,big"], "--sizes is '8,big': it must be numbers"),
-        (resolutions, ["--out=x", "--weights=a.npz"], "--weights=FILE needs --config=FILE.py"),
+        (resolutions, ["--out=x", "--weights=a.npz"], "--config=FILE.py goes with --weights=FILE"),
         (probe, ["--out=x", "--weights=a.npz"], "--config=FILE.py goes with --weights=FILE"),
         (probe, ["--out=x", "--workdir", "a", "--shots=few"], "--shots is 'few': it must be a whole number"),
         (visualize, ["--out=x", "--weights=a.npz", "--attention"], "look at the images of a run"),
+        (visualize, ["--out=x", "--workdir", "a", "--attention", "--overlays=0"], "--overlays=0 leaves none"),
+        (visualize, ["--out=x", "--weights=a.npz", "--step=3"], "--step is of a run: leave it out"),
     ],
 )
 def test_mistakes(command, options, message, tmp_path, monkeypatch):

@@ -128,10 +128,10 @@ def row_of(model: nn.Module, query: str) -> int:
         UserError: there is no such token.
     """
     rows, columns = model.grid
-    if query == CLASS and not model.extra_rows:
+    if query == CLASS and model.class_row is None:
         raise UserError(f"--attention={query}: the model has no class token: use centre, or the number of a patch")
-    if query in (CLASS, AUTO) and model.extra_rows:
-        return 0
+    if query in (CLASS, AUTO) and model.class_row is not None:
+        return model.class_row
     if query in (CENTRE, AUTO):
         return model.extra_rows + (rows - 1) // 2 * columns + (columns - 1) // 2
     if not query.isdecimal() or int(query) >= rows * columns:

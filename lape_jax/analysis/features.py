@@ -37,15 +37,10 @@ def of_images(
     _, out = model.apply(variables, images, train=False)
     found = {}
     for number, tokens in enumerate(layer_tokens(model, out), start=1):
-        if has_class_token(model):
-            found[f"{number} {CLASS}"] = tokens[:, 0]
+        if model.class_row is not None:
+            found[f"{number} {CLASS}"] = tokens[:, model.class_row]
         found[f"{number} {MEAN}"] = jnp.mean(tokens[:, model.extra_rows :], axis=1)
     return {name: x.astype(jnp.float32) for name, x in {**found, HEAD: out["pre_logits"]}.items()}
-
-
-def has_class_token(model: nn.Module) -> bool:
-    """Whether the first token is one of the whole image."""
-    return model.extra_rows > 0
 
 
 def collect(

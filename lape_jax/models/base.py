@@ -30,6 +30,7 @@ class Classifier(nn.Module):
     """Properties and checks of a family with fields pe, join, pe_norm, image_size, patch_size, in_channels, dtype."""
 
     answers: ClassVar[str] = "image"  # what it gives a class to each of
+    class_row: ClassVar[int | None] = None  # which token is the class token, if there is one
     bare_rows: ClassVar[int] = 0  # of the tokens before the patches, those that have no PE at all
     unused_rows: ClassVar[int] = 0  # of the rows of a position table before the patches, those that no token has
     least_batch: ClassVar[int] = 1  # images that it can be trained on at a time

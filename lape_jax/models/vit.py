@@ -106,6 +106,11 @@ class ViT(Classifier):
         return self.registers + (self.pool == "token") + self.distilled
 
     @property
+    def class_row(self) -> int | None:
+        """Which token is the class token, if there is one: the first behind the registers."""
+        return self.registers if self.extra_rows > self.registers else None
+
+    @property
     def bare_rows(self) -> int:
         """Of them those without PE: registers, which folded models give the bias of their first LayerNorm."""
         return self.registers if self.method.norm1_bias else 0
@@ -150,7 +155,7 @@ class ViT(Classifier):
             self.reg_token = self.param("reg_token", nn.initializers.normal(1e-6), shape, jnp.float32)
         self.position_table = self._table()
         if self.method.norms_apart:
-            self.pe_norms = pe_norm_chain(self.pe_norm, self.ln_eps, self.depth - 1)
+            self.pe_norms = pe_norm_chain(self.pe_norm, self.ln_eps, self.bare_rows, self.depth - 1)
         self.pos_dropout = nn.Dropout(self.dropout)
         self.encoder = self._encoder()
         nn.share_scope(self, self.encoder)  # the parameters are `blocks/...`, as in DeiT, not `encoder/blocks/...`

@@ -62,10 +62,10 @@ class _Link(PENorm):
         return pe, pe
 
 
-def pe_norm_chain(kind: str, eps: float, length: int) -> nn.Module:
+def pe_norm_chain(kind: str, eps: float, bare_rows: int, length: int) -> nn.Module:
     """`length` PE norms, each of which acts on what the one before it delivers, with parameters (length, ...).
 
     Called with (PE, None) it gives (the last PE, all PEs that are delivered (length, n, d)).
     """
     scanned = nn.scan(_Link, variable_axes={"params": 0}, split_rngs={"params": True}, length=length)
-    return scanned(kind, eps)
+    return scanned(kind, eps, bare_rows)

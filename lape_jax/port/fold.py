@@ -91,7 +91,7 @@ def _without_last_norm(flat: Mapping[str, np.ndarray], model: ViT, variables: Ma
     params = {path.removeprefix(LAST): array for path, array in flat.items() if path.startswith(LAST)}
     table = model.apply(variables, method=lambda module: module.position_table)
     placed = PENorm(model.pe_norm, model.ln_eps, model.bare_rows).apply({"params": params}, table)
-    mean = np.asarray(jax.device_get(placed), np.float64).mean(axis=0)
+    mean = np.asarray(jax.device_get(placed), np.float64)[model.extra_rows :].mean(axis=0)
     kernel, bias = (flat[path] for path in HEAD)
     moved = bias.astype(np.float64) + mean @ kernel.astype(np.float64)
     kept = {path: array for path, array in flat.items() if not path.startswith(LAST)}

@@ -213,7 +213,7 @@ def hint(config: ConfigDict) -> str:
     ways = [f"--config.data.threads={cores}"] if data.threads < cores else []
     if "data.resident" not in task.ignores:
         ways.append("--config.data.resident=true for a set that fits on the device")
-    ways.append("a smaller copy of the images (python -m lape_jax.prepare, --short=N)")
+    ways.append("a smaller copy of the images (--short of python -m lape_jax.prepare)")
     if "packed" in task.sources and data.source != "packed":
         ways.append("a packed one (python -m lape_jax.prepare pack)")
     return f"the devices wait for data: what helps is {', '.join(ways[:-1])}{' or ' * (len(ways) > 1)}{ways[-1]}"

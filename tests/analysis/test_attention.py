@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lape_jax import models
-from lape_jax.analysis import attention, looks
+from lape_jax.analysis import attention, features, looks
 from lape_jax.errors import UserError
 from lape_jax.nn import attention as layers
 from tests import quick
@@ -34,6 +34,8 @@ def made(name="deit_ti", scale=1.0, **settings):
             ("deit_ti", {"pe": "relative+rope_dinov3", "pool": "gap"}),
             ("vit_lite_7_4", {"join": "shared"}),
             ("vit_ti_16", {"pool": "tok"}),
+            ("deit_ti", {"join": "pvg", "pool": "gap"}),
+            ("deit_ti", {"join": "mpvg", "pool": "gap", "registers": 2}),
         ],
     ),
 )
@@ -118,3 +120,21 @@ def test_files():
     assert set(contents) == {f"attention_0_{i}.{form}" for i in (0, 1) for form in ("png", "pdf")} | {"attention.npz"}
     found = looks.shares({"one": attention.shares(model, variables, [images])})
     assert found["shares.csv"].decode().splitlines()[0] == "model,layer,tokens,both,positions"
+
+
+def test_the_class_token_is_behind_the_registers():
+    model, variables, images = made(registers=2)
+    tokens = quick.jit(model.apply)(variables, images)[1]["tokens"]
+    found = quick.jit(lambda v, x: features.of_images(model, v, x))(variables, images)
+    np.testing.assert_allclose(found["2 class token"], tokens[1][:, 2], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["2 mean of patches"], tokens[1][:, 3:].mean(1), rtol=1e-5, atol=1e-5)
+    assert attention.row_of(model, "class") == attention.row_of(model, "auto") == 2
+
+
+def test_registers_are_no_class_token():
+    model, variables, images = made(registers=2, pool="gap")
+    found = jax.eval_shape(lambda v, x: features.of_images(model, v, x), variables, images)
+    assert {*found} == {"1 mean of patches", "2 mean of patches", "head"}
+    assert attention.row_of(model, "auto") == 2 + 4
+    with pytest.raises(UserError, match="--attention=class: the model has no class token"):
+        attention.row_of(model, "class")

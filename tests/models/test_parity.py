@@ -14,8 +14,8 @@ import pytest
 
 from lape_jax import models, port
 from tests import quick
-from tests.models import stepwise
-from tests.models.compare import assert_close, create, goldens
+from tests.models import compare, stepwise
+from tests.models.compare import assert_close, goldens
 from tests.reference import cases
 
 TINY = [*cases.every_combination(), *cases.variations()]
@@ -32,32 +32,13 @@ each_case = quick.cases(TINY, FIRST)
 
 @functools.cache
 def answer(case: cases.Case, compiled: bool = False) -> dict[str, np.ndarray]:
-    """The same tensors under the same names as golden/make.py's `answer`, from lape_jax.
+    """See `compare.answer`.
 
     Run operation by operation unless `compiled`: all cases are made of the same small operations. Of a few cases it
     takes less to compile each whole.
     """
-    with jax.enable_x64(True):
-        model = create(case)
-        weights = port.from_torch(cases.weights(case), model)["params"]
-        images, cotangent = jnp.asarray(cases.images(case)), cases.cotangent(case)
-
-        def loss(params):
-            logits, out = model.apply({"params": params}, images, train=False)
-            found = {"logits": logits, "tokens": out["tokens"], "pe": out["pe"]}
-            if case.distilled:
-                found["cls_logits"], found["dist_logits"] = out["heads"]
-            return jnp.sum(logits * cotangent), found
-
-        step = jax.grad(loss, has_aux=True) if case.has_gradients else loss
-        gradients, found = quick.jit(step)(weights) if compiled else stepwise.run(step, weights)
-        found = {name: np.asarray(value) for name, value in found.items() if value is not None}
-        if case.has_gradients:
-            by_name = port.to_torch({"params": gradients}, model)
-            stacked = cases.stack_layers({name: np.asarray(by_name[name]) for name in cases.shapes(case)})
-            found |= {f"grad {name}": value for name, value in stacked.items()}
-    assert {str(value.dtype) for value in found.values()} == {"float64"}
-    return found
+    run = (lambda f, x: quick.jit(f)(x)) if compiled else stepwise.run
+    return compare.answer(case, run, lambda gradients, model: port.to_torch({"params": gradients}, model))
 
 
 def assert_golden(case: cases.Case, found: dict[str, np.ndarray]) -> None:

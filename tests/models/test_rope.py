@@ -11,9 +11,8 @@ import pytest
 from lape_jax import models, port
 from lape_jax.port import params, segmenter, vit
 from tests import quick
-from tests.models import families, stepwise
-from tests.models.compare import assert_close, create
-from tests.reference import cases
+from tests.models import compare, families, stepwise
+from tests.models.compare import assert_close
 from tests.reference.rope_cases import ADAPTERS, SEGMENTERS, VITS
 
 FIRST = ("lape-learnable+rope_mixed-layernorm-layer_scale",)
@@ -35,24 +34,7 @@ def by_name(variables, model, table=vit) -> dict[str, np.ndarray]:
 
 @functools.cache
 def answer(case) -> dict[str, np.ndarray]:
-    """What `tests.models.golden.make.answer` gives, by our model."""
-    with jax.enable_x64(True):
-        model = create(case)
-        weights = port.from_torch(cases.weights(case), model)["params"]
-        images, cotangent = jnp.asarray(cases.images(case)), cases.cotangent(case)
-
-        def loss(params):
-            logits, out = model.apply({"params": params}, images, train=False)
-            found = {"logits": logits, "tokens": out["tokens"], "pe": out["pe"]}
-            if case.distilled:
-                found["cls_logits"], found["dist_logits"] = out["heads"]
-            return jnp.sum(logits * cotangent), found
-
-        gradients, found = stepwise.run(jax.grad(loss, has_aux=True), weights)
-        stacked = cases.stack_layers(by_name({"params": gradients}, model))
-    found = {name: np.asarray(value) for name, value in found.items() if value is not None}
-    assert {str(value.dtype) for value in found.values()} == {"float64"}
-    return found | {f"grad {name}": value for name, value in stacked.items()}
+    return compare.answer(case, stepwise.run, lambda gradients, model: by_name({"params": gradients}, model))
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import pytest
 
 from lape_jax import convert, models, port
 from lape_jax.errors import UserError
+from lape_jax.nn.join import JOINS
 from lape_jax.port.params import flatten
 from tests import peers
 from tests.port.test_huggingface import logits_of
@@ -60,24 +61,26 @@ def test_a_distillation_token_without_head():
 # ---- Registers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("join", ["default", "shared", "unshared", "lape_sharing", "lape"])
+@pytest.mark.parametrize("join", [name for name, join in JOINS.items() if join.trainable])
 def test_registers_have_no_position(join):
     """In any order, and wherever they are, they do the same; and PE norms, whatever their bias, leave them alone."""
-    model = tiny(join=join, registers=3)
+    pool = (*JOINS[join].pools, "token")[0]
+    model, others = tiny(join=join, registers=3, pool=pool), int(pool == "token")
     variables = random_variables(model)
     images = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 16, 3)), jnp.float32)
     logits, out = model.apply(variables, images)
     turned = {"params": {**variables["params"], "reg_token": variables["params"]["reg_token"][:, ::-1]}}
     np.testing.assert_allclose(model.apply(turned, images)[0], logits, rtol=1e-4, atol=1e-4)
-    assert out["tokens"].shape == (2, 2, 3 + 1 + 4, 32)
+    assert out["tokens"].shape == (2, 2, 3 + others + 4, 32)
     if out["pe"] is not None:
         assert not np.asarray(out["pe"])[..., :3, :].any()
-        assert np.asarray(out["pe"])[..., 3:, :].all()
-    assert variables["params"]["pos_embed"].shape[-2] == 5
+        assert np.asarray(out["pe"])[int(JOINS[join].norms_apart) :, ..., 3:, :].all()
+    assert variables["params"]["pos_embed"].shape[-2] == others + 4
 
 
-def test_registers_are_folded():
-    model = tiny(registers=2)
+@pytest.mark.parametrize("settings", [{}, {"join": "mpvg", "pool": "gap"}], ids=str)
+def test_registers_are_folded(settings):
+    model = tiny(registers=2, **settings)
     variables = jax.tree.map(lambda leaf: 0.2 * leaf, random_variables(model))
     images = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 16, 3)), jnp.float32)
     folded, constants = port.fold(variables, model)

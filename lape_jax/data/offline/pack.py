@@ -92,21 +92,16 @@ class Pack(shards.Form):
         images, size = (sum(note[key] for note in notes) for key in ("examples", "bytes"))
         return f"{images:,} images, {size / 1e6:,.1f} MB, {size / images / 1e3:,.1f} kB each"
 
-    def describe(
-        self,
-        directory: Path,
-        splits: Mapping[str, Source],
-        options: shards.Note,
-        notes: Mapping[str, list[shards.Note]],
-        left_out: Mapping[str, str],
-    ) -> None:
+    def describe(self, directory: Path, made: shards.Made) -> None:
         keys = ("name", "examples", "bytes", "index_crc")
-        about = {"format": packed.FORMAT} | {key: options[key] for key in ("side", "orientation", "origin")}
-        about["turned"] = sum(note["turned"] for split in notes.values() for note in split)
-        about["classes"] = next(iter(splits.values())).classes
-        about["left_out"] = left_out
-        about["splits"] = {split: [{key: note[key] for key in keys} for note in made] for split, made in notes.items()}
-        atomic.write(directory / parts.OPTIONS, json.dumps(options))
+        about = {"format": packed.FORMAT} | {key: made.options[key] for key in ("side", "orientation", "origin")}
+        about["turned"] = sum(note["turned"] for notes in made.notes.values() for note in notes)
+        about["classes"] = made.classes
+        about["left_out"] = made.left_out
+        about["splits"] = {
+            split: [{key: note[key] for key in keys} for note in notes] for split, notes in made.notes.items()
+        }
+        atomic.write(directory / parts.OPTIONS, json.dumps(made.options))
         atomic.write(directory / packed.FILE, json.dumps(about, indent=1))
 
 

@@ -86,21 +86,17 @@ class Records(shards.Form):
         images, before, after = (sum(note[key] for note in notes) for key in ("records", "before", "after"))
         return f"{images:,} images, {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB ({after / before:.0%})"
 
-    def describe(
-        self,
-        directory: Path,
-        splits: Mapping[str, Source],
-        options: shards.Note,
-        notes: Mapping[str, list[shards.Note]],
-        left_out: Mapping[str, str],
-    ) -> None:
+    def describe(self, directory: Path, made: shards.Made) -> None:
         for file, text in self.files.items():
             atomic.write(directory / file, text)
-        made = {split: [tfds_files.Shard(note["records"], note["bytes"]) for note in notes[split]] for split in splits}
-        about = self.about + (f"; {len(left_out)} that cannot be read are left out." if left_out else ".")
-        atomic.write(directory / parts.OPTIONS, json.dumps(options | {"left_out": left_out}, indent=2))
-        classes = next(iter(splits.values())).classes
-        tfds_files.write_description(directory, self.title, VERSION, made, classes, about, self.target)
+        files = {
+            split: [tfds_files.Shard(note["records"], note["bytes"]) for note in notes]
+            for split, notes in made.notes.items()
+        }
+        lost = len(made.left_out)
+        about = self.about + (f"; {lost} that cannot be read are left out." if lost else ".")
+        atomic.write(directory / parts.OPTIONS, json.dumps(made.options | {"left_out": made.left_out}, indent=2))
+        tfds_files.write_description(directory, self.title, VERSION, files, made.classes, about, self.target)
 
 
 def write(form: Records, splits: Mapping[str, Source], options: Mapping[str, Any], how: parts.How) -> Path:

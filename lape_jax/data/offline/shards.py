@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lape_jax import atomic
 from lape_jax.data import ahead
@@ -66,15 +66,17 @@ class Form(abc.ABC):
         """What is to be said of a split when it is done."""
 
     @abc.abstractmethod
-    def describe(
-        self,
-        directory: Path,
-        splits: Mapping[str, Source],
-        options: Note,
-        notes: Mapping[str, list[Note]],
-        left_out: Any,
-    ) -> None:
-        """Makes a whole copy of the shards in a directory; `left_out` are reasons by name."""
+    def describe(self, directory: Path, made: "Made") -> None:
+        """Makes a whole copy of the shards in a directory."""
+
+
+class Made(NamedTuple):
+    """All shards of a copy."""
+
+    classes: Sequence[str]
+    options: Note  # see `write`
+    notes: Mapping[str, Sequence[Note]]  # by split, in order
+    left_out: Mapping[str, str]  # reasons by name
 
 
 def begun(form: Form) -> bool:
@@ -114,7 +116,8 @@ def write(
                 atomic.write(work / parts.OPTIONS, json.dumps(options))
                 log = CorruptLog(how.max_corrupt, "--max-corrupt")
                 notes = _write_shards(form, splits, how, log)
-                form.describe(work / "set", splits, options, notes, log.reasons)
+                classes = next(iter(splits.values())).classes
+                form.describe(work / "set", Made(classes, options, notes, log.reasons))
                 os.rename(work / "set", form.whole)
             shutil.rmtree(work, ignore_errors=True)  # also what is left of a process that was killed right here
     except OSError as error:
