@@ -64,8 +64,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("a run says itself which model it has trained: leave out --model")
     if args.weights and (args.images, args.overlays) != (None, None):
         raise UserError("--images and --overlays are of a run: leave them out with --weights")
-    if args.attention and args.overlays == 0:
-        raise UserError("--attention is shown on images: --overlays=0 leaves none")
+    for name, given, count in (("attention", args.attention, "overlays"), ("positions", args.positions, "images")):
+        if given and getattr(args, count) == 0:
+            raise UserError(f"--{name} looks at images: --{count}=0 leaves none")
     if args.weights and (args.attention or args.positions):
         raise UserError("--attention and --positions look at the images of a run: leave them out with --weights")
     contents, studies = {}, []

@@ -75,6 +75,7 @@ def test_attention_and_its_terms(run, tmp_path):
         (probe, ["--out=x", "--workdir", "a", "--shots=few"], "--shots is 'few': it must be a whole number"),
         (visualize, ["--out=x", "--weights=a.npz", "--attention"], "look at the images of a run"),
         (visualize, ["--out=x", "--workdir", "a", "--attention", "--overlays=0"], "--overlays=0 leaves none"),
+        (visualize, ["--out=x", "--workdir", "a", "--positions", "--images=0"], "--images=0 leaves none"),
         (visualize, ["--out=x", "--weights=a.npz", "--step=3"], "--step is of a run: leave it out"),
     ],
 )

@@ -29,6 +29,7 @@ FORMATS = {
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
 }
 SIDE = 1.35  # inches of a map
+LABEL = 0.2  # inches for what is written to the left of rows of maps
 DPI = 150
 Range = tuple[float | int, float | int]
 FEW = 40  # points of a line, which are then marked
@@ -67,6 +68,9 @@ def maps(
         labels = labels + [""] * (len(lines) - 1)
     wide = max(map(len, lines))
     figure = Figure(figsize=(side * wide + 1.2, (side + 0.25) * len(lines) + 0.5), dpi=DPI, layout="constrained")
+    # Where rows have bars of their own, the layout forgets what is written to the left of them.
+    beside = LABEL / figure.get_figwidth() if any(labels) else 0.0
+    figure.get_layout_engine().set(rect=(beside, 0, 1 - beside, 1))
     axes = figure.subplots(len(lines), wide, squeeze=False)
     drawn = []
     for line, label, panels in zip(axes, labels, lines, strict=True):
