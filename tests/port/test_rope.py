@@ -152,7 +152,7 @@ def test_as_timm(name, pe, side):
     with jax.enable_x64(True):
         variables = port.from_torch(theirs.state_dict(), model)
         found = jax.jit(lambda v, x: model.apply(v, x)[0])(variables, jnp.asarray(images))
+        written = {name: torch.from_numpy(np.asarray(x)) for name, x in to_timm(variables, model).items()}
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
     again = library.create_model(name, img_size=side, depth=3, num_classes=7, init_values=0.5)
-    written = {name: torch.from_numpy(np.asarray(x)) for name, x in to_timm(variables, model).items()}
     again.load_state_dict(written, strict=True)
