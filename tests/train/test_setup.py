@@ -1,5 +1,6 @@
 """From a config to model and evaluation batches, and what tells one run from another."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from lape_jax.errors import UserError
 from lape_jax.tasks.classify import inputs
 from lape_jax.tasks.config import base
 from lape_jax.train import setup
+from tests import runs
 
 
 @pytest.fixture
@@ -146,3 +148,28 @@ def test_another_model_is_a_user_error(compare, change, field):
     """Even where shapes are the same, as with other heads, pe_norm or ln_eps."""
     with pytest.raises(UserError, match=f"holds a run of another model: its {field} is .* use another --workdir"):
         compare(**change)
+
+
+REFUSED = [NotImplementedError("no such layout"), jax.errors.JaxRuntimeError("UNIMPLEMENTED: no such layout\nat x")]
+
+
+@pytest.mark.parametrize("error", REFUSED, ids=lambda error: type(error).__name__)
+def test_what_a_compiler_refuses_is_said_in_a_line(error):
+    config = runs.load(**{"model.attention": "cudnn"})
+    with pytest.raises(UserError) as found, setup.compiling(config):
+        raise error
+    said = str(found.value)
+    assert said.startswith("these devices cannot make a step with ")
+    assert "--config.model.attention=cudnn" in said
+    assert said.endswith("no such layout")
+
+
+@pytest.mark.parametrize(("deterministic", "kind"), [(True, UserError), (False, jax.errors.JaxRuntimeError)])
+def test_an_internal_error_is_a_bug_unless_a_fixed_order_was_asked_for(deterministic, kind):
+    with pytest.raises(kind, match="INTERNAL: no kernel"), setup.compiling(runs.load(deterministic=deterministic)):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no kernel")
+
+
+def test_too_little_memory_is_not_explained_here():
+    with pytest.raises(jax.errors.JaxRuntimeError), setup.compiling(runs.load(deterministic=True)):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB")
