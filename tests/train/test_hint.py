@@ -18,11 +18,11 @@ def hint(**data):
 def test_what_helps_depends_on_the_run():
     assert hint(threads=2) == (
         "the devices wait for data: what helps is --config.data.threads=4, --config.data.resident=true for a set that "
-        "fits on the device, a smaller copy of the images (python -m lape_jax.prepare, --short=N) or a packed one "
+        "fits on the device, a smaller copy of the images (--short of python -m lape_jax.prepare) or a packed one "
         "(python -m lape_jax.prepare pack)"
     )
     assert "threads" not in hint(threads=4)
     assert "packed" not in hint(source="packed")
     assert hint(threads=4, task="detect") == (
-        "the devices wait for data: what helps is a smaller copy of the images (python -m lape_jax.prepare, --short=N)"
+        "the devices wait for data: what helps is a smaller copy of the images (--short of python -m lape_jax.prepare)"
     )
