@@ -1,6 +1,9 @@
 """The notebooks: they run from top to bottom in their small setting, and what is stored of them is fit to be kept."""
 
+import ast
 import base64
+import importlib
+import inspect
 import io
 import json
 import os
@@ -139,6 +142,24 @@ def test_what_is_stored(name):
     sources = "\n".join(map(source_of, notebook["cells"]))
     assert "import tensorflow" not in sources
     assert not MACHINE.search(sources)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_names_of_ours_exist(name):
+    """What a notebook imports of `lape_jax`, and each attribute of these modules that it reads, is there."""
+    code = ast.parse("\n".join(source_of(cell) for cell in read(COLABS / name)["cells"] if cell["cell_type"] == "code"))
+    modules = {}
+    for node in ast.walk(code):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "lape_jax":
+            home = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(home, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+                modules[alias.asname or alias.name] = getattr(home, alias.name)
+    read_of = [n for n in ast.walk(code) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    ours = [(n.value.id, n.attr) for n in read_of if inspect.ismodule(modules.get(n.value.id))]
+    assert len(ours) > 3
+    assert [f"{module}.{attr}" for module, attr in ours if not hasattr(modules[module], attr)] == []
 
 
 def set_up(monkeypatch, modules, has_gpu=False, variables=(), repository=None):
