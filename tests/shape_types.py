@@ -27,29 +27,28 @@ def checked(value):
     return jaxtyping.jaxtyped(value, typechecker=beartype.beartype)
 
 
-class _Decorated(ast.NodeTransformer):
-    """Makes `checked` the innermost decorator of a function, whose annotations others hide, and the outermost of a
-    class, which `dataclass` has to see first.
+_CHECKED = ast.parse(f"__import__('sys').modules[{__name__!r}].checked", mode="eval").body
+
+
+def _decorate(statements: list[ast.stmt]) -> None:
+    """Makes `checked` the innermost decorator of every function, whose annotations others hide, and the outermost of
+    every class, which `dataclass` has to see first.
     """
-
-    checked = ast.parse(f"__import__('sys').modules[{__name__!r}].checked", mode="eval").body
-
-    def visit_FunctionDef(self, node):
-        self.generic_visit(node)
-        node.decorator_list.append(self.checked)
-        return node
-
-    def visit_ClassDef(self, node):
-        self.generic_visit(node)
-        node.decorator_list.insert(0, self.checked)
-        return node
+    for node in statements:
+        if isinstance(node, ast.FunctionDef):
+            node.decorator_list.append(_CHECKED)
+        elif isinstance(node, ast.ClassDef):
+            node.decorator_list.insert(0, _CHECKED)
+        for part in ("body", "orelse", "finalbody"):
+            _decorate(getattr(node, part, []))
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname):  # no cache of bytecode, which would be that of the plain module
         path = self.get_filename(fullname)
-        tree = _Decorated().visit(ast.parse(self.get_data(path), path))
-        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+        tree = ast.parse(self.get_data(path), path)
+        _decorate(tree.body)
+        return compile(tree, path, "exec", dont_inherit=True)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

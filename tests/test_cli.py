@@ -276,6 +276,7 @@ def test_help(run, capsys):
     assert all(word in out for word in ("Trains.", "--config", "--workdir", "--weights", "--config.optimizer.lr"))
 
 
+@pytest.mark.slow
 def test_logs_in_a_process_of_its_own(file):
     script = f"""
 import logging, sys

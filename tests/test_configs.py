@@ -13,7 +13,6 @@ from lape_jax.train import setup
 from tests import quick, runs
 
 FILES = sorted((runs.ROOT / "configs").glob("*.py"))
-FIRST = ("segmenter_ti_linear_ade20k",)
 OTHER = re.compile(r"_[sb](_|$)|cifar100").search  # sizes and data sets: of each model one debug form runs
 # What has whole runs in tests/test_..._run.py, and a detector that differs from another in its length.
 WHOLE = ("digits", "upernet_vit_adapter_ti_ade20k", "mask_rcnn_vit_adapter_ti_coco", "detect_digits")
@@ -23,13 +22,10 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file",
-    [
-        pytest.param(file, marks=() if file.stem in FIRST else pytest.mark.slow)
-        for file in FILES
-        if not OTHER(file.stem) and file.stem not in WHOLE
-    ],
+    [file for file in FILES if not OTHER(file.stem) and file.stem not in WHOLE],
     ids=lambda file: file.stem,
 )
 def test_debug_form_runs_a_step(file, tmp_path):

@@ -338,6 +338,7 @@ def test_a_corrupt_image_is_skipped_counted_and_named(png, tmp_path, resident):
     assert all(name in error for name in names)
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_stops_an_evaluation(png, tmp_path):
     root = shutil.copytree(png, tmp_path / "png")
     (name,) = corrupt(root, "val", 1)

@@ -64,6 +64,7 @@ def test_killed_and_resumed_it_ends_as_if_uninterrupted(config, tmp_path):
     assert runs.metrics(killed) == runs.metrics(whole)
 
 
+@pytest.mark.slow
 def test_it_learns_and_is_reported(config, tmp_path, capsys):
     whole = tmp_path / "whole"
     with mock.patch.dict(tasks.TASKS):

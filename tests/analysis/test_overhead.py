@@ -73,6 +73,7 @@ def test_flops_by_hand():
     assert overhead.flops(jax.jit(lambda a, b: a @ b + 1).lower(*shapes)) == 2 * 3 * 4 * 5 + 3 * 5
 
 
+@pytest.mark.slow
 def test_what_lape_adds_by_hand():
     """To each image: the PE in each layer and not in the stem; once for all images: the norms of the PE."""
     found = overhead.candidates("deit_ti", {**TINY, "depth": 3})[0]
@@ -86,6 +87,7 @@ def test_what_lape_adds_by_hand():
     assert [own - other for own, other in zip(folded, default, strict=True)] == [-rows, -2 * rows, -3 * rows]
 
 
+@pytest.mark.slow
 def test_every_layer_counts():
     blocks = {}
     for depth in (1, 2, 4):

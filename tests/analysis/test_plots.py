@@ -220,6 +220,7 @@ def test_unknown_form():
         plots.render(plots.curves({"": {"": ([0], [0])}}), "jpg")
 
 
+@pytest.mark.slow
 def test_matplotlib_waits_until_something_is_drawn():
     code = "import sys, lape_jax.analysis.study; sys.exit(any(name.startswith('matplotlib') for name in sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -36,6 +36,7 @@ def studies(lape):
     ]
 
 
+@pytest.mark.slow
 def test_what_a_study_has(lape, studies):
     model, variables = lape
     one, relative, swin = studies

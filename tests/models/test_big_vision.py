@@ -150,6 +150,7 @@ def test_hidden_channels_that_are_no_multiple_of_the_width():
 TINY = {"num_classes": 3, "image_size": 8, "patch_size": 4, "width": 64, "depth": 2, "heads": 2}
 
 
+@pytest.mark.slow
 def test_initial_values():
     model = models.create("vit_ti_16", **TINY, pool="tok")
     params = jit(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape)))["params"]

@@ -143,6 +143,7 @@ def test_default_joining_is_big_visions_own_model():
     np.testing.assert_allclose(out["with_posemb"].reshape(2, 2, 3, 16), out["stem"] + posemb, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_step_of_training_without_implicit_transfers():
     """What the trainer's `update_fn` does with a model, under its guard against transfers between host and device."""
     model = Model(3, variant="mu/4", depth=2, dropout=0.1, posemb="sincos2d", scan=True, dtype_mm="bfloat16")

@@ -36,6 +36,7 @@ def test_published_parameter_counts(name, default, lape):
     assert count(shapes["batch_stats"]) == 2 * (64 + 12 * (hidden + hidden + model.width))
 
 
+@pytest.mark.slow
 def test_rates_and_initial_values():
     model = models.create("ceit_ti", depth=1, image_size=32)
     assert (model.ln_eps, model.dropout, model.attn_dropout) == (1e-6, 0, 0)
@@ -201,6 +202,7 @@ def test_bfloat16_is_near_float32_and_keeps_float32_statistics():
     assert 0 < np.abs(found["logits"] - expected["logits"]).max() < 0.1 * np.abs(expected["logits"]).max()
 
 
+@pytest.mark.slow
 def test_folded_it_gives_the_same_logits():
     model, rng = models.create("ceit_ti", **TINY), np.random.default_rng(0)
     images = rng.standard_normal((2, *model.input_shape)).astype(np.float32)

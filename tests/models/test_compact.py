@@ -60,6 +60,7 @@ def test_cct_for_imagenet():
     assert count(model.param_shapes()) == 22_367_273
 
 
+@pytest.mark.slow
 def test_initial_values_and_rates():
     model = models.create("vit_lite_7_4", num_classes=10)
     assert (model.attn_dropout, model.drop_path, model.dropout, model.ln_eps) == (0.1, 0.1, 0.0, 1e-5)
@@ -76,6 +77,7 @@ def test_initial_values_and_rates():
     assert "bias" not in params["blocks"]["attn"]["qkv"]
 
 
+@pytest.mark.slow
 def test_initial_values_of_cct():
     model = models.create("cct_7_3x2", depth=1)
     params = quick.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]

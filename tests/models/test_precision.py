@@ -97,6 +97,7 @@ def test_flat_row_on_an_offset_in_float32():
     assert_close("pe", flat_row(bias, jnp.float32)[0], flat_row(bias, jnp.float64)[0], 2e-4)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_at_initialisation():
     """Twelve blocks in float32. The flat row has no variance at any layer then, so that its gradient grows by 1000 with
     every norm that it passes on its way back: to about 1e30 for b_0, whose square float32 cannot hold."""

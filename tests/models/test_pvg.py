@@ -114,6 +114,7 @@ def test_names_in_pytorch(join, family):
         assert found.joining == other
 
 
+@pytest.mark.slow
 def test_a_lape_is_not_taken_for_a_pvg():
     names = round_trip(tiny(join="lape", pool="gap", depth=3))
     for join in ("default", "pvg", "lape"):

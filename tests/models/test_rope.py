@@ -11,7 +11,7 @@ import pytest
 from lape_jax import models, port
 from lape_jax.port import params, segmenter, vit
 from tests import quick
-from tests.models import compare, families, stepwise
+from tests.models import compare, families
 from tests.models.compare import assert_close
 from tests.reference.rope_cases import ADAPTERS, SEGMENTERS, VITS
 
@@ -34,7 +34,9 @@ def by_name(variables, model, table=vit) -> dict[str, np.ndarray]:
 
 @functools.cache
 def answer(case) -> dict[str, np.ndarray]:
-    return compare.answer(case, stepwise.run, lambda gradients, model: by_name({"params": gradients}, model))
+    return compare.answer(
+        case, lambda f, x: quick.jit(f)(x), lambda gradients, model: by_name({"params": gradients}, model)
+    )
 
 
 @functools.cache

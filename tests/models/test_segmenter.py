@@ -64,6 +64,7 @@ def test_code_bases():
     assert (model.ln_eps, model.decoder_ln_eps, model.drop_path) == (1e-6, 1e-5, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "std"), quick.first(1, [("rstrudel", 64**-0.5), ("mmseg", 0.02)]))
 def test_initial_values(code, std):
     sizes = {"image_size": 16, "width": 64, "heads": 1, "depth": 1, "decoder_depth": 1}

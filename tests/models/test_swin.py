@@ -53,6 +53,7 @@ def test_other_joinings_have_the_parameters_that_they_should():
     assert count(models.create("swin_t", join="unshared").param_shapes()) == 28_288_354 + tables
 
 
+@pytest.mark.slow
 def test_initial_values():
     model = models.create("swin_t", depths=(1, 1), heads=(3, 6), image_size=56)
     params = jit(model.init)(jax.random.key(0), jnp.zeros((1, 56, 56, 3)))["params"]
@@ -161,6 +162,7 @@ def test_knobs_change_nothing(knobs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale), found, expected)
 
 
+@pytest.mark.slow
 def test_out():
     model, variables, images = tiny()
     logits, out = jax.eval_shape(model.apply, variables, images)

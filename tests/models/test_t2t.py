@@ -96,6 +96,7 @@ def tiny(**settings):
     return model, quick.jit(model.init)(jax.random.key(0), images), images
 
 
+@pytest.mark.slow
 def test_random_features_are_orthogonal_and_differ():
     _, variables, _ = tiny()
     features = variables["constants"]["patch_embed"]

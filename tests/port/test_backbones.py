@@ -133,6 +133,7 @@ def test_what_a_backbone_must_have(tmp_path, model, backbone, name):
         started(tmp_path / "w.npz", model, {key: array for key, array in backbone.items() if key != name})
 
 
+@pytest.mark.slow
 def test_a_deeper_decoder_is_not_cut(tmp_path):
     """A Segmenter's own decoder is a part of it, whatever else is called so."""
     sizes = {"width": 16, "depth": 1, "heads": 2, "image_size": 16, "patch_size": 8, "num_classes": 3}
@@ -176,7 +177,9 @@ def test_big_visions_without_a_head(tmp_path):
 # ---- Other patches and colours ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [tiny, lambda **kw: models.create("vit_ti_16", **{**BIG_VISION, **kw})])
+@pytest.mark.parametrize(
+    "make", quick.first(1, [tiny, lambda **kw: models.create("vit_ti_16", **{**BIG_VISION, **kw})])
+)
 @pytest.mark.parametrize(("of", "to"), quick.first(1, [(3, 1), (1, 3)]))
 def test_grey_and_rgb_have_the_same_output(tmp_path, make, of, to):
     source, model = make(join="default", in_channels=of), make(join="default", in_channels=to)
@@ -234,6 +237,7 @@ def test_other_patches(tmp_path, format, patch, size):
     np.testing.assert_array_equal(flatten(of_run)[KERNEL], ours[KERNEL])
 
 
+@pytest.mark.slow
 def test_patches_of_another_size_of_images(tmp_path):
     """The table tells how many patches there were: 4 x 4 of 4 x 4 pixels."""
     source, model = tiny(join="default", patch_size=4), tiny(join="lape", image_size=24)
@@ -242,6 +246,7 @@ def test_patches_of_another_size_of_images(tmp_path):
     assert moved.resized == (KERNEL, "pos_embed")
 
 
+@pytest.mark.slow
 def test_convolutions_are_no_patches(tmp_path):
     """Of a CCT the kernel may change its colours, but not its size."""
     sizes = {"width": 16, "depth": 1, "heads": 2, "image_size": 16}

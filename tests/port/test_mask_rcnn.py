@@ -59,6 +59,7 @@ def test_there_and_back_bit_by_bit(suffix, settings, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, variables)
 
 
+@pytest.mark.slow
 def test_columns_of_the_first_layer_are_channel_by_channel_there():
     model = tiny()
     variables = random_variables(model)

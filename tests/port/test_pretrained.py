@@ -9,13 +9,15 @@ from lape_jax import convert, models, port
 from lape_jax.errors import UserError
 from lape_jax.nn.join import JOINS
 from lape_jax.port.params import flatten
-from tests import peers
+from tests import peers, quick
 from tests.port.test_huggingface import logits_of
 from tests.port.tiny import TINY, identical, random_variables, tiny
 
 SIZES = [f"--model.{key}={value}" for key, value in TINY.items() if key not in ("num_classes", "image_size")]
 MAE = ["mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.attn.qkv.weight"]
 DINO = ["head.mlp.0.weight", "head.last_layer.weight_v"]
+
+OTHERS = [name for name, join in JOINS.items() if join.trainable and name not in ("lape", "mpvg")]
 
 
 def converted(tmp_path, arrays):
@@ -48,6 +50,7 @@ def test_without_a_head_the_logits_are_what_it_would_see():
     np.testing.assert_array_equal(logits, headed.apply(variables, images)[1]["pre_logits"])
 
 
+@pytest.mark.slow
 def test_a_distillation_token_without_head():
     model, headed = tiny(distilled=True, dist_head=False), tiny(distilled=True)
     variables = random_variables(headed)
@@ -61,7 +64,7 @@ def test_a_distillation_token_without_head():
 # ---- Registers -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("join", [name for name, join in JOINS.items() if join.trainable])
+@pytest.mark.parametrize("join", quick.first(2, ["lape", "mpvg", *OTHERS]))
 def test_registers_have_no_position(join):
     """In any order, and wherever they are, they do the same; and PE norms, whatever their bias, leave them alone."""
     pool = (*JOINS[join].pools, "token")[0]
@@ -78,7 +81,7 @@ def test_registers_have_no_position(join):
     assert variables["params"]["pos_embed"].shape[-2] == others + 4
 
 
-@pytest.mark.parametrize("settings", [{}, {"join": "mpvg", "pool": "gap"}], ids=str)
+@pytest.mark.parametrize("settings", quick.first(1, [{}, {"join": "mpvg", "pool": "gap"}]), ids=str)
 def test_registers_are_folded(settings):
     model = tiny(registers=2, **settings)
     variables = jax.tree.map(lambda leaf: 0.2 * leaf, random_variables(model))

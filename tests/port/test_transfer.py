@@ -157,6 +157,7 @@ def swin(**settings):
     return models.create("swin_t", **{**SWIN, "num_classes": 3, **settings})
 
 
+@pytest.mark.slow
 def test_a_swin_for_other_images(tmp_path):
     """Its file has no table to tell the size of its images, but masks."""
     model = swin(pe="relative")
@@ -166,6 +167,7 @@ def test_a_swin_for_other_images(tmp_path):
     assert transfer.resized == transfer.dropped == ()
 
 
+@pytest.mark.slow
 def test_a_swin_with_a_table_in_each_block(tmp_path):
     model = swin(join="unshared")
     port.save(tmp_path / "swin.npz", random_variables(model), model)

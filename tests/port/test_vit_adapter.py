@@ -114,6 +114,7 @@ def test_from_a_classifier(name, join, distilled, tmp_path):
     np.testing.assert_array_equal(ours["pos_embed"][0], theirs["pos_embed"][0])  # a row that is not used
 
 
+@pytest.mark.slow
 def test_layer_scales_come_along(tmp_path):
     deit = models.create("deit_ti", **SIZES, num_classes=7, image_size=32, layer_scale=0.1)
     port.save(tmp_path / "deit.npz", random_variables(deit), deit)

@@ -168,6 +168,7 @@ def test_resumed_they_end_with_the_same_bits(together, interrupted, tmp_path):
             assert found[name].tobytes() == value.tobytes(), name
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint(interrupted, tmp_path):
     again = runs.copy(interrupted, tmp_path)
     shutil.rmtree(again / "together" / "checkpoints" / "2")

@@ -213,6 +213,7 @@ def assert_identical(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_state_at_the_start_and_later(trained):
     assert (int(start().step), int(start().first_bad_step)) == (0, state.NEVER)
     assert_identical(start().ema, start().variables)

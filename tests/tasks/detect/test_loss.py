@@ -210,6 +210,7 @@ def slow():
 # ---- Against it ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_drawn():
     some, rois, _ = drawn()
     positives = rois.sample.positive.sum(axis=1)

@@ -205,6 +205,7 @@ def test_eight_devices_count_as_one_does(views):
     np.testing.assert_array_equal(segmenting.matrix, in_numpy(views)[1])
 
 
+@pytest.mark.slow
 def test_on_several_cpu_devices_a_program_waits_for_the_one_before():
     segmenting, made = evaluator("several", data=8), []
 
