@@ -19,7 +19,7 @@ import optax
 from sklearn.datasets import load_sample_images
 
 from lape_jax import models
-from lape_jax.augment import recipe
+from lape_jax.augment import augmentation
 from lape_jax.parallel import sharding
 from lape_jax.tasks import TASKS
 from lape_jax.tasks.classify import loss as classify
@@ -45,7 +45,7 @@ def main():
         model_name, size, batch_size, options = RECIPES[name]
         size, batch_size = args.size or size, args.batch or batch_size
         model = models.create(model_name, image_size=size, dtype=jnp.dtype(args.dtype))
-        augment = augmentation(size, batch_size, model.num_classes, options)
+        augment = compiled_augmentation(size, batch_size, model.num_classes, options)
         step = train_step(model, augment(0))
         seconds = {"augment": [], "step": []}
         for turn in range(-1, args.repeats):
@@ -65,7 +65,7 @@ def main():
         )
 
 
-def augmentation(size, batch_size, num_classes, options):
+def compiled_augmentation(size, batch_size, num_classes, options):
     """A call of the compiled recipe: (turn) -> augmented batch."""
     config = base()
     config.data.image_size = size
@@ -75,9 +75,9 @@ def augmentation(size, batch_size, num_classes, options):
     config.loss.label_smoothing = 0.1
     for key, value in options.items():
         config.data[key] = value
-    print(f"{recipe.describe(config)}")
+    print(f"{augmentation.describe(config)}")
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    program = jax.jit(recipe.make(config, num_classes=num_classes, mesh=mesh))
+    program = jax.jit(augmentation.make(config, num_classes=num_classes, mesh=mesh))
     rng = np.random.default_rng(0)
     batch = jax.device_put(
         {

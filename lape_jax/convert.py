@@ -31,7 +31,7 @@ from lape_jax import cli, port
 from lape_jax.errors import UserError, nearest
 from lape_jax.port.contents import directory_weights
 from lape_jax.port.params import flatten
-from lape_jax.train import named, trained
+from lape_jax.train import trained, weights_file
 
 FORMATS = {
     "torch": "PyTorch",
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     elif args.step is not None:
         raise UserError(f"--step is of a run, and {args.src} is none: leave it out")
     else:
-        found = named.of_name(args.src, args.model, settings)
+        found = weights_file.of_name(args.src, args.model, settings)
         names = f"{FORMATS[found.format]}'s names"
     variables = jax.device_get(found.variables)
     port.save(args.dst, variables, found.model, format=args.to, metadata=found.texts())

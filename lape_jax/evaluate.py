@@ -9,7 +9,7 @@ config's very model under the names of PyTorch, lape_jax or big_vision (.npz, sa
 where there are two sets of them, FILE:KEY says which, as in last.pth.tar:state_dict_ema. The last line printed is one
 JSON object, which says which step it was.
 
-Written to --out, of a run without the running mean of its weights:
+Written to --out, of a run without the EMA of its weights:
 segmentation
     iou.csv         a line for each class: IoU and accuracy in percent (nothing where they have no value), pixels of it
     iou.png         the IoUs as bars

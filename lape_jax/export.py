@@ -13,7 +13,7 @@ safetensors, npz   the weights under the names of PyTorch; safetensors with the 
              mean, std, num_classes, classes and settings (all attributes of the model)
 
 --fold=true turns LaPE into constants first: the same logits with less work (stablehlo only, as PyTorch has no names
-for it). --ema=true takes the running mean of the weights. What was written is read again and compared. Of a
+for it). --ema=true takes the EMA of the weights. What was written is read again and compared. Of a
 workdir the best checkpoint is exported, or the newest if none was evaluated.
 """
 

@@ -14,7 +14,7 @@ Prints, and writes to --out:
     probe.csv        accuracy in percent of kNN, of a linear probe with the L2 that was chosen, and from few images of
                      each class, see `lape_jax.analysis.probes`; probe.png and .pdf by layer
     places.csv       how well row and column of a patch can be read off its token, by layer, see
-                     `lape_jax.analysis.places`; places.png and .pdf
+                     `lape_jax.analysis.position_probe`; places.png and .pdf
 The same command gives the same numbers.
 """
 
@@ -24,14 +24,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lape_jax import cli
-from lape_jax.analysis import places, plots, probes
+from lape_jax.analysis import plots, position_probe, probes
 from lape_jax.analysis.study import distinct_labels
 from lape_jax.config.options import whole
 from lape_jax.port import about, files
 from lape_jax.tasks import config as configs
 from lape_jax.tasks.task import Candidate
-from lape_jax.train import compared, named, trained
-from lape_jax.train.frozen import see, sized
+from lape_jax.train import comparison, trained, weights_file
+from lape_jax.train.frozen_features import see, sized
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,15 +41,15 @@ def main(argv: Sequence[str]) -> None:
     files.write_all(out, {})
     names = args.workdir or [args.weights]
     models = [of_run(path, args.step, overrides) for path in args.workdir] or [of_weights(args, overrides)]
-    labels = distinct_labels([compared.label(one) for one in models], names)
+    labels = distinct_labels([comparison.label(one) for one in models], names)
     known, read = {}, {}
     for label, one in zip(labels, models, strict=True):
         train, val = see(one, args.images, out)
         known[label] = probes.probe(train.features, val.features, (train.classes, val.classes), args.shots)
-        read[label] = places.read(train.products, val.products)
-        print(f"{label}\n{probes.text(known[label])}\n\n{places.text(read[label])}\n", flush=True)
-    figures = {"probe": probes.figure(known), "places": places.figure(read)}
-    contents = {"probe.csv": probes.table(known).encode(), "places.csv": places.table(read).encode()}
+        read[label] = position_probe.read(train.products, val.products)
+        print(f"{label}\n{probes.text(known[label])}\n\n{position_probe.text(read[label])}\n", flush=True)
+    figures = {"probe": probes.figure(known), "places": position_probe.figure(read)}
+    contents = {"probe.csv": probes.table(known).encode(), "places.csv": position_probe.table(read).encode()}
     contents |= {f"{name}.{form}": plots.render(x, form) for name, x in figures.items() for form in plots.FORMATS}
     files.write_all(out, contents)
     print(f"{out}: {', '.join(contents)}")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 def of_run(path: str, step: trained.Which, overrides: list[tuple[str, str]]) -> Candidate:
     """A run, with the data that the overrides make of its own."""
-    run = compared.load(path, step)
+    run = comparison.load(path, step)
     configs.override(run.config, overrides)
     return sized(run)
 
@@ -67,7 +67,7 @@ def of_weights(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Ca
     config, told = cli.load_config(args.config, "", overrides), about.read(args.weights)
     settings = {key: value for key, value in config.model.to_dict().items() if value != "auto"}
     name = settings.pop("name")
-    found = named.of_name(args.weights, "" if told else name, {} if told else settings)
+    found = weights_file.of_name(args.weights, "" if told else name, {} if told else settings)
     if told and told.mean:
         config.data.mean, config.data.std = told.mean, told.std
     return sized(Candidate(config, found.model, found.variables, ()))
@@ -81,12 +81,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     """The options, and the overrides of the config."""
     overrides, rest = cli.split_overrides(argv)
     parser = cli.Parser(prog="python -m lape_jax.probe", description=__doc__)
-    compared.add_options(parser, config=True)
+    comparison.add_options(parser, config=True)
     images = {"type": whole(0), "default": 10_000, "metavar": "N"}
     parser.add_argument("--images", help="of each split, 0 for all (default %(default)s)", **images)
     parser.add_argument("--shots", type=_shots, default="1,5,10", help="images of each class (default %(default)s)")
     args = parser.parse_args(rest)
-    compared.check(args, "--config=FILE.py")
+    comparison.check(args, "--config=FILE.py")
     return args, overrides
 
 

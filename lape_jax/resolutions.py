@@ -30,17 +30,17 @@ from lape_jax.parallel import sharding
 from lape_jax.port import files
 from lape_jax.port.sizes import at_size
 from lape_jax.tasks.task import Candidate
-from lape_jax.train import compared, trained
+from lape_jax.train import comparison, trained
 
 
 def main(argv: Sequence[str]) -> None:
     args, overrides = parse(argv)
     files.write_all(Path(args.out), {})  # says at once if it cannot be
     names = args.workdir or [args.weights]
-    candidates = [compared.load(path, args.step) for path in args.workdir] or [of_weights(args, overrides)]
+    candidates = [comparison.load(path, args.step) for path in args.workdir] or [of_weights(args, overrides)]
     for name, one in zip(names, candidates, strict=True):
         check(one, name)
-    labels = distinct_labels([compared.label(one) for one in candidates], names)
+    labels = distinct_labels([comparison.label(one) for one in candidates], names)
     curves = [measure(one, name, args.sizes) for name, one in zip(labels, candidates, strict=True)]
     contents = resolution.render(curves)
     files.write_all(Path(args.out), contents)
@@ -91,10 +91,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     """The options, and the overrides of the config."""
     overrides, rest = cli.split_overrides(argv)
     parser = cli.Parser(prog="python -m lape_jax.resolutions", description=__doc__)
-    compared.add_options(parser, config=True)
+    comparison.add_options(parser, config=True)
     parser.add_argument("--sizes", type=_sizes, default="", help="pixels of a side, such as 112,224,448")
     args = parser.parse_args(rest)
-    compared.check(args, "--config=FILE.py")
+    comparison.check(args, "--config=FILE.py")
     if args.workdir and overrides:
         raise UserError("a run is taken with its own config: leave out --config")
     return args, overrides

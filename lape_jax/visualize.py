@@ -7,9 +7,9 @@
                                  [--layers=2-8] [--images=N] [--overlays=N] [--step=last|best|N]
 
 Writes to --out, as PNG and as PDF, a row or line for each run (see `lape_jax.analysis.study`):
-    correlation_token     how alike the position of one token is to all others, by layer (the paper's figures 1, 3, 4)
+    correlation_token     cosine similarity of one position to all others, by layer (the paper's figures 1, 3, 4)
     correlation_overall   the same for all tokens
-    locality              by layer: how far the likeness reaches, how two-dimensional it is, the size of the position
+    locality              by layer: how far the similarity reaches, how two-dimensional it is, the size of the position
     lambda                by layer: lambda_1 to 3 of equation 7, and tokens by position; of runs, which have images, but
                           for those of a ViT-Adapter
     overlays              of runs that segment or detect, if there are images: --overlays=N of them (8), true maps or
@@ -19,7 +19,7 @@ and numbers.npz, all of it as arrays, whose keys `lape_jax.analysis.study` lists
 With --attention or --positions it writes these instead, of runs whose tokens all attend to all:
     attention_R_I         where a token of image I looks, in run R: by layer and head, and rollout; --overlays=N images
                           (4). It is the class token if there is one, else the centre; --attention=ROW is a patch.
-                          attention.npz has all weights, see `lape_jax.analysis.looks`
+                          attention.npz has all weights, see `lape_jax.analysis.attention_figures`
     shares                by layer, how much of the attention logits comes from tokens, from positions, and from both,
                           see `lape_jax.analysis.attention`; also as CSV
 
@@ -42,16 +42,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lape_jax import cli, tasks
-from lape_jax.analysis import attention, looks
+from lape_jax.analysis import attention, attention_figures
 from lape_jax.analysis.activations import unmeasurable
-from lape_jax.analysis.seen import SCRIPT_EPS
+from lape_jax.analysis.effective_pe import SCRIPT_EPS
 from lape_jax.analysis.study import Study, distinct, distinct_labels, render, study, text
 from lape_jax.augment.photometric import normalise
 from lape_jax.config.options import finite, whole
 from lape_jax.errors import UserError
 from lape_jax.port import files
 from lape_jax.tasks.task import OVERLAYS, Candidate, Spread
-from lape_jax.train import compared, named
+from lape_jax.train import comparison, weights_file
 
 IMAGES = 256  # validation images that runs are measured on, unless so many are asked for
 LOOKS = 4  # images whose attention is drawn, unless so many are asked for
@@ -59,7 +59,7 @@ LOOKS = 4  # images whose attention is drawn, unless so many are asked for
 
 def main(argv: Sequence[str]) -> None:
     args, settings = parse(argv)
-    compared.check(args, "--model=NAME")
+    comparison.check(args, "--model=NAME")
     if args.workdir and (args.model or settings):
         raise UserError("a run says itself which model it has trained: leave out --model")
     if args.weights and (args.images, args.overlays) != (None, None):
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
         contents = look(args)
     else:
         count = IMAGES if args.images is None else args.images
-        runs = [compared.load(path, args.step) for path in args.workdir]
+        runs = [comparison.load(path, args.step) for path in args.workdir]
         studies = distinct([of_run(run, count, args.eps) for run in runs], args.workdir)
         shown = (OVERLAYS if args.overlays is None else args.overlays) if count else 0
         contents = comparisons({one.label: run for one, run in zip(studies, runs, strict=True)}, shown)
@@ -87,20 +87,22 @@ def main(argv: Sequence[str]) -> None:
 
 def look(args: argparse.Namespace) -> dict[str, bytes]:
     """Files by name: where runs look, and what makes them."""
-    runs = [compared.load(path, args.step) for path in args.workdir]
-    labels = distinct_labels([compared.label(run) for run in runs], args.workdir)
+    runs = [comparison.load(path, args.step) for path in args.workdir]
+    labels = distinct_labels([comparison.label(run) for run in runs], args.workdir)
     labelled = dict(zip(labels, runs, strict=True))
     contents = {}
     if args.attention:
         count = LOOKS if args.overlays is None else args.overlays
         shown = {
-            name: looks.Looking(run.model, run.variables, np.concatenate(list(validation_images(run, count))))
+            name: attention_figures.Looking(
+                run.model, run.variables, np.concatenate(list(validation_images(run, count)))
+            )
             for name, run in labelled.items()
         }
-        contents |= looks.maps(shown, args.attention, args.layers)
+        contents |= attention_figures.maps(shown, args.attention, args.layers)
     if args.positions:
         count = IMAGES if args.images is None else args.images
-        contents |= looks.shares(
+        contents |= attention_figures.shares(
             {
                 name: attention.shares(run.model, run.variables, validation_images(run, count))
                 for name, run in labelled.items()
@@ -111,7 +113,7 @@ def look(args: argparse.Namespace) -> dict[str, bytes]:
 
 def of_weights(path: str, name: str, settings: dict[str, Any], eps: float) -> Study:
     """The weights in a file, for a model called `name`."""
-    found = named.of_name(path, name, settings)
+    found = weights_file.of_name(path, name, settings)
     model = found.model
     return study(f"{found.name}, {model.joining}, {model.pe}", model, found.variables, eps=eps)
 
@@ -122,7 +124,7 @@ def of_run(run: Candidate, count: int, eps: float) -> Study:
     if reason:
         print(f"not measured on images: {reason}")
     images = validation_images(run, count) if count and not reason else None
-    return study(compared.label(run), run.model, run.variables, images, eps)
+    return study(comparison.label(run), run.model, run.variables, images, eps)
 
 
 def validation_images(run: Candidate, count: int) -> Iterator[jax.Array]:
@@ -166,7 +168,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     settings, rest = cli.split_settings(argv)
     parser = cli.Parser(prog="python -m lape_jax.visualize", description=__doc__)
     add = parser.add_argument
-    compared.add_options(parser)
+    comparison.add_options(parser)
     add("--model", default="", metavar="NAME", help="which model they are of, e.g. deit_ti")
     add("--token", type=_token, metavar="ROW", help="patch whose map is drawn (default: centre)")
     add("--layers", type=_layers, help="layers whose maps are drawn, such as 2-8 (default: all)")

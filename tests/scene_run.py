@@ -35,7 +35,7 @@ def config(**model):
 
 @functools.cache
 def workdir(path, **model):
-    """Made once for all tests; the running mean is of weights twice as large."""
+    """Made once for all tests; the EMA is of weights twice as large."""
     path.mkdir()
     found = config(**model)
     train, val = (tasks.of(found).open_split(found, split) for split in ("train", "val"))

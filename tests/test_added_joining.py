@@ -78,7 +78,7 @@ def test_every_family_asks_it_what_comes_last(family):
     tokens, pe = (leaf[-1][-1] if family == "swin_t" else leaf[-1] for leaf in (out["tokens"], out["pe"]))
     outer = variables["params"].get("norm") or variables["params"]["Transformer"]["encoder_norm"]
     placed = norm(pe, last["scale"], last.get("bias", 0), model.ln_eps)
-    placed[: model.bare_rows] = 0
+    placed[: model.no_embed_tokens] = 0
     expected = norm(tokens + placed, outer["scale"], outer["bias"], model.ln_eps)
     np.testing.assert_allclose(out["encoded"], expected, rtol=0, atol=2e-4)
 

@@ -48,7 +48,7 @@ def is_checked(function) -> bool:
 
 def test_every_shape_type_is_checked():
     found = dict(functions())
-    expected = ("models.vit.ViT.__call__", "nn.join.Lape.attend", "nn.layers.drop_path", "data.order.epoch_permutation")
+    expected = ("models.vit.ViT.__call__", "nn.join.Lape.block", "nn.layers.drop_path", "data.order.epoch_permutation")
     assert found.keys() >= {f"lape_jax.{name}" for name in expected}
     assert not [name for name, function in found.items() if not is_checked(function)]
 
@@ -67,8 +67,8 @@ def init(module, **kwargs):
     return functools.partial(module.init, **kwargs)
 
 
-def attend(x, pe):
-    return JOINS["lape"].attend(x, pe, lambda z: z, lambda w: w)
+def joined(x, pe):
+    return JOINS["lape"].block(x, pe, lambda z: z, lambda w: w)
 
 
 def encode(model):
@@ -85,9 +85,9 @@ WRONG = {
     "rank of tokens in attention": (init(Attention(2), train=False), KEY, zeros(5, 8)),
     "rank of tokens in layer scale": (init(LayerScale(1.0)), KEY, zeros(8)),
     "PE with a batch axis": (init(PENorm()), KEY, zeros(1, 5, 8)),
-    "joined PE with a batch axis": (attend, zeros(2, 5, 8), zeros(2, 5, 8)),
-    "joined PE of other length": (attend, zeros(2, 5, 8), zeros(4, 8)),
-    "joined PE of other width": (attend, zeros(2, 5, 8), zeros(5, 4)),
+    "a PE with a batch axis": (joined, zeros(2, 5, 8), zeros(2, 5, 8)),
+    "a PE of other length": (joined, zeros(2, 5, 8), zeros(4, 8)),
+    "a PE of other width": (joined, zeros(2, 5, 8), zeros(5, 4)),
     "carried tokens without a batch axis": (encode(vit()), KEY, zeros(5, 8), zeros(5, 8)),
     "carried PE with a batch axis": (encode(vit()), KEY, zeros(2, 5, 8), zeros(1, 5, 8)),
     "carried PE of other length": (encode(vit()), KEY, zeros(2, 5, 8), zeros(4, 8)),
@@ -108,7 +108,7 @@ def test_wrong_shapes_are_noticed(case):
 
 
 def test_right_shapes_are_not():
-    jax.eval_shape(attend, zeros(2, 5, 8), zeros(5, 8))
+    jax.eval_shape(joined, zeros(2, 5, 8), zeros(5, 8))
     jax.eval_shape(encode(vit()), KEY, zeros(2, 5, 8), zeros(5, 8))
     jax.eval_shape(init(vit()), KEY, zeros(1, 4, 4, 3))
     assert np.isfinite(float(classify.cross_entropy(jnp.zeros((1, 2)), jnp.ones((1, 2)))[0]))

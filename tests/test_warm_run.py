@@ -12,7 +12,7 @@ from lape_jax.parallel import sharding
 from lape_jax.port.params import flatten
 from lape_jax.port.transfer import Transfer
 from lape_jax.tasks.config import from_json
-from lape_jax.train import trained, warm
+from lape_jax.train import trained, warm_start
 from tests import runs
 
 BEGIN = {"total_steps": 2, "optimizer.lr": 1e-12, "optimizer.warmup_lr": 0, "optimizer.min_lr": 0, "ema_decay": 0.5}
@@ -87,7 +87,7 @@ MOVED = Transfer(loaded=("head/bias",), resized=(), initialised=(), dropped=())
     ],
 )
 def test_a_head_is_of_classes_with_names(theirs, match, head, note):
-    result, moved = warm.of_same_classes(RESULT, MOVED, FRESH, theirs, ("cat", "dog"), match)
+    result, moved = warm_start.of_same_classes(RESULT, MOVED, FRESH, theirs, ("cat", "dog"), match)
     np.testing.assert_array_equal(result["params"]["head"]["bias"], np.full(2, head))
     assert ("head/bias" in moved.loaded) == bool(head)
     assert ("head/bias" in moved.initialised) == (not head)
@@ -97,4 +97,4 @@ def test_a_head_is_of_classes_with_names(theirs, match, head, note):
 
 def test_without_a_head_nothing_is_said():
     bare = MOVED._replace(loaded=("norm/bias",))
-    assert warm.of_same_classes(RESULT, bare, FRESH, ("dog",), ("cat",), "name") == (RESULT, bare)
+    assert warm_start.of_same_classes(RESULT, bare, FRESH, ("dog",), ("cat",), "name") == (RESULT, bare)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lape_jax.analysis import energy, reparam
 from lape_jax.analysis.blocks import BlockParams, blocks
-from lape_jax.analysis.seen import check_table
+from lape_jax.analysis.effective_pe import check_table
 from lape_jax.errors import UserError
 from lape_jax.models.swin import Swin
 from lape_jax.models.vit_adapter import ViTAdapter
@@ -127,7 +127,7 @@ def _sums(
             sums.append(None)
             continue
         full = jnp.promote_types(stream.dtype, jnp.float32)
-        stream, placed = stream.astype(full)[:, model.extra_rows :], placed[model.extra_rows :]
+        stream, placed = stream.astype(full)[:, model.num_prefix_tokens :], placed[model.num_prefix_tokens :]
         tokens, position_part = energy.parts(stream, placed, scale, bias, model.ln_eps)
         if model.method.in_stream:
             factors = reparam.lambdas(stream, placed, eps)
@@ -135,7 +135,7 @@ def _sums(
             one = jnp.ones(stream.shape[:-1], full)
             factors, position_part = reparam.Lambdas(one, one, 0 * one), jnp.zeros_like(tokens)
         if beside is not None:
-            position_part = position_part + beside[model.extra_rows :]
+            position_part = position_part + beside[model.num_prefix_tokens :]
         squares = [jnp.sum(jnp.mean(part**2, axis=(-2, -1))) for part in (tokens, position_part)]
         sums.append((jnp.sum(jnp.stack(factors), axis=1), *squares))
     return sums

@@ -77,7 +77,7 @@ def layers(model: nn.Module, variables: Mapping[str, Any]) -> list[Layer]:
     """
     check(model)
     relative = position.parse_pe(model.pe)[1]
-    margin = ((0, 0), (model.extra_rows, 0), (model.extra_rows, 0))
+    margin = ((0, 0), (model.num_prefix_tokens, 0), (model.num_prefix_tokens, 0))
     biases = relative_biases(model, variables) if relative else [None] * model.depth
     found = []
     for block, bias in zip(blocks(model, to_flat(variables, model)), biases, strict=True):
@@ -133,10 +133,10 @@ def row_of(model: nn.Module, query: str) -> int:
     if query in (CLASS, AUTO) and model.class_row is not None:
         return model.class_row
     if query in (CENTRE, AUTO):
-        return model.extra_rows + (rows - 1) // 2 * columns + (columns - 1) // 2
+        return model.num_prefix_tokens + (rows - 1) // 2 * columns + (columns - 1) // 2
     if not query.isdecimal() or int(query) >= rows * columns:
         raise UserError(f"--attention={query}: it must be class, centre, or a patch from 0 to {rows * columns - 1}")
-    return model.extra_rows + int(query)
+    return model.num_prefix_tokens + int(query)
 
 
 def figure(
@@ -154,7 +154,7 @@ def figure(
         row: of the token that looks.
         numbers: of the layers, from 1, that are drawn; None for all.
     """
-    extra = model.extra_rows
+    extra = model.num_prefix_tokens
     mark = divmod(row - extra, model.grid[1]) if row >= extra else None
     panel = functools.partial(_panel, model, mark=mark)
     lines = {"image": [plots.Panel(pixels.mean(-1), "", None), panel(rollout(weights)[row], "rollout")]}
@@ -187,7 +187,7 @@ def shares_table(models: Mapping[str, Sequence[Shares]]) -> str:
 
 
 def _panel(model: nn.Module, looked: np.ndarray, title: str, mark: tuple[int, int] | None) -> plots.Panel:
-    patches = looked[model.extra_rows :]
+    patches = looked[model.num_prefix_tokens :]
     most = patches.max() or 1.0
     return plots.Panel((patches / most).reshape(model.grid), f"{title} (max {most:.2g})", (0.0, 1.0), mark)
 

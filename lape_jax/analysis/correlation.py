@@ -1,7 +1,7 @@
-"""How alike the positions of any two tokens are to each layer: the paper's equation 12, figures 1, 3 and 4.
+"""Cosine similarity of the positions of any two tokens in each layer: the paper's equation 12, figures 1, 3 and 4.
 
 s_ij = <w_i, w_j> / (max(|w_i|, 1e-8) max(|w_j|, 1e-8)), where the rows w_i are those of a table or what a layer sees of
-it (`lape_jax.analysis.seen`). A map is (n, n) over the patches of a grid, row by row.
+it (`lape_jax.analysis.effective_pe`). A map is (n, n) over the patches of a grid, row by row.
 
 A relative position bias has no table. What stands for w_i in its maps is the bias of query i on all keys j, in one
 head, less its mean over j, which the softmax ignores: two positions are alike if the head looks from both at the same
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lape_jax.analysis.blocks import blocks, check_family
-from lape_jax.analysis.seen import SCRIPT_EPS, seen, tables
+from lape_jax.analysis.effective_pe import SCRIPT_EPS, seen, tables
 from lape_jax.errors import UserError
 from lape_jax.models.swin import Swin
 from lape_jax.nn import position
@@ -26,7 +26,7 @@ FLOOR = 1e-8  # of norms, as in the reference code
 
 
 class Map(NamedTuple):
-    """The likeness of each position to each other one."""
+    """The similarity of each position to each other one."""
 
     grid: tuple[int, int]  # rows and columns of patches
     values: np.ndarray  # (n, n), in [-1, 1]
@@ -47,7 +47,7 @@ def maps(model: nn.Module, variables: Mapping[str, Any], eps: float = SCRIPT_EPS
     Args:
         model: a classifier of any family, with any joining.
         variables: its.
-        eps: of the LayerNorms that the table goes through, see `lape_jax.analysis.seen`.
+        eps: of the LayerNorms that the table goes through, see `lape_jax.analysis.effective_pe`.
 
     Raises:
         UserError: the model has neither, or `variables` are not its own.
@@ -108,7 +108,7 @@ def relative_maps(model: nn.Module, variables: Mapping[str, Any]) -> list[Map]:
 
 
 def token_map(found: Map, token: int) -> Float[np.ndarray, "rows columns"]:
-    """The likeness of one token to all, on their grid.
+    """The similarity of one token to all, on their grid.
 
     Raises:
         UserError: there is no such token.

@@ -20,7 +20,7 @@ CLASS, MEAN, HEAD = "class token", "mean of patches", "head"  # the last: what t
 
 def check_tokens(model: nn.Module) -> None:
     """Raises UserError unless the model's layers have tokens."""
-    if not hasattr(model, "extra_rows"):
+    if not hasattr(model, "num_prefix_tokens"):
         raise UserError(f"a {type(model).__name__} has no tokens to probe: a ViT, CCT, CeiT or Swin has")
 
 
@@ -39,7 +39,7 @@ def of_images(
     for number, tokens in enumerate(layer_tokens(model, out), start=1):
         if model.class_row is not None:
             found[f"{number} {CLASS}"] = tokens[:, model.class_row]
-        found[f"{number} {MEAN}"] = jnp.mean(tokens[:, model.extra_rows :], axis=1)
+        found[f"{number} {MEAN}"] = jnp.mean(tokens[:, model.num_prefix_tokens :], axis=1)
     return {name: x.astype(jnp.float32) for name, x in {**found, HEAD: out["pre_logits"]}.items()}
 
 

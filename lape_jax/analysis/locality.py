@@ -1,4 +1,4 @@
-"""Three numbers on a map of likeness: how far it reaches, how strong it is, and whether it is of a plane or of a line.
+"""Three numbers on a map of similarity: how far it reaches, how strong it is, whether it is of a plane or of a line.
 
 All are of c(a, b), the mean of s_ij over all pairs of tokens of which j lies a rows and b columns from i. Averaging
 first keeps out chance: entries between two random rows of width D are of size 1 / sqrt(D), too small to see but so many
@@ -13,7 +13,7 @@ that way.
     the size of the bright spot in a map. From local to global: 0 if each looks like itself alone (the identity, and any
     background with it), up to the mean distance of any two tokens (`largest_radius`) if all look the same. For
     c = exp(-d^2 / 2 sigma^2) with 1 << sigma << the grid's sides it is sigma sqrt(pi) / 2. Without the background's
-    being taken off, R would be but another form of it: a tenth of likeness to each of a hundred tokens far away would
+    being taken off, R would be but another form of it: a tenth of similarity to each of a hundred tokens far away would
     outweigh the spot.
 
 `two_dness`, from 0 to 1:  the Pearson correlation of c(|a|, |b|) with c(|b|, |a|), or 0 if that is negative, over
@@ -44,16 +44,6 @@ def by_displacement(
     total = np.bincount(index, np.asarray(values, np.float64).reshape(-1))[::-1]
     count = np.bincount(index)[::-1]
     return (total / count).reshape(shape), count.reshape(shape)
-
-
-def by_distance(
-    values: Float[np.ndarray, "n n"], grid: tuple[int, int]
-) -> tuple[Float[np.ndarray, " distances"], Float[np.ndarray, " distances"]]:
-    """The distances there are between two patches, from 0, and the mean of s_ij over all pairs at each of them."""
-    mean, count = by_displacement(values, grid)
-    distances, where = np.unique(_distances(grid).round(9), return_inverse=True)
-    where = where.reshape(-1)
-    return distances, np.bincount(where, (mean * count).reshape(-1)) / np.bincount(where, count.reshape(-1))
 
 
 def background(values: Float[np.ndarray, "n n"]) -> float:

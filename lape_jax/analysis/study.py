@@ -28,7 +28,7 @@ import numpy as np
 from lape_jax.analysis import energy, locality, plots
 from lape_jax.analysis.activations import Measured, measure, unmeasurable
 from lape_jax.analysis.correlation import Map, centre, maps, relative_biases, table_maps, token_map
-from lape_jax.analysis.seen import SCRIPT_EPS, seen
+from lape_jax.analysis.effective_pe import SCRIPT_EPS, seen
 from lape_jax.errors import UserError
 from lape_jax.nn import position
 
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 MEASURES = {  # of a layer, as panels of a figure
-    "radius": "Reach of the likeness (patches)",
-    "background": "Likeness of any two tokens (cosine)",
+    "radius": "Reach of the similarity (patches)",
+    "background": "Cosine similarity of any two tokens",
     "two_dness": "Two-dimensional? (0: a line, 1: a plane)",
     "rms": "Size (RMS) of what is seen of the position",
 }
 HEAD = ("layer", "radius", "largest", "background", "2-D-ness", "PE_RMS", "tokens/PE", "lambda1", "lambda2", "lambda3")
-ALIKE = "How alike positions are (cosine)"
+SIMILARITY = "Cosine similarity of positions"
 
 
 class Study(NamedTuple):
@@ -98,7 +98,7 @@ def study(
         variables: its.
         images: batches (b, h, w, c), normalised, to measure on; None to do without. Of no use without a position table,
             or to a model that cannot be measured (`lape_jax.analysis.activations.unmeasurable`).
-        eps: see `lape_jax.analysis.seen`.
+        eps: see `lape_jax.analysis.effective_pe`.
 
     Raises:
         UserError: the model has no position embedding that can be shown, or `variables` are not its own.
@@ -180,8 +180,8 @@ def figures(
             for title, found in chosen[one.label]
         ]
     drawn = {
-        "correlation_token": plots.maps(rows, f"{ALIKE}: the marked token and every other one"),
-        "correlation_overall": plots.maps(overall, f"{ALIKE}: every token and every other one"),
+        "correlation_token": plots.maps(rows, f"{SIMILARITY}: the marked token and every other one"),
+        "correlation_overall": plots.maps(overall, f"{SIMILARITY}: every token and every other one"),
         "locality": plots.curves(
             _lines(studies, {title: name for name, title in MEASURES.items() if _known(studies, name)}),
             "layer",

@@ -109,7 +109,7 @@ def common() -> ConfigDict:
     optimizer.layer_decay = 1.0  # and the rate is x so much per block, from the last to the patch embedding; 1 = off
     optimizer.wd_mults = ()  # the same for weight decay; () = the rule of the published recipe
 
-    config.ema_decay = 0.0  # of a running mean of the weights, evaluated beside them; 0 = off
+    config.ema_decay = 0.0  # of the exponential moving average (EMA) of the weights, evaluated beside them; 0 = off
     config.distributed = distributed = ConfigDict()  # over several processes; unset = from the environment
     distributed.coordinator = ""  # host:port of process 0
     distributed.process_id = -1

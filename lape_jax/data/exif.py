@@ -69,11 +69,6 @@ def turn(pixels: Num[np.ndarray, "_h _w ..."], orientation: int) -> Num[np.ndarr
     return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
 
 
-def turn_back(pixels: Num[np.ndarray, "_h _w ..."], orientation: int) -> Num[np.ndarray, "_rows _columns ..."]:
-    """The shown image as it is stored."""
-    return turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))
-
-
 def shown_size(height: int, width: int, orientation: int) -> tuple[int, int]:
     """(height, width) of the stored image, as it is shown."""
     return (width, height) if _TURNS[orientation][0] else (height, width)

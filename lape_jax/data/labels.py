@@ -7,7 +7,6 @@ from lape_jax.data.example import Source
 from lape_jax.data.listing import some
 from lape_jax.errors import UserError
 
-MATCHES = ("name", "order")
 UNKNOWN = -1  # number of a class that the model does not know
 Item = TypeVar("Item")
 

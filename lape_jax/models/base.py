@@ -31,7 +31,7 @@ class Classifier(nn.Module):
 
     answers: ClassVar[str] = "image"  # what it gives a class to each of
     class_row: ClassVar[int | None] = None  # which token is the class token, if there is one
-    bare_rows: ClassVar[int] = 0  # of the tokens before the patches, those that have no PE at all
+    no_embed_tokens: ClassVar[int] = 0  # of the tokens before the patches, those that have no PE at all
     unused_rows: ClassVar[int] = 0  # of the rows of a position table before the patches, those that no token has
     least_batch: ClassVar[int] = 1  # images that it can be trained on at a time
 
@@ -66,7 +66,7 @@ class Classifier(nn.Module):
 
     def _last_pe_norm(self) -> PENorm | None:
         """The PE norm behind the last block, if the joining method has one."""
-        return PENorm(self.pe_norm, self.ln_eps, self.bare_rows) if self.method.last_norm else None
+        return PENorm(self.pe_norm, self.ln_eps, self.no_embed_tokens) if self.method.last_norm else None
 
     def _final(
         self, x: Float[Array, "b n d"], pe: Float[Array, "_n d"] | None, table: Float[Array, "*_l _n _d"] | None

@@ -79,14 +79,14 @@ class BigVisionViT(ViT):
     pools: ClassVar = POOLS
 
     @property
-    def extra_rows(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """Tokens before the patches: the class token, if there is one."""
         return int(self.pool == "tok")
 
     @property
-    def bare_rows(self) -> int:
-        """Of them those without PE."""
-        return self.extra_rows - self.cls_pe
+    def no_embed_tokens(self) -> int:
+        """How many prefix tokens have no PE (timm's `no_embed_class`, as a count)."""
+        return self.num_prefix_tokens - self.cls_pe
 
     @property
     def block_class(self) -> type[Block]:
@@ -165,7 +165,7 @@ class BigVisionViT(ViT):
             table = table if per_layer else table[0]
         else:
             table = position.frozen(absolute, self.grid, self.width)
-        bare = [(0, 0)] * (table.ndim - 2) + [(self.bare_rows, 0), (0, 0)]
+        bare = [(0, 0)] * (table.ndim - 2) + [(self.no_embed_tokens, 0), (0, 0)]
         return jnp.pad(jnp.asarray(table, jnp.promote_types(self.dtype, jnp.float32)), bare)
 
     def embed(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Carry, Float[Array, "l n d"] | None]:
@@ -186,7 +186,7 @@ class BigVisionViT(ViT):
             tokens = jnp.concatenate([cls, tokens], axis=1)
         table = self.position_table
         tokens, pe = self.method.stem(tokens, table)
-        out = {"patches": patches, "with_posemb": tokens[:, self.extra_rows :]}
+        out = {"patches": patches, "with_posemb": tokens[:, self.num_prefix_tokens :]}
         tokens = self.pos_dropout(nn.with_logical_constraint(tokens, AXES), deterministic=not train)
         return Carry(tokens, pe), table if self.method.table_per_layer else None, out
 
@@ -201,7 +201,7 @@ class BigVisionViT(ViT):
         carry, layers = self.encode(carry, layer_pe, train=train)
         out |= layers
         out["encoded"] = x = self._final(carry.tokens, carry.pe, self.position_table)
-        maps = x[:, self.extra_rows :].reshape(images.shape[0], *self.grid, self.width)
+        maps = x[:, self.num_prefix_tokens :].reshape(images.shape[0], *self.grid, self.width)
         x = out["head_input"] = self._pool(x)
         if self.rep_size:
             x, maps = (nn.tanh(self.pre_logits(y)) for y in (x, maps))

@@ -239,7 +239,7 @@ def _fit_table(
     return {**found, TABLE: _resample(found[TABLE], int(cls_pe), old, new)}
 
 
-def _resample(table: np.ndarray, extra_rows: int, old: int, new: int) -> np.ndarray:
+def _resample(table: np.ndarray, num_prefix_tokens: int, old: int, new: int) -> np.ndarray:
     """The patches' rows of a table (l, n, d), interpolated linearly between the corners' centres, which stay."""
     if old == new:
         return table
@@ -248,7 +248,7 @@ def _resample(table: np.ndarray, extra_rows: int, old: int, new: int) -> np.ndar
     weights = np.zeros((new, old))
     weights[np.arange(new), np.minimum(below + 1, old - 1)] = at - below
     weights[np.arange(new), below] += 1 - (at - below)
-    extra, patches = table[:, :extra_rows], table[:, extra_rows:]
+    extra, patches = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:]
     patches = patches.reshape(len(table), old, old, -1).astype(np.float64)
     resized = np.einsum("ri,sj,lijd->lrsd", weights, weights, patches, optimize=True)
     return np.concatenate([extra, resized.reshape(len(table), new * new, -1).astype(table.dtype)], axis=1)

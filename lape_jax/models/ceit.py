@@ -166,7 +166,7 @@ class LeFFBlock(Block):
         carry, out = super().__call__(carry, layer)
         return carry, {**out, "class_tokens": carry.tokens[:, 0]}
 
-    def transform(self, x: jax.Array) -> jax.Array:
+    def feed_forward(self, x: jax.Array) -> jax.Array:
         """`LeFF` of `x`, the tokens after the second LayerNorm."""
         options = self.options
         return LeFF(options.mlp_hidden, options.grid, options.dtype, options.gelu, name="mlp")(x, self.train)

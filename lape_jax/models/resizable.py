@@ -61,8 +61,8 @@ class ResizableViT(ViT):
             )
         absolute, _ = position.parse_pe(self.pe)
         if absolute != position.LEARNABLE:
-            return jnp.asarray(position.frozen(absolute, grid, self.width, self.extra_rows), table.dtype)
-        return resize_rows(table, self.grid, grid, self.extra_rows, self.pe_resize)
+            return jnp.asarray(position.frozen(absolute, grid, self.width, self.num_prefix_tokens), table.dtype)
+        return resize_rows(table, self.grid, grid, self.num_prefix_tokens, self.pe_resize)
 
     def encode(
         self,

@@ -149,7 +149,7 @@ class Segmenter(ResizableViT):
         carry, layers = self.encode(carry, layer_pe, train=train, grid=grid)
         out |= layers
         out["encoded"] = x = self._final(carry.tokens, carry.pe, self.table_for(images.shape))
-        masks, found = self.decoder(x[:, self.extra_rows :], train)
+        masks, found = self.decoder(x[:, self.num_prefix_tokens :], train)
         out |= found
         out["masks"] = masks = masks.reshape(-1, *grid, self.num_classes)
         return self._upsample(masks, images.shape), out

@@ -100,7 +100,7 @@ class Swin(Classifier):
     pes: ClassVar[tuple[str, ...]] = tuple(
         pe for pe in position.KINDS if not position.has_peg(pe) and not position.parse_rope(pe)
     )
-    extra_rows: ClassVar[int] = 0  # tokens before the patches
+    num_prefix_tokens: ClassVar[int] = 0  # tokens before the patches
 
     @property
     def depth(self) -> int:

@@ -94,8 +94,8 @@ class TokensToToken(nn.Module):
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b n d"]:
         windows = unfold(images, *UNFOLDINGS[0])
         for number, window in enumerate(UNFOLDINGS[1:], start=1):
-            attend = self.attention_class(**self.attention, name=f"attention{number}")
-            tokens = attend(_flat(windows), train)
+            attention = self.attention_class(**self.attention, name=f"attention{number}")
+            tokens = attention(_flat(windows), train)
             windows = unfold(tokens.reshape(*windows.shape[:3], -1), *window)
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=normal_02, name="project")(_flat(windows))
 

@@ -101,18 +101,18 @@ class ViT(Classifier):
         return height // patch_h, width // patch_w
 
     @property
-    def extra_rows(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """Tokens before the patches: registers, class and distillation token."""
         return self.registers + (self.pool == "token") + self.distilled
 
     @property
     def class_row(self) -> int | None:
         """Which token is the class token, if there is one: the first behind the registers."""
-        return self.registers if self.extra_rows > self.registers else None
+        return self.registers if self.num_prefix_tokens > self.registers else None
 
     @property
-    def bare_rows(self) -> int:
-        """Of them those without PE: registers, which folded models give the bias of their first LayerNorm."""
+    def no_embed_tokens(self) -> int:
+        """How many prefix tokens have no PE: registers, which folded models give the bias of their first LayerNorm."""
         return self.registers if self.method.norm1_bias else 0
 
     def check(self) -> None:
@@ -155,7 +155,7 @@ class ViT(Classifier):
             self.reg_token = self.param("reg_token", nn.initializers.normal(1e-6), shape, jnp.float32)
         self.position_table = self._table()
         if self.method.norms_apart:
-            self.pe_norms = pe_norm_chain(self.pe_norm, self.ln_eps, self.bare_rows, self.depth - 1)
+            self.pe_norms = pe_norm_chain(self.pe_norm, self.ln_eps, self.no_embed_tokens, self.depth - 1)
         self.pos_dropout = nn.Dropout(self.dropout)
         self.encoder = self._encoder()
         nn.share_scope(self, self.encoder)  # the parameters are `blocks/...`, as in DeiT, not `encoder/blocks/...`
@@ -175,7 +175,7 @@ class ViT(Classifier):
 
     def _table(self) -> Float[Array, "*l n d"] | None:
         absolute, _ = position.parse_pe(self.pe)
-        extra = self.extra_rows - self.bare_rows
+        extra = self.num_prefix_tokens - self.no_embed_tokens
         shape = (extra + self.grid[0] * self.grid[1], self.width)
         if absolute is None:
             return None
@@ -186,8 +186,8 @@ class ViT(Classifier):
         else:
             table = position.frozen(absolute, self.grid, self.width, extra)
         table = jnp.asarray(table, jnp.promote_types(self.dtype, jnp.float32))
-        bare = [(0, 0)] * (table.ndim - 2) + [(self.bare_rows, 0), (0, 0)]
-        return jnp.pad(table, bare) if self.bare_rows else table
+        bare = [(0, 0)] * (table.ndim - 2) + [(self.no_embed_tokens, 0), (0, 0)]
+        return jnp.pad(table, bare) if self.no_embed_tokens else table
 
     def _pegs(self) -> list[PEG]:
         return [PEG(self.grid, self.dtype) for _ in range(self.peg_blocks if position.has_peg(self.pe) else 0)]
@@ -206,7 +206,7 @@ class ViT(Classifier):
             layer_scale=self.layer_scale,
             ln_eps=self.ln_eps,
             gelu=self.gelu,
-            bare_rows=self.bare_rows,
+            no_embed_tokens=self.no_embed_tokens,
             attention=self.attention,
             dtype=self.dtype,
         ).replace(**self.block_options)

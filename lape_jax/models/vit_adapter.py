@@ -74,7 +74,7 @@ class ViTAdapter(ResizableViT):
     pool: str = "maps"
 
     pools: ClassVar = ("maps",)
-    extra_rows: ClassVar = 1
+    num_prefix_tokens: ClassVar = 1
     unused_rows: ClassVar = 1
     answers: ClassVar = "nothing"
     block_class: ClassVar = PaddedWindowBlock

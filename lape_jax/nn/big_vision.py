@@ -23,7 +23,7 @@ class EncoderBlock(Block):
     norm_names: ClassVar = ("LayerNorm_0", "LayerNorm_1")
     reported: ClassVar = ("attended", "residual", "transformed", "tokens", "pe")
 
-    def attend(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
+    def self_attention(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
         """The block's self-attention of `x`, the sum of normalised tokens and PE."""
         options = self.options
         attention = HeadwiseAttention(
@@ -38,7 +38,7 @@ class EncoderBlock(Block):
         )
         return nn.with_logical_constraint(attention(x, self.train), AXES)
 
-    def transform(self, x: jax.Array) -> jax.Array:
+    def feed_forward(self, x: jax.Array) -> jax.Array:
         """The block's MLP of `x`, the tokens after the second LayerNorm."""
         options = self.options
         mlp = MlpBlock(options.mlp_hidden, options.dropout, options.gelu, options.dtype, name="MlpBlock_0")

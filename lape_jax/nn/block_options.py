@@ -19,7 +19,7 @@ class BlockOptions:
         mlp_hidden: channels between the layers of the MLP.
         relative_grid: the grid (rows, columns) of a relative bias, if there is one.
         norm2_on_residual: whether the second LayerNorm lies on the residual stream, see `Block`.
-        bare_rows: so many of the first tokens have no PE.
+        no_embed_tokens: so many of the first tokens have no PE.
         grid: that of the patches, if not that of `rope`; a relative bias is resized to it from `relative_grid`.
         window, windows: see `lape_jax.nn.padded_windows` and `lape_jax.nn.windows`.
     """
@@ -39,7 +39,7 @@ class BlockOptions:
     qkv_bias: bool = True
     norm2_on_residual: bool = False
     gelu: str = "erf"
-    bare_rows: int = 0
+    no_embed_tokens: int = 0
     grid: tuple[int, int] | None = None
     window: int | None = None
     windows: Any = None
@@ -51,5 +51,5 @@ class BlockOptions:
     def without_position(self) -> "BlockOptions":
         """The same for tokens that have no place."""
         return self.replace(
-            join=JOINS[BASELINE], pe_norm="layernorm", relative_grid=None, rope=None, bare_rows=0, grid=None
+            join=JOINS[BASELINE], pe_norm="layernorm", relative_grid=None, rope=None, no_embed_tokens=0, grid=None
         )

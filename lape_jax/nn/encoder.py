@@ -73,7 +73,7 @@ class Block(nn.Module):
     x <- x + DropPath(LS(Attention(join(x, pe))));  x <- x + DropPath(LS(Mlp(LN2(x)))).
 
     With `norm2_on_residual` the second line is z = LN2(x); x <- z + DropPath(LS(Mlp(z))), as in Compact Transformers.
-    Families with another attention or MLP override `attend` or `transform`.
+    Families with another attention or MLP override `self_attention` or `feed_forward`.
 
     Attributes:
         options: see there.
@@ -94,21 +94,21 @@ class Block(nn.Module):
         join, eps, dtype = options.join, options.ln_eps, options.dtype
         first, second = self.norm_names
         norm1 = layer_norm(eps, dtype, first, bias=join.norm1_bias)
-        pe_norm = PENorm(options.pe_norm, eps, options.bare_rows, name="pe_norm") if join.normalises_pe else None
-        x, attention_input, delivered, pe = join.attend(x, pe if layer.pe is None else layer.pe, norm1, pe_norm)
-        attended = self.attend(attention_input, layer)
+        pe_norm = PENorm(options.pe_norm, eps, options.no_embed_tokens, name="pe_norm") if join.normalises_pe else None
+        x, attention_input, delivered, pe = join.block(x, pe if layer.pe is None else layer.pe, norm1, pe_norm)
+        attended = self.self_attention(attention_input, layer)
         x = x + self.branch(attended, layer.drop_path, "ls1")
         x = residual = checkpoint_name(x, "residual")
         normed = layer_norm(eps, dtype, second)(x)
         if options.norm2_on_residual:
             x = normed.astype(x.dtype)
-        transformed = self.transform(normed)
+        transformed = self.feed_forward(normed)
         x = x + self.branch(transformed, layer.drop_path, "ls2")
         handed_on = None if join.table_per_layer else pe
         known = {"attended": attended, "residual": residual, "transformed": transformed, "tokens": x, "pe": delivered}
         return Carry(x, handed_on), {name: known[name] for name in self.reported}
 
-    def attend(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
+    def self_attention(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
         """The block's self-attention of `x`, the sum of normalised tokens and PE."""
         return self.attention_layer()(x, self.train)
 
@@ -129,7 +129,7 @@ class Block(nn.Module):
         }
         return kind(**{**own, **options})
 
-    def transform(self, x: jax.Array) -> jax.Array:
+    def feed_forward(self, x: jax.Array) -> jax.Array:
         """The block's MLP of `x`, the tokens after the second LayerNorm."""
         options = self.options
         return Mlp(options.mlp_hidden, options.dropout, options.dtype, options.gelu, name="mlp")(x, self.train)

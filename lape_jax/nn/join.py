@@ -4,8 +4,8 @@ A joining method answers four questions. With alpha the token embeddings, w the 
 receives, l = 0 .. L-1:
 
 (a) `stem`: what are x_0 and the PE handed to block 0?
-(b) `attend`: what enters the self-attention of block l (and does x_l itself change)?
-(c) `attend`, too: which PE is handed on to block l+1?
+(b) `block`: what enters the self-attention of block l (and does x_l itself change)?
+(c) `block`, too: which PE is handed on to block l+1?
 (d) `final`: what do x_L and the position become behind the last block?
 
 Whatever else is asked of a method stands on its class, as an attribute of `Joining`, and nowhere else.
@@ -33,7 +33,7 @@ Norm = Callable[[jax.Array], jax.Array]  # a LayerNorm; `pe_norm` is None where 
 
 
 class Joined(NamedTuple):
-    """What `attend` answers for one block."""
+    """What `block` answers for one block."""
 
     tokens: jax.Array  # the residual stream x_l, perhaps changed
     attention_input: jax.Array  # what the qkv projection sees
@@ -42,7 +42,7 @@ class Joined(NamedTuple):
 
 
 class Joining:
-    """A method: three functions, of which `attend` has to be written, and what others need to know of it.
+    """A method: three functions, of which `block` has to be written, and what others need to know of it.
 
     Attributes:
         title: its name in tables.
@@ -98,7 +98,7 @@ class Joining:
         """(x_0, the PE handed to block 0); `table` is None where a model has none, or all layers' tables."""
         return tokens, None if self.table_per_layer else table
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
+    def block(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         """What block l makes of x_l and `pe`, the PE that it is handed, or its own table."""
         raise NotImplementedError
 
@@ -133,7 +133,7 @@ class Default(Joining):
     def stem(self, tokens: Tokens, table: Table | None) -> tuple[Tokens, Position | None]:
         return (tokens if table is None else (tokens + table).astype(tokens.dtype)), None
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
+    def block(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         return Joined(x, norm1(x), None, pe)
 
 
@@ -143,7 +143,7 @@ class Shared(Joining):
     title = "shared"
     in_stream, delivers = True, False
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
+    def block(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         x = (x + pe).astype(x.dtype)
         return Joined(x, norm1(x), pe, pe)
 
@@ -163,7 +163,7 @@ class LapeSharing(Joining):
     normalises_pe = True
     folds_into = FOLDED
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
+    def block(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         p = pe_norm(pe)
         return Joined(x, norm1(x) + p, p, pe)
 
@@ -178,7 +178,7 @@ class Lape(LapeSharing):
     serial = True
     folds_into = FOLDED
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
+    def block(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         p = pe_norm(pe)
         return Joined(x, norm1(x) + p, p, p)
 
@@ -196,7 +196,7 @@ class Folded(Joining):
     norm1_bias = False
     trainable = False
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
+    def block(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         return Joined(x, norm1(x) + pe, pe, pe)
 
 
@@ -226,7 +226,7 @@ class Pvg(Joining):
     def stem(self, tokens: Tokens, table: Table | None) -> tuple[Tokens, Position | None]:
         return (tokens + table).astype(tokens.dtype), None
 
-    def attend(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
+    def block(self, x: Tokens, pe: Position | None, norm1: Norm, pe_norm: Norm | None) -> Joined:
         return Joined(x, norm1(x) + pe, pe, None)
 
 

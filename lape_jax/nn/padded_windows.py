@@ -44,10 +44,10 @@ class PaddedWindowBlock(Block):
     In windows, a relative bias is that of `grid=(window, window)`.
     """
 
-    def attend(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
+    def self_attention(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
         window = self.options.window
         if window is None:
-            return super().attend(x, layer)
+            return super().self_attention(x, layer)
         grid = self.options.relative_grid and (window, window)
         attention = self.attention_layer(PaddedWindowAttention, grid=grid, patches=self.options.grid, window=window)
         return attention(x, self.train)

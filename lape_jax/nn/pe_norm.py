@@ -30,12 +30,12 @@ class PENorm(nn.Module):
     Attributes:
         kind: one of `PE_NORMS`.
         eps: added to the (biased) variance, as in the block's LayerNorms.
-        bare_rows: so many rows at the start are zero and stay so, being those of tokens that have no PE.
+        no_embed_tokens: so many rows at the start are zero and stay so, being those of tokens that have no PE.
     """
 
     kind: str = "layernorm"
     eps: float = 1e-6
-    bare_rows: int = 0
+    no_embed_tokens: int = 0
 
     @nn.compact
     def __call__(self, pe: Position) -> Position:
@@ -49,8 +49,8 @@ class PENorm(nn.Module):
             y = y * self.param("scale", nn.initializers.ones, (width,) if scale == "vector" else (), jnp.float32)
         if bias:
             y = y + self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
-        if self.bare_rows:
-            y = jnp.pad(y[self.bare_rows :], ((self.bare_rows, 0), (0, 0)))
+        if self.no_embed_tokens:
+            y = jnp.pad(y[self.no_embed_tokens :], ((self.no_embed_tokens, 0), (0, 0)))
         return y.astype(jnp.promote_types(pe.dtype, jnp.float32))
 
 
@@ -62,10 +62,10 @@ class _Link(PENorm):
         return pe, pe
 
 
-def pe_norm_chain(kind: str, eps: float, bare_rows: int, length: int) -> nn.Module:
+def pe_norm_chain(kind: str, eps: float, no_embed_tokens: int, length: int) -> nn.Module:
     """`length` PE norms, each of which acts on what the one before it delivers, with parameters (length, ...).
 
     Called with (PE, None) it gives (the last PE, all PEs that are delivered (length, n, d)).
     """
     scanned = nn.scan(_Link, variable_axes={"params": 0}, split_rngs={"params": True}, length=length)
-    return scanned(kind, eps, bare_rows)
+    return scanned(kind, eps, no_embed_tokens)

@@ -1,8 +1,8 @@
 """Position tables: what a position looks like before anything is done with it.
 
 Absolute tables have one row per token in sequence order: class token, distillation token, then the patches row by row.
-Which of the first two exist depends on the model; together they are the `extra_rows`. Frozen tables are NumPy float64
-constants, so that a model in float64 sees them exactly; they are never parameters.
+Which of the first two exist depends on the model; together they are the `num_prefix_tokens`. Frozen tables are NumPy
+float64 constants, so that a model in float64 sees them exactly; they are never parameters.
 
 A position embedding has a name, `pe`, of up to four parts joined by "+", in this order: an absolute table (how it
 joins the tokens is another choice, `lape_jax.nn.join`); "relative", a bias on the attention logits; one of `ROPES`,
@@ -58,15 +58,15 @@ def has_peg(pe: str) -> bool:
     return PEG in pe.split("+")
 
 
-def frozen(kind: str, grid: tuple[int, int], width: int, extra_rows: int = 0) -> Float64[np.ndarray, "n d"]:
+def frozen(kind: str, grid: tuple[int, int], width: int, num_prefix_tokens: int = 0) -> Float64[np.ndarray, "n d"]:
     """The table of a `kind` that is not learned.
 
     Raises:
         UserError: `width` does not suit it.
     """
     if kind == SINCOS_1D:
-        return sincos_1d(extra_rows + grid[0] * grid[1], width)
-    return (sincos_2d if kind == SINCOS_2D else sincos_2d_moco)(grid, width, extra_rows)
+        return sincos_1d(num_prefix_tokens + grid[0] * grid[1], width)
+    return (sincos_2d if kind == SINCOS_2D else sincos_2d_moco)(grid, width, num_prefix_tokens)
 
 
 def sincos_1d(rows: int, width: int) -> Float64[np.ndarray, "n d"]:
@@ -80,8 +80,8 @@ def sincos_1d(rows: int, width: int) -> Float64[np.ndarray, "n d"]:
     return np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
 
 
-def sincos_2d(grid: tuple[int, int], width: int, extra_rows: int = 0) -> Float64[np.ndarray, "n d"]:
-    """2-D sinusoid over the patch grid; the `extra_rows` before the patches are zero.
+def sincos_2d(grid: tuple[int, int], width: int, num_prefix_tokens: int = 0) -> Float64[np.ndarray, "n d"]:
+    """2-D sinusoid over the patch grid; the `num_prefix_tokens` before the patches are zero.
 
     With h = width/2, m = floor((d mod h)/2) and omega_m = 10000^(-2m/h), the argument is column * omega_m for channels
     d < h and row * omega_m for the rest; even d take the sine, odd d the cosine (LaPE reference code).
@@ -101,11 +101,11 @@ def sincos_2d(grid: tuple[int, int], width: int, extra_rows: int = 0) -> Float64
 
     row, column = (axis.reshape(-1).astype(np.float64) for axis in np.indices(grid))
     patches = np.concatenate([encode(column), encode(row)], axis=1)
-    return np.concatenate([np.zeros((extra_rows, width)), patches])
+    return np.concatenate([np.zeros((num_prefix_tokens, width)), patches])
 
 
-def sincos_2d_moco(grid: tuple[int, int], width: int, extra_rows: int = 0) -> Float64[np.ndarray, "n d"]:
-    """The 2-D sinusoid of MoCo v3 and big_vision; the `extra_rows` before the patches are zero.
+def sincos_2d_moco(grid: tuple[int, int], width: int, num_prefix_tokens: int = 0) -> Float64[np.ndarray, "n d"]:
+    """The 2-D sinusoid of MoCo v3 and big_vision; the `num_prefix_tokens` before the patches are zero.
 
     With q = width/4 and omega_k = 10000^(-k/(q-1)), k = 0..q-1, so that the last frequency is exactly 1/10000, the
     channels are sin(column omega), cos(column omega), sin(row omega), cos(row omega), q of each.
@@ -120,7 +120,7 @@ def sincos_2d_moco(grid: tuple[int, int], width: int, extra_rows: int = 0) -> Fl
     omega = 10000.0 ** (-np.arange(quarter) / (quarter - 1))
     row, column = (axis.reshape(-1, 1) * omega for axis in np.indices(grid))
     patches = np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1)
-    return np.concatenate([np.zeros((extra_rows, width)), patches])
+    return np.concatenate([np.zeros((num_prefix_tokens, width)), patches])
 
 
 def relative_position_index(grid: tuple[int, int]) -> Int32[np.ndarray, "n n"]:

@@ -18,10 +18,10 @@ def resize_maps(maps: Float[Array, "*l h w c"], size: tuple[int, int], method: s
 
 
 def resize_rows(
-    table: Float[Array, "*l n d"], old: tuple[int, int], new: tuple[int, int], extra_rows: int, method: str
+    table: Float[Array, "*l n d"], old: tuple[int, int], new: tuple[int, int], num_prefix_tokens: int, method: str
 ) -> Float[Array, "*l m d"]:
     """A table of the `old` grid (rows, columns of patches) for the `new` one; the first rows stay as they are."""
     *layers, _, width = table.shape
-    maps = table[..., extra_rows:, :].reshape(*layers, *old, width)
+    maps = table[..., num_prefix_tokens:, :].reshape(*layers, *old, width)
     patches = resize_maps(maps, new, method).reshape(*layers, new[0] * new[1], width)
-    return jnp.concatenate([table[..., :extra_rows, :], patches], axis=-2)
+    return jnp.concatenate([table[..., :num_prefix_tokens, :], patches], axis=-2)

@@ -77,7 +77,7 @@ class WindowBlock(Block):
     N(0, 0.02^2).
     """
 
-    def attend(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
+    def self_attention(self, x: jax.Array, layer: LayerInputs) -> jax.Array:
         windows, tokens = self.options.windows, x.shape[1]
         x = x.astype(self.options.dtype)  # first, as there is less to move
         attention = self.attention_layer(bias_init=normal_02)

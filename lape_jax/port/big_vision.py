@@ -88,7 +88,7 @@ def from_big_vision(flat: Mapping[str, Any], model: nn.Module, absent: Collectio
     _check_model(model)
     found = canonical(flat)
     if isinstance(model, BigVisionViT):
-        if model.bare_rows and TABLE in found and found[TABLE].shape[1] == 1 + np.prod(model.grid):
+        if model.no_embed_tokens and TABLE in found and found[TABLE].shape[1] == 1 + np.prod(model.grid):
             found = without_class_row(found, model.joining)
         if not model.scan:
             found = unstack(found)

@@ -44,7 +44,7 @@ def load(path: str | os.PathLike, model: nn.Module) -> dict:
 
     The weights may be in dicts in dicts, with a prefix before all names (`module.`, `_orig_mod.`, `backbone.`, ...),
     and beside other things: what fits the model is taken, and what was taken off is logged. Where two sets of weights
-    fit, such as those of the last step and their running mean, `FILE:KEY` says which is meant. A directory is what
+    fit, such as those of the last step and their EMA, `FILE:KEY` says which is meant. A directory is what
     Hugging Face's libraries call the weights in it, and `hf:OWNER/NAME` such a one on their hub. If the config.json
     beside the weights says an epsilon or a GELU that is not the model's, that is logged.
 

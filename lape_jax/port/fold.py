@@ -62,21 +62,21 @@ def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] |
         return folded, from_flat(flat, folded)
     table_path, bias_path, norms = BIG_VISION_NAMES if isinstance(model, BigVisionViT) else NAMES
     size, asked = model.input_shape[:2] if size is None else size, size is not None
-    norm = PENorm(model.pe_norm, model.ln_eps, model.bare_rows)
+    norm = PENorm(model.pe_norm, model.ln_eps, model.no_embed_tokens)
     pe = model.apply(variables, method=lambda module: module.table_for((1, *size, module.in_channels)))
     constants = []
     for layer, bias in enumerate(flat[bias_path]):
         params = {path.removeprefix(norms): flat[path][layer] for path in flat if path.startswith(norms)}
         # What attention sees of a token that the first LayerNorm maps to its bias.
         deliver = functools.partial(norm.apply, {"params": params})
-        seen = join.attend(jnp.broadcast_to(bias, (1, *pe.shape)), pe, jnp.asarray, deliver)
+        seen = join.block(jnp.broadcast_to(bias, (1, *pe.shape)), pe, jnp.asarray, deliver)
         constants.append(seen.attention_input[0])
         pe = seen.handed_on
     kept = {path: array for path, array in flat.items() if path != bias_path and not path.startswith(norms)}
     kept[table_path] = np.asarray(jax.device_get(jnp.stack(constants)))
     absolute, _ = position.parse_pe(model.pe)
     changed = {"join": join.folds_into, "pe": model.pe.replace(absolute, position.LEARNABLE), "pe_norm": "layernorm"}
-    if model.bare_rows and hasattr(model, "cls_pe"):  # its token has no PE, but it has the bias
+    if model.no_embed_tokens and hasattr(model, "cls_pe"):  # its token has no PE, but it has the bias
         changed["cls_pe"] = True
     if asked:
         changed["image_size"] = size
@@ -90,8 +90,8 @@ def _without_last_norm(flat: Mapping[str, np.ndarray], model: ViT, variables: Ma
     """`flat` with W m added to the head's bias, where m is the mean over patches of what the last PE norm delivers."""
     params = {path.removeprefix(LAST): array for path, array in flat.items() if path.startswith(LAST)}
     table = model.apply(variables, method=lambda module: module.position_table)
-    placed = PENorm(model.pe_norm, model.ln_eps, model.bare_rows).apply({"params": params}, table)
-    mean = np.asarray(jax.device_get(placed), np.float64)[model.extra_rows :].mean(axis=0)
+    placed = PENorm(model.pe_norm, model.ln_eps, model.no_embed_tokens).apply({"params": params}, table)
+    mean = np.asarray(jax.device_get(placed), np.float64)[model.num_prefix_tokens :].mean(axis=0)
     kernel, bias = (flat[path] for path in HEAD)
     moved = bias.astype(np.float64) + mean @ kernel.astype(np.float64)
     kept = {path: array for path, array in flat.items() if not path.startswith(LAST)}

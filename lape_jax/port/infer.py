@@ -223,7 +223,7 @@ def _rope(found: Mapping[str, tuple[int, ...]], model: nn.Module) -> str | None:
 def _sized(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """`model` for the images, square unless they are its own, whose patches the table has rows for."""
     if TABLE in found:
-        patches = found[TABLE][-2] - (model.extra_rows - model.bare_rows)
+        patches = found[TABLE][-2] - (model.num_prefix_tokens - model.no_embed_tokens)
     elif MASKS in found:
         patches = found[MASKS][0] * found[MASKS][1]
     elif GLOBAL_BIASES in found:  # of all pairs of patches; those of windows say nothing about images

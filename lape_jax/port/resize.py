@@ -12,13 +12,13 @@ Grid = tuple[int, int]
 
 
 def resize_table(
-    table: Float[np.ndarray, "*l n d"], old: Grid, new: Grid, extra_rows: int = 0, method: str = "bicubic"
+    table: Float[np.ndarray, "*l n d"], old: Grid, new: Grid, num_prefix_tokens: int = 0, method: str = "bicubic"
 ) -> Float[np.ndarray, "*l m d"]:
     """A position table of the `old` grid (rows, columns of patches) for the `new` one.
 
-    The first `extra_rows` rows (class and distillation token) stay as they are; the others are interpolated channel by
-    channel as PyTorch's `interpolate` does it: half-pixel centres, a = -0.75 for bicubic, no antialiasing. Computed in
-    float64.
+    The first `num_prefix_tokens` rows (class and distillation token) stay as they are; the others are interpolated
+    channel by channel as PyTorch's `interpolate` does it: half-pixel centres, a = -0.75 for bicubic, no antialiasing.
+    Computed in float64.
 
     Args:
         method: "bicubic" (DeiT, LaPE, timm, mmsegmentation) or "bilinear" (Segmenter, Compact Transformers).
@@ -28,15 +28,15 @@ def resize_table(
     """
     if method not in METHODS:
         raise UserError(f"method={nearest(method, METHODS)}")
-    if table.shape[-2] != extra_rows + old[0] * old[1]:
+    if table.shape[-2] != num_prefix_tokens + old[0] * old[1]:
         raise UserError(
-            f"a position table of {table.shape[-2]} rows is not one of {extra_rows} tokens and {old[0]} x {old[1]} "
-            f"patches"
+            f"a position table of {table.shape[-2]} rows is not one of {num_prefix_tokens} tokens and "
+            f"{old[0]} x {old[1]} patches"
         )
     if tuple(old) == tuple(new):
         return table
     with jax.enable_x64(True):  # in float32, errors of the weighted sums reach 1e-6
-        resized = resize_rows(jnp.asarray(table, jnp.float64), tuple(old), tuple(new), extra_rows, method)
+        resized = resize_rows(jnp.asarray(table, jnp.float64), tuple(old), tuple(new), num_prefix_tokens, method)
         return np.asarray(resized).astype(table.dtype)
 
 

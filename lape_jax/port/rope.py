@@ -101,4 +101,4 @@ def _lacks_row(model: nn.Module) -> bool:
 
 def _rows(model: nn.Module) -> int:
     """Rows of its table before those of the patches."""
-    return model.extra_rows - model.bare_rows
+    return model.num_prefix_tokens - model.no_embed_tokens

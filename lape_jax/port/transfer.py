@@ -214,7 +214,7 @@ def _table(found: np.ndarray, source: nn.Module, initial: np.ndarray, model: nn.
     layers = initial.shape[:-2]  # () or the number of layers
     if found.shape[-1] != initial.shape[-1] or found.shape[:-2] not in ((), layers, (1,) * len(layers)):
         return found
-    theirs, ours = _extra_rows(source, found), _extra_rows(model, initial)
+    theirs, ours = _prefix_rows(source, found), _prefix_rows(model, initial)
     method = getattr(model, "pe_resize", "bicubic")
     patches = resize_table(found[..., len(theirs) :, :], source.grid, model.grid, method=method)
     rows = [found[..., theirs.index(name), :] if name in theirs else initial[..., i, :] for i, name in enumerate(ours)]
@@ -222,7 +222,7 @@ def _table(found: np.ndarray, source: nn.Module, initial: np.ndarray, model: nn.
     return np.concatenate([np.broadcast_to(part, (*layers, *part.shape[-2:])) for part in parts], axis=-2)
 
 
-def _extra_rows(model: nn.Module, table: np.ndarray) -> list[str]:
+def _prefix_rows(model: nn.Module, table: np.ndarray) -> list[str]:
     """What the rows of a model's position table before the patches belong to."""
     return ["class", "distillation"][: table.shape[-2] - math.prod(model.grid)]
 

@@ -111,7 +111,7 @@ def fixed(model: nn.Module, dtype: DTypeLike, table: str, index: str) -> dict[st
     absolute, relative = position.parse_pe(model.pe)
     found = {}
     if absolute not in (None, position.LEARNABLE):
-        rows = model.extra_rows - model.bare_rows
+        rows = model.num_prefix_tokens - model.no_embed_tokens
         found[table] = position.frozen(absolute, model.grid, model.width, rows)[None].astype(dtype)
     if relative:
         rows_of_pairs = position.relative_position_index(model.grid).astype(np.int64)

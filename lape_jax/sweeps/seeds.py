@@ -28,8 +28,8 @@ from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.drive import drive
-from lape_jax.train.one import evaluated
 from lape_jax.train.signals import StopRequest
+from lape_jax.train.single_run import evaluated
 from lape_jax.train.writers import Console, Writers
 
 TOGETHER = "together"  # directory of what belongs to all seeds while they train

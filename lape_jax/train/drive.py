@@ -11,7 +11,7 @@ from lape_jax.train.state import TrainState
 
 @runtime_checkable
 class Run(Protocol):
-    """What is driven: one run (`lape_jax.train.one`), or several that share their steps (`lape_jax.sweeps.seeds`).
+    """What is driven: one run (`lape_jax.train.single_run`), or several that share steps (`lape_jax.sweeps.seeds`).
 
     Attributes:
         plan: what is due when.

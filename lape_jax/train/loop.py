@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 
 from lape_jax.errors import UserError
 from lape_jax.parallel import compiled, fit, hosts, sharding
-from lape_jax.train import chrono, experiment, feed, optim, report, setup, teacher, warm
+from lape_jax.train import chrono, experiment, feed, optim, report, setup, teacher, warm_start
 from lape_jax.train import state as states
 from lape_jax.train import workdir as workdirs
 from lape_jax.train.checkpoint import Checkpoints
 from lape_jax.train.drive import drive
 from lape_jax.train.experiment import Experiment
-from lape_jax.train.one import One, evaluated
 from lape_jax.train.signals import StopRequest
+from lape_jax.train.single_run import SingleRun, evaluated
 from lape_jax.train.writers import Console, Writers, clock_time
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
         StopRequest() as stop,
     ):
         restored = checkpoints.restore(abstract)
-        state, step = restored or (warm.create(e, abstract), 0)
+        state, step = restored or (warm_start.create(e, abstract), 0)
         if step > total:
             raise UserError(
                 f"{workdir} holds a run of {step} steps, more than the {total} that the config asks for: raise "
@@ -92,7 +92,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
                 writers.console.line(line)
 
             # ---- The steps -----------------------------------------------------------------------------------------
-            run = One(config, e.plan, batches, evaluator, checkpoints, writers, clock, len(e.source))
+            run = SingleRun(config, e.plan, batches, evaluator, checkpoints, writers, clock, len(e.source))
             first_step = step
             state, step, results = drive(run, state, step, stop)
 

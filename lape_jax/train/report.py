@@ -21,13 +21,13 @@ from lape_jax.train.experiment import Experiment
 
 Line = Mapping[str, int | float | None]  # of metrics.jsonl
 # Of curves.png: by title, the metrics and what they are called; those of the task stand in between.
-LOSS = {"loss": {"train/loss": "training", "val/loss": "validation", "val/ema_loss": "validation (running mean)"}}
+LOSS = {"loss": {"train/loss": "training", "val/loss": "validation", "val/ema_loss": "validation (EMA)"}}
 SPEED = {"learning rate": {"lr": "training"}, "images/s": {"img_per_sec": "training"}}
 CAPTIONS = {
     "curves": "By step. Training metrics are of the augmented images, under dropout: the loss of their mixed and "
     "smoothed labels, accuracies of those before mixing.",
     "images": f"Up to {SHEET} images of the first epoch as the model sees them, drawn as if they were one batch.",
-    "correlation_token": "How alike the position of the marked token is to that of every other, by layer, at the end.",
+    "correlation_token": "Cosine similarity of the marked token's position to every other, by layer, at the end.",
     "correlation_overall": "The same for all tokens: row i, column j is the cosine of positions i and j.",
 }
 

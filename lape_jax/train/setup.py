@@ -143,7 +143,9 @@ def check_training(config: ConfigDict, model: Any) -> None:
             f"config.model.join={model.joining!r} is what a trained model becomes for inference (lape_jax.port.fold), "
             f"and not trained itself: train with {PUBLISHED!r}"
         )
-    flat_row = model.pe.startswith(position.SINCOS_2D) and model.extra_rows > model.bare_rows + model.unused_rows
+    flat_row = (
+        model.pe.startswith(position.SINCOS_2D) and model.num_prefix_tokens > model.no_embed_tokens + model.unused_rows
+    )
     amplified = model.method.serial and model.pe_norm == "layernorm" and model.depth > 1
     if config.optimizer.clip_norm and flat_row and amplified:
         raise UserError(

@@ -24,7 +24,7 @@ class TrainState:
     step: Any  # int32, updates made so far
     params: Any
     collections: Any  # by name, the model's other variables: "batch_stats", moved by training, and "constants"
-    ema: Any  # running mean of `variables`, with the constants as they are; or None
+    ema: Any  # exponential moving average of `variables`, with the constants as they are; or None
     opt_state: Any
     sums: dict[str, Any]  # since the last log line: grad_norm, steps, and the task's, with loss and examples
     first_bad_step: Any  # int32, the first step that was bad (see `update_function`), else NEVER

@@ -1,8 +1,9 @@
 """Weights to use, of a run or of a file: with the model, the classes and the images that go with them.
 
 Whatever names weights is answered by one of three: --workdir, or --weights with a config (`load`); a run that teaches,
-or that another one starts from (`of_run`); a file whose model is only named (`lape_jax.train.named.of_name`). Of a run
-they all take the same checkpoint, unless --step says which: the best that was evaluated, or the newest if none was.
+or that another one starts from (`of_run`); a file whose model is only named (`lape_jax.train.weights_file.of_name`).
+Of a run they all take the same checkpoint, unless --step says which: the best that was evaluated, or the newest if none
+was.
 """
 
 import argparse
@@ -47,7 +48,7 @@ class Trained:
         mean, std: of the images, by channel, as `config.data` has them; None or () if nobody knows.
         what: to call it in messages.
         config: that holds for it; None of a file whose model was only named.
-        ema: the running mean of the run's weights, or None.
+        ema: the EMA of the run's weights, or None.
         step: of the run's checkpoint; None of a file.
         why: this step.
         format: whose names the weights in a file have, see `lape_jax.port.files.format_of`; "" if that was not asked.
@@ -100,7 +101,7 @@ def add_options(parser: argparse.ArgumentParser, *, ema: bool = False) -> None:
     )
     add_step(parser)
     if ema:
-        parser.add_argument("--ema", type=truth, default=False, help="true: the running mean of the run's weights")
+        parser.add_argument("--ema", type=truth, default=False, help="true: the EMA of the run's weights")
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +119,7 @@ def _which(text: str) -> Which:
 
 
 def load(config: ConfigDict, args: argparse.Namespace, strategies: Any = sharding.REPLICATED) -> Trained:
-    """The weights that --workdir or --weights name, on the devices; with --ema of a run their running mean.
+    """The weights that --workdir or --weights name, on the devices; with --ema of a run their EMA.
 
     `config` is changed, in place, to what holds: a run's mesh that these devices cannot form becomes one over all of
     them; a file that says what its images and its model are is believed.
@@ -147,7 +148,7 @@ def load(config: ConfigDict, args: argparse.Namespace, strategies: Any = shardin
         return _of_config(args.weights, config, args.overrides, mesh)
     found = of_run(Path(args.workdir), config, mesh=mesh, step=args.step, strategies=strategies)
     if averaged and found.ema is None:
-        raise UserError(f"{found.what} keeps no running mean of its weights: leave out --ema")
+        raise UserError(f"{found.what} keeps no EMA of its weights: leave out --ema")
     return dataclasses.replace(found, variables=found.ema) if averaged else found
 
 

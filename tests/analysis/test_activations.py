@@ -47,7 +47,7 @@ def test_the_rest_of_the_stream_is_the_tokens(settings):
             expected = alpha + encoding.reshape(3, 4, 32)
         else:
             expected = alpha
-        np.testing.assert_allclose((stream - pe)[:, model.extra_rows :], expected, rtol=0, atol=1e-3)
+        np.testing.assert_allclose((stream - pe)[:, model.num_prefix_tokens :], expected, rtol=0, atol=1e-3)
 
 
 def test_default_by_numpy():

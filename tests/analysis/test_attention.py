@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lape_jax import models
-from lape_jax.analysis import attention, features, looks
+from lape_jax.analysis import attention, attention_figures, features
 from lape_jax.errors import UserError
 from lape_jax.nn import attention as layers
 from tests import quick
@@ -52,7 +52,7 @@ def test_weights_are_those_of_the_model(name, settings, monkeypatch):
     jax.block_until_ready(model.clone(attention="xla").apply(variables, images[:1]))
     jax.effects_barrier()
     (weights,) = attention.attention(model, variables, images[:1])
-    assert weights.shape == (2, 2, *2 * (model.extra_rows + 9,))
+    assert weights.shape == (2, 2, *2 * (model.num_prefix_tokens + 9,))
     np.testing.assert_allclose(weights, np.concatenate(seen[:2]), rtol=0, atol=2e-5)
 
 
@@ -116,9 +116,11 @@ def test_windows_are_user_errors():
 @pytest.mark.slow
 def test_files():
     model, variables, images = made()
-    contents = looks.maps({"one": looks.Looking(model, variables, np.asarray(images))}, "centre", [2])
+    contents = attention_figures.maps(
+        {"one": attention_figures.Looking(model, variables, np.asarray(images))}, "centre", [2]
+    )
     assert set(contents) == {f"attention_0_{i}.{form}" for i in (0, 1) for form in ("png", "pdf")} | {"attention.npz"}
-    found = looks.shares({"one": attention.shares(model, variables, [images])})
+    found = attention_figures.shares({"one": attention.shares(model, variables, [images])})
     assert found["shares.csv"].decode().splitlines()[0] == "model,layer,tokens,both,positions"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lape_jax import models, port
-from lape_jax.analysis import correlation, seen
+from lape_jax.analysis import correlation, effective_pe
 from lape_jax.errors import UserError
 from tests import quick
 from tests.analysis.models import create, norm, tiny, variables_of
@@ -53,7 +53,7 @@ def test_the_first_norm_of_each_layer_on_the_same_table(join):
     variables = variables_of(model)
     norm1 = params_of(variables)["blocks"]["norm1"]
     table = np.asarray(model.apply(variables, method=lambda module: module.position_table), np.float64)[2:]
-    for layer, found in enumerate(seen.seen(model, variables)):
+    for layer, found in enumerate(effective_pe.seen(model, variables)):
         expected = norm(table, norm1["scale"][layer], norm1["bias"][layer], 1e-5)
         np.testing.assert_allclose(found.table, expected, rtol=0, atol=1e-6)
 
@@ -63,12 +63,12 @@ def test_unshared_tables_add_up():
     variables = variables_of(model)
     params = params_of(variables)
     first, second = params["pos_embed"][:, 1:]
-    found = seen.seen(model, variables, eps=0.0)
+    found = effective_pe.seen(model, variables, eps=0.0)
     for layer, table in enumerate((first, first + second)):
         norm1 = params["blocks"]["norm1"]
         expected = norm(table, norm1["scale"][layer], norm1["bias"][layer], 0)
         np.testing.assert_allclose(found[layer].table, expected, rtol=0, atol=1e-5)
-    tables = seen.tables(model, variables)
+    tables = effective_pe.tables(model, variables)
     np.testing.assert_allclose([one.table for one in tables], [first, second], rtol=1e-6)
 
 
@@ -93,8 +93,8 @@ def test_what_the_model_itself_delivers(case):
     images = jnp.zeros((1, *model.input_shape))
     delivered = jit(lambda v: model.apply(v, images)[1]["pe"])(variables)
     stages = delivered if family == "swin_t" else (delivered,)
-    expected = [table[model.extra_rows :] for stage in stages for table in stage]
-    found = seen.seen(model, variables, eps=model.ln_eps)
+    expected = [table[model.num_prefix_tokens :] for stage in stages for table in stage]
+    found = effective_pe.seen(model, variables, eps=model.ln_eps)
     assert len(found) == len(expected) == model.depth
     for one, table in zip(found, expected, strict=True):
         assert one.grid[0] * one.grid[1] == len(table)
@@ -106,8 +106,8 @@ def test_folding_adds_the_bias():
     variables = variables_of(model)
     folded, constants = port.fold(variables, model)
     bias = variables["params"]["blocks"]["norm1"]["bias"]
-    for layer, one in enumerate(seen.seen(folded, constants)):
-        before = seen.seen(model, variables, eps=model.ln_eps)[layer].table
+    for layer, one in enumerate(effective_pe.seen(folded, constants)):
+        before = effective_pe.seen(model, variables, eps=model.ln_eps)[layer].table
         np.testing.assert_allclose(one.table, before + bias[layer], rtol=0, atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_a_default_table_goes_through_the_merging_of_a_swin():
     merged = norm(squares.reshape(36, 32), merging["norm"]["scale"], merging["norm"]["bias"], model.ln_eps)
     norm1 = params["layers_1"]["blocks"]["norm1"]
     expected = norm(merged @ merging["reduction"]["kernel"], norm1["scale"][0], norm1["bias"][0], 1e-5)
-    *_, last = seen.seen(model, variables)
+    *_, last = effective_pe.seen(model, variables)
     assert last.grid == (6, 6)
     np.testing.assert_allclose(last.table, expected, rtol=0, atol=1e-4)
 
@@ -129,7 +129,7 @@ def test_a_default_table_goes_through_the_merging_of_a_swin():
 @pytest.mark.parametrize("join", quick.first(1, ["shared", "unshared"]))
 def test_other_joinings_of_a_swin(join):
     model = create("swin_t", join=join, pe="learnable")
-    found = seen.seen(model, variables_of(model))
+    found = effective_pe.seen(model, variables_of(model))
     assert [(one.grid, one.table.shape) for one in found] == 2 * [((12, 12), (144, 8))] + [((6, 6), (36, 16))]
 
 

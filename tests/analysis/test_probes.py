@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lape_jax import models
-from lape_jax.analysis import features, places, probes, resolution
+from lape_jax.analysis import features, position_probe, probes, resolution
 from lape_jax.analysis.probes import Split
 from lape_jax.analysis.resolution import Curve
 from lape_jax.errors import UserError
@@ -53,7 +53,7 @@ def products(patches, grid, width=4, seed=0, told=0.0):
 
 def test_places_are_read_as_least_squares_does():
     (train, shown), (test, asked) = products(50, (3, 4), told=0.5), products(50, (3, 4), seed=1, told=0.5)
-    (found,) = places.read(train, test)
+    (found,) = position_probe.read(train, test)
     weights = np.linalg.lstsq(shown[:, :5], shown[:, 5:], rcond=None)[0]
     missed = asked[:, 5:] - asked[:, :5] @ weights
     spread = asked[:, 5:] - asked[:, 5:].mean(0)
@@ -62,10 +62,10 @@ def test_places_are_read_as_least_squares_does():
 
 
 def test_places_at_both_ends():
-    chance = places.read(products(200, (3, 4))[0], products(200, (3, 4), seed=1)[0])[0]
+    chance = position_probe.read(products(200, (3, 4))[0], products(200, (3, 4), seed=1)[0])[0]
     assert abs(chance.r2) < 0.02
     assert chance.error == pytest.approx(np.sqrt(8 / 12 + 15 / 12), abs=0.02)
-    perfect = places.read(products(50, (3, 4), told=1e4)[0], products(50, (3, 4), seed=1, told=1e4)[0])[0]
+    perfect = position_probe.read(products(50, (3, 4), told=1e4)[0], products(50, (3, 4), seed=1, told=1e4)[0])[0]
     assert perfect.r2 > 0.999
 
 

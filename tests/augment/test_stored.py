@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from lape_jax.augment import operations, policies, recipe, together, warp
+from lape_jax.augment import augmentation, operations, policies, together, warp
 from lape_jax.errors import UserError
-from tests.augment import samples, test_recipe
+from tests.augment import samples, test_augmentation
 
 GOLDEN = Path(__file__).with_name("golden") / "stored.npz"
 FILL = (124, 116, 104)
@@ -63,15 +63,15 @@ def of_policy(name: str) -> np.ndarray:
 
 def of_recipe(order: str) -> np.ndarray:
     """Crop, flip, policy, jitter, normalisation, erasing and mixing of floats, in four draws of the mix."""
-    options = {**test_recipe.EVERYTHING, "policy": POLICIES[0], "color_jitter": 0.3, "order": order}
-    make = jax.jit(recipe.make(test_recipe.config(**options), num_classes=5, mesh=test_recipe.mesh()))
-    batch = test_recipe.batch(unreadable=(3,))
+    options = {**test_augmentation.EVERYTHING, "policy": POLICIES[0], "color_jitter": 0.3, "order": order}
+    make = jax.jit(augmentation.make(test_augmentation.config(**options), num_classes=5, mesh=test_augmentation.mesh()))
+    batch = test_augmentation.batch(unreadable=(3,))
     return np.stack([make(batch, jax.random.key(seed), True)["image"] for seed in range(4)])
 
 
 def everything_stored() -> dict[str, np.ndarray]:
     found = {"operations": of_operations(), **{name: of_policy(name) for name in POLICIES}}
-    return found | {order: of_recipe(order) for order in recipe.ORDERS}
+    return found | {order: of_recipe(order) for order in augmentation.ORDERS}
 
 
 def assert_same(found, expected):
@@ -120,7 +120,7 @@ def test_policies(name, stored):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", recipe.ORDERS)
+@pytest.mark.parametrize("order", augmentation.ORDERS)
 def test_recipes(order, stored):
     assert_same(of_recipe(order), stored[order])
 

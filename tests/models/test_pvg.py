@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lape_jax import models, port
-from lape_jax.analysis import activations, seen
+from lape_jax.analysis import activations, effective_pe
 from lape_jax.errors import UserError
 from lape_jax.models.depth import layer_ids
 from lape_jax.port import files, transfer
@@ -182,7 +182,7 @@ def test_what_the_study_sees_of_it():
     variables = random_variables(model)
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, *model.input_shape)), jnp.float32)
     _, out = model.apply(variables, images)
-    layers = seen.seen(model, variables, eps=model.ln_eps)
+    layers = effective_pe.seen(model, variables, eps=model.ln_eps)
     norm1, w = variables["params"]["blocks"]["norm1"], variables["params"]["pos_embed"]
     first = norm(w, norm1["scale"][0], norm1["bias"][0], model.ln_eps)
     for found, expected in zip(layers, (first, *out["pe"][1:]), strict=True):

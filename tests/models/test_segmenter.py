@@ -172,7 +172,7 @@ def test_a_table_is_resized_before_the_norms_and_the_token_rows_stay():
     settings = {"distilled": True, "pe_resize": "bicubic"}
     _, out = ran(8, 20, **settings)
     params = variables("linear", **settings)["params"]
-    table = resize_table(np.asarray(params["pos_embed"], np.float64), (4, 4), (2, 5), extra_rows=2)
+    table = resize_table(np.asarray(params["pos_embed"], np.float64), (4, 4), (2, 5), num_prefix_tokens=2)
     for layer in range(2):  # serial: each norm acts on what the last has given
         norm = jax.tree.map(lambda x, layer=layer: np.asarray(x[layer]), params["blocks"]["pe_norm"])
         centred = table - table.mean(-1, keepdims=True)

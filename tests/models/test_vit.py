@@ -239,10 +239,10 @@ def test_distilled_model_has_two_heads():
     ("overrides", "table"),
     [
         ({"pe": "sincos_1d"}, sincos_1d(5, 8)),
-        ({"pe": "sincos_2d"}, sincos_2d((2, 2), 8, extra_rows=1)),
-        ({"pe": "sincos_2d", "distilled": True}, sincos_2d((2, 2), 8, extra_rows=2)),
+        ({"pe": "sincos_2d"}, sincos_2d((2, 2), 8, num_prefix_tokens=1)),
+        ({"pe": "sincos_2d", "distilled": True}, sincos_2d((2, 2), 8, num_prefix_tokens=2)),
         ({"pe": "sincos_1d+relative", "pool": "gap"}, sincos_1d(4, 8)),
-        ({"pe": "sincos_2d", "image_size": (8, 16)}, sincos_2d((2, 4), 8, extra_rows=1)),
+        ({"pe": "sincos_2d", "image_size": (8, 16)}, sincos_2d((2, 4), 8, num_prefix_tokens=1)),
     ],
     ids=["1d", "2d", "2d-distilled", "1d-gap", "2d-oblong"],
 )

@@ -30,9 +30,9 @@ def table():
     return jnp.asarray([[0.1, 0.2], [0.3, 0.4]])
 
 
-def attend(name, x, pe):
+def block(name, x, pe):
     join = JOINS[name]
-    return join.attend(x, pe, ten, hundred if join.normalises_pe else None)
+    return join.block(x, pe, ten, hundred if join.normalises_pe else None)
 
 
 def test_names_are_the_papers_and_folded():
@@ -60,13 +60,13 @@ def test_pvg_adds_the_table_in_the_stem_and_what_it_is_given_to_the_attention_in
     x, pe = join.stem(tokens, table)
     np.testing.assert_allclose(x[1], [[5.1, 6.2], [7.3, 8.4]], rtol=1e-6)
     assert pe is None
-    joined = join.attend(x, table, ten, None)
+    joined = join.block(x, table, ten, None)
     assert joined.tokens is x
     np.testing.assert_allclose(joined.attention_input, 10 * x + table, rtol=1e-6)
     assert joined.delivered is table
     staged = join.in_stages
     assert staged.stem(tokens, table)[1] is table
-    np.testing.assert_allclose(staged.attend(x, table, ten, hundred).handed_on, 100 * table, rtol=1e-6)
+    np.testing.assert_allclose(staged.block(x, table, ten, hundred).handed_on, 100 * table, rtol=1e-6)
 
 
 def test_only_mpvg_sees_the_table_at_the_end(tokens, table):
@@ -87,7 +87,7 @@ def test_only_default_adds_the_table_in_the_stem(tokens, table):
 
 
 def test_default_leaves_the_block_alone(tokens):
-    joined = attend("default", tokens, None)
+    joined = block("default", tokens, None)
     assert joined.tokens is tokens
     np.testing.assert_array_equal(joined.attention_input, 10 * tokens)
     assert joined.delivered is None
@@ -96,7 +96,7 @@ def test_default_leaves_the_block_alone(tokens):
 
 @pytest.mark.parametrize("name", ["shared", "unshared"])
 def test_shared_and_unshared_add_to_the_residual_stream(name, tokens, table):
-    joined = attend(name, tokens, table)
+    joined = block(name, tokens, table)
     np.testing.assert_allclose(joined.tokens[0], [[1.1, 2.2], [3.3, 4.4]], rtol=1e-6)
     np.testing.assert_allclose(joined.attention_input, 10 * joined.tokens, rtol=1e-6)
     assert joined.delivered is table
@@ -105,20 +105,20 @@ def test_shared_and_unshared_add_to_the_residual_stream(name, tokens, table):
 
 @pytest.mark.parametrize("name", ["lape_sharing", "lape"])
 def test_lape_adds_to_the_attention_input_only(name, tokens, table):
-    joined = attend(name, tokens, table)
+    joined = block(name, tokens, table)
     assert joined.tokens is tokens
     np.testing.assert_allclose(joined.attention_input[0], [[10 + 10, 20 + 20], [30 + 30, 40 + 40]], rtol=1e-6)
     np.testing.assert_allclose(joined.delivered, [[10, 20], [30, 40]], rtol=1e-6)
 
 
 def test_folded_adds_its_table_to_the_attention_input_only(tokens, table):
-    joined = attend("folded", tokens, table)
+    joined = block("folded", tokens, table)
     assert joined.tokens is tokens
     np.testing.assert_allclose(joined.attention_input[0], [[10.1, 20.2], [30.3, 40.4]], rtol=1e-6)
 
 
 def test_lape_hands_on_what_it_delivers_and_sharing_what_it_received(tokens, table):
-    lape, sharing = attend("lape", tokens, table), attend("lape_sharing", tokens, table)
+    lape, sharing = block("lape", tokens, table), block("lape_sharing", tokens, table)
     assert lape.handed_on is lape.delivered
     assert sharing.handed_on is table
 
@@ -127,7 +127,7 @@ def test_lape_hands_on_what_it_delivers_and_sharing_what_it_received(tokens, tab
 def test_bfloat16_tokens_stay_bfloat16_and_their_pe_float32(name, tokens, table):
     tokens, join = tokens.astype(jnp.bfloat16), JOINS[name]
     x, pe = (tokens, table) if join.table_per_layer else join.stem(tokens, table)
-    joined = join.attend(x, table if pe is None else pe, ten, hundred if join.normalises_pe else None)
+    joined = join.block(x, table if pe is None else pe, ten, hundred if join.normalises_pe else None)
     assert x.dtype == joined.tokens.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves((pe, joined.delivered, joined.handed_on))} <= {jnp.dtype("float32")}
 

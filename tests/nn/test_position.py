@@ -35,7 +35,7 @@ def test_sincos_2d_by_hand():
         [SIN1, COS1, SIN1, COS1],
         [SIN2, COS2, SIN1, COS1],
     ]
-    table = position.sincos_2d((2, 3), 4, extra_rows=2)
+    table = position.sincos_2d((2, 3), 4, num_prefix_tokens=2)
     assert table.dtype == np.float64
     np.testing.assert_allclose(table, expected, rtol=0, atol=1e-16)
 
@@ -62,7 +62,7 @@ def test_sincos_2d_of_moco_by_hand():
         [SIN2, np.sin(2 * tiny), COS2, np.cos(2 * tiny), 0, 0, 1, 1],
         [0, 0, 1, 1, SIN1, np.sin(tiny), COS1, np.cos(tiny)],
     ]
-    table = position.sincos_2d_moco((2, 3), 8, extra_rows=1)
+    table = position.sincos_2d_moco((2, 3), 8, num_prefix_tokens=1)
     assert (table.dtype, table.shape) == (np.float64, (7, 8))
     np.testing.assert_allclose(table[:5], expected, rtol=0, atol=1e-16)
 

@@ -14,7 +14,7 @@ def draw(*shape):
 def test_bilinear_by_hand():
     """2 -> 4 columns: centres at -0.25, 0.25, 0.75, 1.25 of the old ones, which are held at the border."""
     table = np.asarray([[7.0], [1.0], [3.0]])
-    resized = resize_table(table, (1, 2), (1, 4), extra_rows=1, method="bilinear")
+    resized = resize_table(table, (1, 2), (1, 4), num_prefix_tokens=1, method="bilinear")
     np.testing.assert_allclose(resized[:, 0], [7.0, 1.0, 1.5, 2.5, 3.0], rtol=1e-12)
 
 
@@ -41,13 +41,13 @@ def test_bias_tables_are_resized_over_their_offsets():
 
 def test_each_layer_on_its_own():
     table = draw(3, 1 + 4, 2)
-    resized = resize_table(table, (2, 2), (3, 3), extra_rows=1)
-    np.testing.assert_allclose(resized[1], resize_table(table[1], (2, 2), (3, 3), extra_rows=1), rtol=1e-12)
+    resized = resize_table(table, (2, 2), (3, 3), num_prefix_tokens=1)
+    np.testing.assert_allclose(resized[1], resize_table(table[1], (2, 2), (3, 3), num_prefix_tokens=1), rtol=1e-12)
 
 
 def test_misfits():
     with pytest.raises(UserError, match="table of 5 rows is not one of 2 tokens and 2 x 2 patches"):
-        resize_table(draw(5, 2), (2, 2), (3, 3), extra_rows=2)
+        resize_table(draw(5, 2), (2, 2), (3, 3), num_prefix_tokens=2)
     with pytest.raises(UserError, match=r"method='cubic' .*bicubic"):
         resize_table(draw(4, 2), (2, 2), (3, 3), method="cubic")
 
@@ -62,7 +62,7 @@ def test_as_pytorch(old, new, method, dtype):
     maps = torch.from_numpy(table[2:].reshape(1, *old, 6)).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(maps, size=new, mode=method, align_corners=False)
     expected = expected.permute(0, 2, 3, 1).reshape(-1, 6).numpy()
-    resized = resize_table(table, old, new, extra_rows=2, method=method)
+    resized = resize_table(table, old, new, num_prefix_tokens=2, method=method)
     np.testing.assert_array_equal(resized[:2], table[:2])
     assert resized.dtype == dtype
     # In float32 the difference, up to 5e-8, is PyTorch's rounding of the positions and weights of the taps.

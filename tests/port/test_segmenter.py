@@ -186,7 +186,7 @@ def test_from_a_classifier_of_smaller_images(tmp_path, format, method):
     assert all(path.startswith(("decoder/", "blocks/pe_norm/")) for path in moved.initialised)
     for path in moved.loaded:
         np.testing.assert_array_equal(ours[path], theirs[path])
-    expected = resize_table(theirs["pos_embed"], (4, 4), (6, 5), extra_rows=1, method=method)
+    expected = resize_table(theirs["pos_embed"], (4, 4), (6, 5), num_prefix_tokens=1, method=method)
     np.testing.assert_array_equal(ours["pos_embed"], expected)
     np.testing.assert_array_equal(ours["blocks/pe_norm/scale"], theirs["blocks/norm1/scale"])
     assert np.all(ours["decoder/cls_emb"] == 0.5)

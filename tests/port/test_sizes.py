@@ -16,7 +16,9 @@ def test_tables_are_interpolated_and_rope_is_not():
     larger, resized = at_size(model, variables, 32)
     before, after = flatten(variables), flatten(resized)
     assert larger.image_size == 32
-    np.testing.assert_array_equal(after["pos_embed"], resize_table(before["pos_embed"], (2, 2), (4, 4), extra_rows=1))
+    np.testing.assert_array_equal(
+        after["pos_embed"], resize_table(before["pos_embed"], (2, 2), (4, 4), num_prefix_tokens=1)
+    )
     assert after["blocks/attn/relative_position_bias_table"].shape == (2, 49, 2)
     changed = {"pos_embed", "blocks/attn/relative_position_bias_table"}
     for path in before.keys() - changed:

@@ -79,7 +79,7 @@ def test_the_frozen_sinusoid_is_compared_and_the_features_must_be_there():
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """As the training script leaves it: the weights and their running mean, both with the prefix of parallel models."""
+    """As the training script leaves it: the weights and their EMA, both with the prefix of parallel models."""
     model = tiny()
     variables = random_variables(model)
     last = {f"module.{name}": array for name, array in port.to_torch(variables, model).items()}

@@ -52,7 +52,9 @@ def test_other_classes_and_another_grid(default):
     theirs, path = default
     ours, transfer = started(path, tiny(join="lape", num_classes=7, image_size=(24, 32)))
     assert transfer.resized == ("pos_embed",)
-    np.testing.assert_array_equal(ours["pos_embed"], resize_table(theirs["pos_embed"], (2, 2), (3, 4), extra_rows=1))
+    np.testing.assert_array_equal(
+        ours["pos_embed"], resize_table(theirs["pos_embed"], (2, 2), (3, 4), num_prefix_tokens=1)
+    )
     assert {"head/bias", "head/kernel"} <= set(transfer.initialised)
     assert transfer.dropped == ("head/bias", "head/kernel")
     assert ours["head/kernel"].shape == (32, 7)

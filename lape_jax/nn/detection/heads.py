@@ -17,7 +17,6 @@ from lape_jax.nn.detection.roi_align import pooled
 
 STDS = (0.1, 0.1, 0.2, 0.2)  # of the deltas of boxes, see `lape_jax.nn.detection.coder`
 BOX_BINS, MASK_BINS = 7, 14  # rows and columns of a region's features
-MASK_SIDE = 2 * MASK_BINS  # of the masks
 LEVELS = 4  # maps that regions are looked at in: the fifth is for proposals alone
 
 

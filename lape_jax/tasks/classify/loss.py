@@ -65,10 +65,10 @@ def training_loss(model: Any) -> Callable:
     """The loss of one augmented batch, as a function that can be differentiated.
 
     It maps (params, collections, batch, key) to (summed loss, ({"loss", "top1", "examples"} sums, collections as they
-    are afterwards)), see `training_outputs`. The batch is one of `lape_jax.augment.recipe`: normalised float images,
-    and "target" (b, k), the soft labels. Both heads of a distilled model learn the targets, as there is no teacher: the
-    loss is the mean of the two cross entropies. top1 counts the images whose own label, the one before mixing, is
-    predicted.
+    are afterwards)), see `training_outputs`. The batch is one of `lape_jax.augment.augmentation`: normalised float
+    images, and "target" (b, k), the soft labels. Both heads of a distilled model learn the targets, as there is no
+    teacher: the loss is the mean of the two cross entropies. top1 counts the images whose own label, the one before
+    mixing, is predicted.
     """
 
     def loss(params, collections, batch, key):
@@ -85,7 +85,7 @@ def training_loss(model: Any) -> Callable:
 def evaluation_sums(model: Any, config: Any) -> Callable:
     """The function (variables, batch) -> {"top1", "top5", "loss", "examples"} sums of one evaluation batch.
 
-    Its images may lie on canvases, as for `lape_jax.augment.recipe.make`.
+    Its images may lie on canvases, as for `lape_jax.augment.augmentation.make`.
     """
     data = config.data
 

@@ -1,6 +1,6 @@
 """The published training recipes, each in one place; the files in configs/ add model, hardware and numbers.
 
-What the papers' code does and this does not: the running mean of the weights that DeiT's and LaPE's scripts keep is
+What the papers' code does and this does not: the EMA of the weights that DeiT's and LaPE's scripts keep is
 never evaluated there, so it is off. Their float16 with loss scaling is bfloat16 in `deit`, and float32 in
 `compact_cifar` unless `--config.dtype=bfloat16` is given. Mixup and CutMix are drawn once for a batch, and reverse all
 of it, where DeiT's processes draw and reverse each for its own 256 images.
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.config.reading import parse_arg
 from lape_jax.errors import UserError, nearest
-from lape_jax.tasks.recipe import debug, start
+from lape_jax.tasks.recipe_base import debug, start
 
 # Evaluation: side of the centre crop / resized shorter side.
 CROPS = {"lape": 1.0, "deit": 0.875}
@@ -61,10 +61,10 @@ def deit(arg: str, model: str, *, crop: str = "lape") -> ConfigDict:
 
 
 def t2t(arg: str, model: str) -> ConfigDict:
-    """ImageNet-1K as T2T-ViT trains on it: AdamW, 300 + 10 epochs, mixup and CutMix; a running mean of the weights.
+    """ImageNet-1K as T2T-ViT trains on it: AdamW, 300 + 10 epochs, mixup and CutMix; an EMA of the weights.
 
     Source: yitu-opensource/T2T-ViT, `main.py` and the commands of its README. The published numbers are those of the
-    running mean. `arg`: "name=value,..." of
+    EMA. `arg`: "name=value,..." of
 
         path      the data_dir of TFDS, or with source=folder the directory of train/ and val/
         source    tfds (imagenet2012) | folder

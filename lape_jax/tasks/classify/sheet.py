@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax.augment import recipe
+from lape_jax.augment import augmentation
 from lape_jax.augment.canvas import on_canvas
 from lape_jax.data import canvas, order
 from lape_jax.data.corrupt import CorruptImage
@@ -40,7 +40,7 @@ def augmented(config: ConfigDict, model: Any, source: Source, mixing: bool) -> t
     }
     batch |= {"size": jnp.asarray(sizes, jnp.int32)} if whole else {}
     mesh = sharding.data_mesh(jax.local_devices()[:1])
-    augment = recipe.make(config, num_classes=model.num_classes, mesh=mesh)
+    augment = augmentation.make(config, num_classes=model.num_classes, mesh=mesh)
     seen = jax.jit(lambda batch, key: augment(batch, key, mixing))(batch, jax.random.key(config.seed))
     images = np.asarray(seen["image"]) * np.asarray(config.data.std) + np.asarray(config.data.mean)
     least = 2 * config.loss.label_smoothing / model.num_classes + 1e-3

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lape_jax.augment import recipe
+from lape_jax.augment import augmentation
 from lape_jax.augment.canvas import on_canvas
 from lape_jax.config import rules
 from lape_jax.data import canvas, resample, sources
@@ -33,7 +33,7 @@ class Classify(Task):
     sums = loss.SUMS
     score = ("val/top1", "top-1")
     panels: ClassVar = {
-        "top-1, %": {"train/top1": "training", "val/top1": "validation", "val/ema_top1": "validation (running mean)"}
+        "top-1, %": {"train/top1": "training", "val/top1": "validation", "val/ema_top1": "validation (EMA)"}
     }
     rules = (
         (("data.pad",), lambda v: v >= 0, "at least 0"),
@@ -47,7 +47,7 @@ class Classify(Task):
         (("data.scale",), lambda v: rules.interval(v) and v[1] <= 1, "a pair (smallest, largest) in (0, 1]"),
         (("data.ratio",), rules.interval, "a pair (smallest, largest) of numbers above 0"),
     )
-    choices: ClassVar = {"data.interpolation": tuple(resample.INTERPOLATIONS), "augment.order": recipe.ORDERS}
+    choices: ClassVar = {"data.interpolation": tuple(resample.INTERPOLATIONS), "augment.order": augmentation.ORDERS}
 
     def add_keys(self, config: ConfigDict) -> None:
         # data.path: of folder the directory that holds train/ and val/, of arrays that of train.npz and val.npz, of
@@ -142,10 +142,10 @@ class Classify(Task):
         return ((batch["image"][real], batch["label"][real]) for batch, real in kept)
 
     def augmentation(self, config: ConfigDict, model: Any, mesh: jax.sharding.Mesh) -> Callable[..., dict]:
-        return recipe.make(config, num_classes=model.num_classes, mesh=mesh)
+        return augmentation.make(config, num_classes=model.num_classes, mesh=mesh)
 
     def describe_augmentation(self, config: ConfigDict) -> str:
-        return recipe.describe(config)
+        return augmentation.describe(config)
 
     def introduction(self, config: ConfigDict) -> list[str]:
         taught = f"teacher: {config.distill.teacher} (weight {config.distill.alpha:g})"

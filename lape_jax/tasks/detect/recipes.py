@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from lape_jax.config.reading import parse_arg
 from lape_jax.errors import UserError, nearest
-from lape_jax.tasks import recipe
+from lape_jax.tasks import recipe_base
 from lape_jax.tasks.detect.groups import DETECTION_WD_MULTS
 
 # Epochs, and those after which the rate is x 0.1.
@@ -43,7 +43,7 @@ def mask_rcnn(arg: str, model: str) -> ConfigDict:
         raise UserError(f"config argument schedule={nearest(arg.schedule, SCHEDULES)}")
     epochs, falls = SCHEDULES[arg.schedule]
     arg.epochs = arg.epochs or float(epochs)
-    config = recipe.start(arg, model)
+    config = recipe_base.start(arg, model)
     config.task = "detect"
     config.init.weights = arg.init
     config.data.name = "coco" if arg.source == "tfds" else ""
@@ -66,7 +66,7 @@ def mask_rcnn(arg: str, model: str) -> ConfigDict:
 
 def debug(config: ConfigDict) -> None:
     """The same recipe with a tiny model on digits, for two steps."""
-    recipe.debug(config, patch_size=None)
+    recipe_base.debug(config, patch_size=None)
     config.model.update(TINY)
     small(config, 1)
     config.detect.max_objects = 8

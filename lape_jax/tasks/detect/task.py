@@ -45,8 +45,8 @@ class Detect(Task):
         "AP, %": {
             "val/box_ap": "boxes",
             "val/mask_ap": "masks",
-            "val/ema_box_ap": "boxes (running mean)",
-            "val/ema_mask_ap": "masks (running mean)",
+            "val/ema_box_ap": "boxes (EMA)",
+            "val/ema_mask_ap": "masks (EMA)",
         },
     }
     rules = (

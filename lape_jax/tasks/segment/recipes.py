@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from lape_jax.config.reading import parse_arg
 from lape_jax.errors import UserError, nearest
 from lape_jax.models.segmenter import CODE_BASES
-from lape_jax.tasks.recipe import debug, start
+from lape_jax.tasks.recipe_base import debug, start
 from lape_jax.tasks.segment.groups import UPERNET_WD_MULTS
 
 

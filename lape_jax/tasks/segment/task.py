@@ -47,7 +47,7 @@ class Segment(Task):
     sums = loss.SUMS
     score = ("val/miou", "mIoU")
     panels: ClassVar = {
-        "mIoU, %": {"val/miou": "validation", "val/ema_miou": "validation (running mean)"},
+        "mIoU, %": {"val/miou": "validation", "val/ema_miou": "validation (EMA)"},
         "pixel accuracy, %": {"train/pixel_accuracy": "training", "val/pixel_accuracy": "validation"},
     }
     rules = (

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lape_jax import tasks
-from lape_jax.analysis import features, places
+from lape_jax.analysis import features, position_probe
 from lape_jax.augment.photometric import normalise
 from lape_jax.errors import UserError
 from lape_jax.port.archive import reading
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     Attributes:
         features: by place, see `lape_jax.analysis.features.of_images`.
         classes: of the images.
-        products: by layer, see `lape_jax.analysis.places.products`.
+        products: by layer, see `lape_jax.analysis.position_probe.products`.
     """
 
     features: dict[str, np.ndarray]
@@ -68,7 +68,7 @@ def see(run: Candidate, count: int, out: Path) -> tuple[Seen, Seen]:
         arrays: dict[str, np.ndarray] = {}
         for split, source in sources.items():
             vectors, classes = features.collect(run.model, run.variables, _examples(run, source))
-            layers = places.products(run.model, run.variables, (images for images, _ in _examples(run, source)))
+            layers = position_probe.products(run.model, run.variables, (images for images, _ in _examples(run, source)))
             arrays |= {f"{split}/features/{name}": x for name, x in vectors.items()} | {f"{split}/classes": classes}
             arrays |= {f"{split}/products/{layer}": x for layer, x in enumerate(layers)}
         file = io.BytesIO()

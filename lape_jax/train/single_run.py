@@ -22,7 +22,7 @@ Results = Mapping[str, float]
 
 
 @dataclasses.dataclass
-class One:
+class SingleRun:
     """The run.
 
     Attributes:
@@ -111,6 +111,6 @@ class One:
 
 
 def evaluated(evaluator: Callable[..., dict], state: states.TrainState) -> dict[str, float]:
-    """The metrics of the weights, and of their running mean if there is one."""
+    """The metrics of the weights, and of their EMA if there is one."""
     results = evaluator(state.variables)
     return results if state.ema is None else results | evaluator(state.ema, prefix="val/ema_")

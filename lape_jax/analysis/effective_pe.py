@@ -121,7 +121,7 @@ def _delivered(
     eps: float,
 ) -> list[np.ndarray]:
     """What the joining method adds to the normalised tokens of each layer."""
-    join, norm = model.method, PENorm(model.pe_norm, eps, model.bare_rows)
+    join, norm = model.method, PENorm(model.pe_norm, eps, model.no_embed_tokens)
     own, pe, found, before = _of_layers(model, variables, stored, eps), jnp.asarray(stored[0]), [], layers[0]
     for layer, block in enumerate(layers):
         if own:
@@ -130,7 +130,7 @@ def _delivered(
             pe = merge_pe(pe, before.grid)
         params = {path.removeprefix("pe_norm/"): x for path, x in block.params.items() if path.startswith("pe_norm/")}
         deliver = lambda w, params=params: norm.apply({"params": params}, w)  # noqa: E731
-        joined = join.attend(jnp.zeros((1, *pe.shape), pe.dtype), pe, lambda x: x, deliver)
+        joined = join.block(jnp.zeros((1, *pe.shape), pe.dtype), pe, lambda x: x, deliver)
         found.append(np.asarray(joined.delivered))
         pe, before = joined.handed_on, block
     return found
@@ -170,7 +170,7 @@ def _parts(
                 stream = model.apply(variables, stream, method=merge)
             else:
                 stream, times = jnp.zeros((1, *(own[layer] if own else pe).shape), stream.dtype), 0
-        joined = join.attend(stream, own[layer] if own else pe, jnp.asarray, jnp.asarray)
+        joined = join.block(stream, own[layer] if own else pe, jnp.asarray, jnp.asarray)
         added = None if joined.tokens is stream else joined.delivered
         stream, times, pe, before = joined.tokens, times + (added is not None), joined.handed_on, block
         found.append(np.asarray(stream[0]) / times)
@@ -186,4 +186,4 @@ def _of_layers(model: nn.Module, variables: Mapping[str, Any], stored: list[np.n
 
 
 def _patches(model: nn.Module, table: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m d"]:
-    return table[model.extra_rows :]
+    return table[model.num_prefix_tokens :]

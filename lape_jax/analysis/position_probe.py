@@ -106,7 +106,7 @@ def _products(
     found = []
     for x, grid in zip(layers, [grids[0], *grids], strict=True):
         full = jnp.promote_types(x.dtype, jnp.float32)
-        x = x[:, model.extra_rows :].astype(full)
+        x = x[:, model.num_prefix_tokens :].astype(full)
         places = np.stack([np.ones(grid), *np.indices(grid)], -1).reshape(1, -1, 3)
         z = jnp.concatenate([x, jnp.broadcast_to(jnp.asarray(places, full), (*x.shape[:2], 3))], -1)
         z = z.reshape(-1, z.shape[-1])

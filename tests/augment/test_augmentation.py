@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lape_jax.augment import recipe
+from lape_jax.augment import augmentation
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from tests import quick
@@ -70,7 +70,7 @@ def compiled(cfg, where=None, jit=jit):
     """A function (batch, mixing, seed) of NumPy arrays, and the text of its program."""
     where = where or mesh()
     rows, everywhere = sharding.batch_sharding(where, BATCH), sharding.replicated(where)
-    augment = recipe.make(cfg, num_classes=CLASSES, mesh=where)
+    augment = augmentation.make(cfg, num_classes=CLASSES, mesh=where)
     arguments = batch(cfg.data.channels), jax.random.key(0), np.bool_(True)
     program = jit(augment, in_shardings=(rows, everywhere, everywhere)).lower(*arguments).compile()
 
@@ -150,11 +150,11 @@ def test_how_often_batches_are_mixed_is_configured(monkeypatch):
 
     def draw(key, height, width, **options):
         given.update(options)
-        return recipe.mix.unmixed(height, width)
+        return augmentation.mix.unmixed(height, width)
 
-    monkeypatch.setattr(recipe.mix, "draw", draw)
+    monkeypatch.setattr(augmentation.mix, "draw", draw)
     cfg = config(mixup=0.8, cutmix=0.9, mix_prob=0.3, mix_switch_prob=0.4)
-    jax.eval_shape(recipe.make(cfg, num_classes=CLASSES, mesh=mesh()), batch(), jax.random.key(0), True)
+    jax.eval_shape(augmentation.make(cfg, num_classes=CLASSES, mesh=mesh()), batch(), jax.random.key(0), True)
     assert given == {"mixup": 0.8, "cutmix": 0.9, "prob": 0.3, "switch_prob": 0.4}
 
 
@@ -176,7 +176,7 @@ def test_partners_are_the_reversed_batch():
     np.testing.assert_allclose(found["image"][readable], expected[readable], atol=1e-5)
 
 
-@pytest.mark.parametrize("order", recipe.ORDERS)
+@pytest.mark.parametrize("order", augmentation.ORDERS)
 def test_order_of_erasing_and_mixing(order):
     flat = {**batch(), "image": np.full((BATCH, SIZE, SIZE, 3), 100, np.uint8)}
     flat["image"][: BATCH // 2] = 201
@@ -231,9 +231,9 @@ def test_no_two_stages_or_rows_share_their_randomness(monkeypatch):
         bits = jax.vmap(lambda key: jax.random.bits(key, (3,), jnp.uint8))
         return lambda images, keys, *_: images.at[:, 0, place].set(bits(keys))
 
-    monkeypatch.setattr(recipe, "_pixel_stages", lambda _: tuple(map(stamp, range(4))))
-    monkeypatch.setattr(recipe.erase, "random_erase", stamp(4))
-    monkeypatch.setattr(recipe.photometric, "normalise", lambda images, mean, std: images.astype(jnp.float32))
+    monkeypatch.setattr(augmentation, "_pixel_stages", lambda _: tuple(map(stamp, range(4))))
+    monkeypatch.setattr(augmentation.erase, "random_erase", stamp(4))
+    monkeypatch.setattr(augmentation.photometric, "normalise", lambda images, mean, std: images.astype(jnp.float32))
     drawn = augmented(config(erase_prob=0.5), batch())["image"][:, 0, :5]
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 5 * BATCH
 
@@ -253,8 +253,8 @@ def test_the_policy_comes_after_the_flip_and_before_the_colour_jitter(monkeypatc
     def make_color_jitter(strength):
         return lambda images, keys: images.at[:, :, 0].set(int(10 * strength))
 
-    monkeypatch.setattr(recipe.policies, "make", make)
-    monkeypatch.setattr(recipe.policies, "make_color_jitter", make_color_jitter)
+    monkeypatch.setattr(augmentation.policies, "make", make)
+    monkeypatch.setattr(augmentation.policies, "make_color_jitter", make_color_jitter)
     found = pixels(augmented(config(policy="three_augment", flip=True, color_jitter=0.3), batch())["image"])
     assert made == {"name": "three_augment", "fill": (128, 102, 76), "interpolation": "random"}
     np.testing.assert_allclose(found[:, :, 0], 3, atol=1e-3)
@@ -287,7 +287,7 @@ def test_digits_of_one_channel():
 )
 def test_impossible_recipes_are_user_errors(options, message):
     with pytest.raises(UserError, match=message):
-        recipe.make(config(**options), num_classes=CLASSES, mesh=mesh())
+        augmentation.make(config(**options), num_classes=CLASSES, mesh=mesh())
 
 
 @pytest.mark.parametrize(
@@ -306,4 +306,4 @@ def test_impossible_recipes_are_user_errors(options, message):
     ],
 )
 def test_describe(options, line):
-    assert recipe.describe(config(**options)).startswith(line)
+    assert augmentation.describe(config(**options)).startswith(line)
