@@ -28,6 +28,7 @@ from lape_jax.analysis import plots, position_probe, probes
 from lape_jax.analysis.study import distinct_labels
 from lape_jax.config.options import whole
 from lape_jax.port import about, files
+from lape_jax.port.hub import local
 from lape_jax.tasks import config as configs
 from lape_jax.tasks.task import Candidate
 from lape_jax.train import comparison, trained, weights_file
@@ -64,10 +65,12 @@ def of_run(path: str, step: trained.Which, overrides: list[tuple[str, str]]) -> 
 
 def of_weights(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Candidate:
     """The weights in a file, which say themselves, or by the config, what model they are of."""
-    config, told = cli.load_config(args.config, "", overrides), about.read(args.weights)
+    config = cli.load_config(args.config, "", overrides)
+    here = local(args.weights)
+    told = about.read(here)
     settings = {key: value for key, value in config.model.to_dict().items() if value != "auto"}
     name = settings.pop("name")
-    found = weights_file.of_name(args.weights, "" if told else name, {} if told else settings)
+    found = weights_file.of_name(here, "" if told else name, {} if told else settings)
     if told and told.mean:
         config.data.mean, config.data.std = told.mean, told.std
     return sized(Candidate(config, found.model, found.variables, ()))

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from lape_jax.augment import canvas, crop, erase, geometry, mix, photometric, policies
-from lape_jax.errors import UserError, nearest
+from lape_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")  # of the mesh: the batch is split over both, and repeated over the others
-ORDERS = ("erase_then_mix", "mix_then_erase")
+# Choices of `augment.order`: whether images are erased before they are mixed.
+ERASE_FIRST = {"erase_then_mix": True, "mix_then_erase": False}
 
 Stage = Callable[[jax.Array, jax.Array], jax.Array]  # (images (b, h, w, c), keys (b,)) -> images
 
@@ -38,12 +39,11 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
       mesh: with axes data, fsdp, tensor.
 
     Raises:
-      UserError: an unknown policy, interpolation or order, or one that does not suit the number of channels.
+      UserError: an unknown policy or interpolation; or as `check`.
     """
     data, augment = config.data, config.augment
-    if augment.order not in ORDERS:
-        raise UserError(f"config.augment.order {nearest(augment.order, ORDERS)}")
-    stages = _pixel_stages(config)
+    check(config)
+    stages, erase_first = _pixel_stages(config), ERASE_FIRST[augment.order]
     mixed = augment.mixup > 0 or augment.cutmix > 0
 
     def shard(batch, positions, key, drawn):
@@ -58,7 +58,7 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
             images = photometric.normalise(images, data.mean, data.std)
             return erase.random_erase(images, keys[:, -1], augment.erase_prob) if augment.erase_prob > 0 else images
 
-        if augment.order == "erase_then_mix":
+        if erase_first:
             images = finish(images)
         if mixed:
             shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -67,7 +67,7 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
             targets = mix.mix_targets(labels, partner_labels, partner_mask, drawn, num_classes)
         else:
             targets = jax.nn.one_hot(labels, num_classes)
-        if augment.order == "mix_then_erase":
+        if not erase_first:
             images = finish(images)
         targets = mix.smooth(targets, config.loss.label_smoothing)
         return {"image": images, "target": targets, "label": labels, "mask": mask}
@@ -85,6 +85,22 @@ def make(config: Any, *, num_classes: int, mesh: Mesh) -> Callable[[dict, jax.Ar
         return sharded(batch, jnp.arange(len(batch["label"])), row_key, drawn)
 
     return apply
+
+
+def check(config: Any) -> None:
+    """Raises UserError for settings of `config.augment` that do not go together, or do not suit the images."""
+    augment, channels = config.augment, config.data.channels
+    if augment.color_jitter and augment.policy not in ("none", "three_augment"):
+        raise UserError(
+            f"config.augment.color_jitter is {augment.color_jitter}, but the policy {augment.policy!r} leaves it out: "
+            f"set it to 0"
+        )
+    if channels != 3 and (augment.policy != "none" or augment.color_jitter):
+        given = f"policy {augment.policy!r}" if augment.policy != "none" else f"color_jitter {augment.color_jitter}"
+        raise UserError(
+            f"config.augment.{given} needs colour images, and config.data.channels is {channels}: set policy to 'none' "
+            f"and color_jitter to 0"
+        )
 
 
 def describe(config: Any) -> str:
@@ -107,7 +123,7 @@ def describe(config: Any) -> str:
         mixing[0] += f" for {100 * augment.mix_prob:g} % of the batches"
     if len(mixes) == 2:
         mixing[0] += f" ({100 * augment.mix_switch_prob:g} % CutMix)"
-    parts += erasing + mixing if augment.order == "erase_then_mix" else mixing + erasing
+    parts += erasing + mixing if ERASE_FIRST[augment.order] else mixing + erasing
     parts += [f"label smoothing {config.loss.label_smoothing:g}"] * (config.loss.label_smoothing > 0)
     return ", ".join(parts) or "none"
 
@@ -133,11 +149,6 @@ def _policy(config: Any) -> Stage | None:
     data, name = config.data, config.augment.policy
     if name == "none":
         return None
-    if data.channels != 3:
-        raise UserError(
-            f"config.augment.policy {name!r} needs images of 3 channels, but config.data.channels is {data.channels}: "
-            f"set the policy to 'none'"
-        )
     fill = tuple(round(255 * mean) for mean in data.mean)
     try:
         return policies.make(name, fill=fill, interpolation=data.interpolation)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from lape_jax.augment import crop
+from lape_jax.interpolation import filters_of
 
 CHANNELS = 3
 BF16 = {"exponent_bits": 8, "mantissa_bits": 7}
@@ -56,7 +57,7 @@ def random_resized_crop(
     Raises:
       UserError: an unknown interpolation.
     """
-    filters = crop.filters_of(interpolation)
+    filters = filters_of(interpolation)
 
     def draw(key, image):
         draws = jax.random.uniform(key, (crop.DRAWS + 1, 2))

@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
-from lape_jax.errors import UserError, nearest
+from lape_jax.errors import UserError
+from lape_jax.interpolation import filters_of
 
 DRAWS = 11  # pairs of random numbers for a box: ten tries and a place
 FRACTION_BITS = 22  # of Pillow's fixed-point filter coefficients
 _SPLIT_BITS = 8
 Side = int | Int[Array, ""]  # of an image; if traced, images may have sizes of their own
-
-# Choices of `interpolation`, and the filters that each draws from.
-INTERPOLATIONS = {"bilinear": ("bilinear",), "bicubic": ("bicubic",), "random": ("bilinear", "bicubic")}
 
 
 class Box(NamedTuple):
@@ -63,13 +61,6 @@ def random_resized_crop(
 
     boxes, choices = jax.vmap(draw)(keys)
     return resize_boxes(images, boxes, choices, size=size, filters=filters)
-
-
-def filters_of(interpolation: str) -> tuple[str, ...]:
-    """The filters that a crop may get. Raises UserError for what is none of `INTERPOLATIONS`."""
-    if interpolation not in INTERPOLATIONS:
-        raise UserError(f"interpolation {nearest(interpolation, INTERPOLATIONS)}")
-    return INTERPOLATIONS[interpolation]
 
 
 def pad_and_crop(images: UInt8[Array, "b h w c"], keys: jax.Array, pad: int, fill: int) -> UInt8[Array, "b h w c"]:

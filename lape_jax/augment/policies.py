@@ -8,8 +8,9 @@ from jaxtyping import Array, UInt8
 from lape_jax.augment import autoaugment, operations, randaugment, three_augment, together
 from lape_jax.augment.warp import BICUBIC, BILINEAR
 from lape_jax.errors import UserError, nearest
+from lape_jax.interpolation import filters_of
 
-METHODS = {"bilinear": (BILINEAR,), "bicubic": (BICUBIC,), "random": (BILINEAR, BICUBIC)}
+METHODS = {"bilinear": BILINEAR, "bicubic": BICUBIC}  # of a warp, by the name of the filter
 Policy = Callable[[UInt8[Array, "b h w c"], jax.Array], UInt8[Array, "b h w c"]]
 
 
@@ -25,8 +26,7 @@ def make(name: str, *, fill: tuple[int, ...], interpolation: str) -> Policy:
     Raises:
         UserError: for an unknown name or interpolation.
     """
-    if interpolation not in METHODS:
-        raise UserError(f"interpolation {nearest(interpolation, METHODS)}")
+    methods = tuple(METHODS[name] for name in filters_of(interpolation))
     if name == "none":
         return lambda images, keys: images
     if name == "cifar10_autoaugment":
@@ -36,7 +36,7 @@ def make(name: str, *, fill: tuple[int, ...], interpolation: str) -> Policy:
     if name.split("-")[0] != "rand":
         names = ("none", "cifar10_autoaugment", "three_augment", "rand-m9-mstd0.5-inc1 (or other numbers)")
         raise UserError(f"augmentation policy {nearest(name, names)}")
-    settings, methods = randaugment.parse(name), METHODS[interpolation]
+    settings = randaugment.parse(name)
     return _of_operations(lambda key: randaugment.draw(key, settings, methods), fill)
 
 

@@ -15,6 +15,7 @@ from lape_jax.data import exif, jpeg, pictures, resample
 from lape_jax.data.boxes import Box, align, random_box
 from lape_jax.data.pictures import MAX_PIXELS
 from lape_jax.errors import UserError, nearest
+from lape_jax.interpolation import filters_of
 
 
 class Decoded(NamedTuple):
@@ -126,18 +127,15 @@ def train_crop(
 
 
 def _draw_filter(rng: np.random.Generator, interpolation: str) -> str:
-    filters = resample.INTERPOLATIONS[interpolation]
+    filters = filters_of(interpolation)
     return filters[int(rng.random() * len(filters))] if len(filters) > 1 else filters[0]
 
 
 def eval_crop(image: UInt8[np.ndarray, "h w c"], size: int, crop_ratio: float) -> UInt8[np.ndarray, "{size} {size} c"]:
     """Resizes the shorter side to floor(size / crop_ratio), keeping the aspect ratio, and cuts out the centre.
 
-    Raises:
-      UserError: crop_ratio is not in (0, 1].
+    crop_ratio is in (0, 1].
     """
-    if not 0 < crop_ratio <= 1:
-        raise UserError(f"crop_ratio is {crop_ratio}, but must be above 0 and at most 1")
     height, width = image.shape[:2]
     short = math.floor(size / crop_ratio)
     # Truncating the longer side and rounding margins half to even is what torchvision's Resize and CenterCrop do.

@@ -14,21 +14,11 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from lape_jax.data.boxes import Box
-from lape_jax.errors import UserError, nearest
-
-# Choices of `interpolation`, and the filters that a crop may get.
-INTERPOLATIONS = {"bicubic": ("bicubic",), "bilinear": ("bilinear",), "random": ("bilinear", "bicubic")}
 
 _PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _OPENCV = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 # Ratios of the old size to the new between which the small filter is worth its time, and close enough.
 _LEAST, _MOST = 1.1, 2.7
-
-
-def check_interpolation(interpolation: str) -> None:
-    """Raises UserError for a name that is not among `INTERPOLATIONS`."""
-    if interpolation not in INTERPOLATIONS:
-        raise UserError(f"data.interpolation: {nearest(interpolation, list(INTERPOLATIONS))}")
 
 
 def resize(

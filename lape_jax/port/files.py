@@ -21,6 +21,7 @@ from lape_jax.models.segmenter import Segmenter
 from lape_jax.port import backbone, big_vision, checkpoint, huggingface, torch
 from lape_jax.port.big_vision import from_big_vision, is_big_vision, to_big_vision
 from lape_jax.port.contents import read, say
+from lape_jax.port.hub import local
 from lape_jax.port.params import from_flat, shapes, to_flat
 from lape_jax.port.torch import to_mmseg, to_timm, to_torch, to_torchvision
 
@@ -54,6 +55,7 @@ def load(path: str | os.PathLike, model: nn.Module) -> dict:
     Raises:
         UserError: the file is missing, damaged or none of weights; or its weights do not fit the model, or twice.
     """
+    path = local(path)
     weights, place = read(path)
     with speaking_of(place):
         part, (variables, left) = checkpoint.choose(weights, known(model), lambda part: fit_part(part, model))

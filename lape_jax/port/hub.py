@@ -26,7 +26,8 @@ _PLACE = re.compile(r"(?P<repo>[^/@:]+/[^/@:]+)(@(?P<revision>[^:]+))?(:(?P<file
 def local(path: str | os.PathLike) -> str:
     """`path`, or where that lies on this machine which it names on the hub, with the `:KEY` that it ends in.
 
-    Without a FILE that is the directory of a repository, with its weights and what is said of them.
+    Without a FILE that is the directory of a repository, with its weights and what is said of them. Each call asks the
+    hub for every one of them: whoever reads a place twice asks for it first, and passes on what this returns.
 
     Raises:
         UserError: the place is none, huggingface_hub is not installed, or the file is neither there nor in the cache.

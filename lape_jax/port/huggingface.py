@@ -19,7 +19,7 @@ from lape_jax.errors import UserError
 from lape_jax.models.swin import Swin
 from lape_jax.models.vit import ViT
 from lape_jax.nn import position
-from lape_jax.port import foreign, hub
+from lape_jax.port import foreign
 from lape_jax.port.torch import to_torch
 
 CONFIG, IMAGES, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -37,8 +37,11 @@ DEFAULTS = {"vit": _VIT, "deit": _VIT, "swin": _SWIN}
 
 
 def config_of(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The config.json beside the weights at `path`, if it is one of Hugging Face's for such a model; else None."""
-    place = Path(hub.local(path))
+    """The config.json beside the weights at `path`, here, if it is one of Hugging Face's for such a model; else None.
+
+    What is on the hub is to be fetched before, once, by `lape_jax.port.hub.local`; likewise in `images`, `difference`.
+    """
+    place = Path(path)
     with contextlib.suppress(OSError, ValueError, AttributeError):
         file = (place if place.is_dir() else place.parent) / CONFIG
         config = json.loads(file.read_text())
@@ -99,7 +102,7 @@ def settings(config: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]
 
 def images(path: str | os.PathLike) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the images, as preprocessor_config.json beside the weights says; else ((), ())."""
-    place = Path(hub.local(path))
+    place = Path(path)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         said = json.loads(((place if place.is_dir() else place.parent) / IMAGES).read_text())
         return tuple(map(float, said["image_mean"])), tuple(map(float, said["image_std"]))

@@ -12,7 +12,7 @@ import numpy as np
 from lape_jax.errors import UserError, nearest
 from lape_jax.models.segmenter import Segmenter
 from lape_jax.models.vit_adapter import ViTAdapter
-from lape_jax.port import files, huggingface
+from lape_jax.port import files, hub, huggingface
 from lape_jax.port.backbone import ON_TOP, alone
 from lape_jax.port.big_vision import canonical
 from lape_jax.port.checkpoint import Part, choose, parts, pattern
@@ -93,6 +93,7 @@ def warm_start(
     Raises:
         UserError: as `load` and `transfer`.
     """
+    path = hub.local(path)
     weights, place = files.read(path)
     with files.speaking_of(place):
         part, (source, found) = choose(weights, files.known(model), lambda part: _backbone(part, model))

@@ -23,6 +23,7 @@ from lape_jax.config.options import truth
 from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.port import about as abouts
+from lape_jax.port.hub import local
 from lape_jax.tasks import config as configs
 from lape_jax.tasks.task import Candidate
 from lape_jax.train import setup
@@ -230,12 +231,13 @@ def restore(
 
 
 def _of_config(file: str, config: ConfigDict, told: Mapping[str, str], mesh: jax.sharding.Mesh) -> Trained:
-    known = abouts.read(file)
+    here = local(file)
+    known = abouts.read(here)
     if known is not None:
         believe(config, known, told, file)
     names = (known and known.classes) or tuple(tasks.of(config).open_split(config, "train").classes)
     model = setup.build_model(config, len(names))
-    variables = jax.device_put(port.load(file, model), sharding.replicated(mesh))
+    variables = jax.device_put(port.load(here, model), sharding.replicated(mesh))
     return Trained(config.model.name, model, variables, names, config.data.mean, config.data.std, file, config=config)
 
 

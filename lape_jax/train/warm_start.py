@@ -13,6 +13,7 @@ from lape_jax.errors import UserError
 from lape_jax.parallel import sharding
 from lape_jax.port import about
 from lape_jax.port.contents import directory_weights
+from lape_jax.port.hub import local
 from lape_jax.port.transfer import HEAD, Transfer, transfer, warm_start, without_head
 from lape_jax.train import state as states
 from lape_jax.train import trained
@@ -63,8 +64,9 @@ def _moved(
     """The `fresh` variables of `model` with what could be had from `config.init.weights`."""
     path = Path(config.init.weights).expanduser()
     if not path.is_dir() or directory_weights(path):
-        result, moved = warm_start(path, model, fresh, config.init.pe_norm)
-        known = about.read(path)
+        here = local(path)
+        result, moved = warm_start(here, model, fresh, config.init.pe_norm)
+        known = about.read(here)
         theirs = (known and known.classes) or None
     else:
         run = trained.of_run(path, mesh=mesh)

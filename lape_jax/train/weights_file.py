@@ -9,6 +9,7 @@ from lape_jax.errors import UserError, listed
 from lape_jax.port import about as abouts
 from lape_jax.port import files
 from lape_jax.port.checkpoint import Part, choose
+from lape_jax.port.hub import local
 from lape_jax.port.infer import infer
 from lape_jax.train.trained import Trained
 
@@ -27,9 +28,10 @@ def of_name(path: str, name: str, settings: dict[str, Any]) -> Trained:
         UserError: there is no name, what is given contradicts the file, or no such model has these weights; then it
             says what the most probable one lacks or has too many.
     """
-    known = abouts.read(path)
+    here = local(path)
+    known = abouts.read(here)
     name, settings = _asked(path, known, name, settings)
-    weights, place = files.read(path)
+    weights, place = files.read(here)
     model, variables = _fitted(weights, place, name, settings)
     told = (known.classes, known.mean, known.std) if known else (None, None, None)
     return Trained(name, model, variables, *told, path, format=files.format_of(weights))

@@ -176,7 +176,7 @@ def test_partners_are_the_reversed_batch():
     np.testing.assert_allclose(found["image"][readable], expected[readable], atol=1e-5)
 
 
-@pytest.mark.parametrize("order", augmentation.ORDERS)
+@pytest.mark.parametrize("order", augmentation.ERASE_FIRST)
 def test_order_of_erasing_and_mixing(order):
     flat = {**batch(), "image": np.full((BATCH, SIZE, SIZE, 3), 100, np.uint8)}
     flat["image"][: BATCH // 2] = 201
@@ -281,8 +281,8 @@ def test_digits_of_one_channel():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "mix_first"}, "config.augment.order 'mix_first' is not one of"),
-        ({"policy": "rand-m9", "channels": 1}, "'rand-m9' needs images of 3 channels, but config.data.channels is 1"),
+        ({"policy": "rand-m9", "channels": 1}, "'rand-m9' needs colour images, and config.data.channels is 1"),
+        ({"policy": "rand-foo1"}, "config.augment.policy: "),
     ],
 )
 def test_impossible_recipes_are_user_errors(options, message):

@@ -69,7 +69,7 @@ def test_none_changes_nothing(images, keys):
         ("cifar10_autoaugmnt", "bicubic", "did you mean 'cifar10_autoaugment'"),
         ("randaugment", "bicubic", "is not one of none, cifar10_autoaugment, three_augment, rand-m9"),
         ("rand-m9-foo1", "bicubic", "'foo1' is not a section"),
-        (RECIPE, "bicubik", "interpolation 'bicubik' is not one of bilinear, bicubic, random"),
+        (RECIPE, "bicubik", "data.interpolation: 'bicubik' is not one of bicubic, bilinear, random"),
     ],
 )
 def test_unknown_names_are_refused(name, interpolation, message):

@@ -189,6 +189,10 @@ def test_validate_accepts():
         ({"data__prefetch": 0}, "config.data.prefetch is 0: it must be at least 1"),
         ({"batch_size": 9, "optimizer__accumulate": 2}, "config.batch_size 9 is no multiple of .*accumulate 2"),
         ({"dtype": "float23"}, "config.dtype: 'float23' is not one of .*did you mean 'float32'"),
+        (
+            {"augment__order": "mix_first"},
+            "config.augment.order: 'mix_first' is not one of erase_then_mix, mix_then_erase",
+        ),
         ({"data__source": "foldr"}, "config.data.source: 'foldr' is not one of .*did you mean 'folder'"),
         ({"data__source": "folder"}, "config.data.path is empty: data.source=folder needs it"),
         ({"data__channels": 1}, "config.data.mean has 3 values, but config.data.channels is 1"),

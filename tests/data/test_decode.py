@@ -279,8 +279,3 @@ def test_of_a_very_narrow_image_only_the_centre_is_made(monkeypatch):
     assert (
         decode.eval_crop(np.full((1, 6000, 3), 7, np.uint8), 224, 0.875).tolist() == np.full((224, 224, 3), 7).tolist()
     )
-
-
-def test_crop_ratio_is_checked(photo):
-    with pytest.raises(UserError, match=r"crop_ratio is 1.2"):
-        decode.eval_crop(photo, 8, 1.2)

@@ -3,7 +3,6 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from lape_jax.data import resample
-from lape_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +47,3 @@ def test_the_filter_makes_a_triangle_of_twice_the_width():
 def test_the_smallest_images(shape):
     image = np.full((*shape, 3), 9, np.uint8)
     np.testing.assert_array_equal(resample.resize_fast(image, 4, "bicubic"), np.full((4, 4, 3), 9))
-
-
-def test_unknown_interpolations_are_named():
-    with pytest.raises(UserError, match=r"data\.interpolation: .*bicubic"):
-        resample.check_interpolation("bicubik")

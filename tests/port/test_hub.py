@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import safetensors.numpy
 from lape_jax import convert, port
 from lape_jax.errors import UserError
 from lape_jax.port import about, hub
+from lape_jax.tasks import config as configs
+from lape_jax.train import warm_start
 from tests.port.tiny import identical, random_variables, tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -51,6 +54,45 @@ def test_a_repository(written, tmp_path):
     identical(port.load(tmp_path / "a.npz", model), variables)
     _, moved = port.warm_start("hf:owner/name", tiny(join="lape"), random_variables(tiny(join="lape")))
     assert "head/kernel" in moved.loaded
+
+
+@pytest.fixture
+def asked(written, monkeypatch):
+    """How often the hub was asked for each of its files."""
+    import huggingface_hub
+
+    counts = Counter()
+    fetch = huggingface_hub.hf_hub_download
+
+    def counted(repo, name, **options):
+        counts[name] += 1
+        return fetch(repo, name, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", counted)
+    return counts
+
+
+def loaded(model, tmp_path):
+    port.load("hf:owner/name", model)
+
+
+def started(model, tmp_path):
+    port.warm_start("hf:owner/name", model, random_variables(model))
+
+
+def converted(model, tmp_path):
+    convert.main(["hf:owner/name", str(tmp_path / "a.npz"), "--to=lape"])
+
+
+def initialised(model, tmp_path):
+    config = configs.resolve({"init": {"weights": "hf:owner/name"}})
+    warm_start._moved(config, model, ("one", "two"), random_variables(model), None)
+
+
+@pytest.mark.parametrize("use", [loaded, started, converted, initialised])
+def test_a_command_asks_once_for_each_file(use, written, asked, tmp_path):
+    use(written[0], tmp_path)
+    assert asked == {"model.safetensors": 1, "config.json": 1, "preprocessor_config.json": 1}
 
 
 def test_a_set_of_weights_in_a_file(cached):

@@ -18,6 +18,7 @@ from lape_jax import models, port
 from lape_jax.errors import UserError
 from lape_jax.port import about
 from lape_jax.port.contents import directory_weights, split
+from lape_jax.port.hub import local
 from lape_jax.tasks.classify.loss import cross_entropy, in_top, training_outputs
 
 LABELS = "labels"  # for `distill.teacher`: no teacher, the distillation token learns the labels as the class token does
@@ -68,12 +69,13 @@ def load_teacher(config: Any, student: nn.Module, classes: Sequence[str]) -> tup
             with these classes and images.
     """
     path, name = Path(config.distill.teacher).expanduser(), config.distill.model
-    if not split(path)[0].exists():
+    here = local(path)
+    if not split(here)[0].exists():
         raise UserError(
             f"config.distill.teacher is {str(path)!r}, which does not exist: it must be a file of weights, or the "
             f"workdir of a run"
         )
-    known = about.read(path)
+    known = about.read(here)
     if known is not None:
         _agree(config, known, path, classes)
         name = known.model
@@ -92,7 +94,7 @@ def load_teacher(config: Any, student: nn.Module, classes: Sequence[str]) -> tup
         what = "nothing" if teacher.answers == "nothing" else f"each {teacher.answers}"
         raise UserError(f"config.distill.model is {name}, which gives a class to {what}, and not to an image")
     try:
-        variables = port.load(path, teacher)
+        variables = port.load(here, teacher)
     except UserError as error:
         raise UserError(
             f"config.distill.teacher, read as {name} for {student.num_classes} classes and images of {size[0]} x "

@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 from lape_jax.augment import augmentation
 from lape_jax.augment.canvas import on_canvas
 from lape_jax.config import rules
-from lape_jax.data import canvas, resample, sources
+from lape_jax.data import canvas, sources
 from lape_jax.data.batches import Batch, Batches
 from lape_jax.data.example import Source
 from lape_jax.data.order import ALL, Share
 from lape_jax.data.packed import PackedSource
 from lape_jax.errors import UserError
+from lape_jax.interpolation import INTERPOLATIONS
 from lape_jax.models.regnet import RegNet
 from lape_jax.tasks.classify import distill, inputs, loss, predict, sheet
 from lape_jax.tasks.classify.evaluate import Evaluator
@@ -47,7 +48,7 @@ class Classify(Task):
         (("data.scale",), lambda v: rules.interval(v) and v[1] <= 1, "a pair (smallest, largest) in (0, 1]"),
         (("data.ratio",), rules.interval, "a pair (smallest, largest) of numbers above 0"),
     )
-    choices: ClassVar = {"data.interpolation": tuple(resample.INTERPOLATIONS), "augment.order": augmentation.ORDERS}
+    choices: ClassVar = {"data.interpolation": tuple(INTERPOLATIONS), "augment.order": tuple(augmentation.ERASE_FIRST)}
 
     def add_keys(self, config: ConfigDict) -> None:
         # data.path: of folder the directory that holds train/ and val/, of arrays that of train.npz and val.npz, of
@@ -79,18 +80,7 @@ class Classify(Task):
     def validate(self, config: ConfigDict) -> None:
         if on_canvas(config.data) and config.data.channels != canvas.CHANNELS:
             raise UserError(f"config.data.channels is {config.data.channels}, but packed images have {canvas.CHANNELS}")
-        augment = config.augment
-        if augment.color_jitter and augment.policy not in ("none", "three_augment"):
-            raise UserError(
-                f"config.augment.color_jitter is {augment.color_jitter}, but the policy {augment.policy!r} leaves it "
-                f"out: set it to 0"
-            )
-        if config.data.channels == 1 and (augment.policy != "none" or augment.color_jitter):
-            given = f"policy {augment.policy!r}" if augment.policy != "none" else f"color_jitter {augment.color_jitter}"
-            raise UserError(
-                f"config.augment.{given} needs colour images, and config.data.channels is 1: set policy to 'none' and "
-                f"color_jitter to 0"
-            )
+        augmentation.check(config)
 
     def check(self, config: ConfigDict, model: Any) -> None:
         if isinstance(model, RegNet):
