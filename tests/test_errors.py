@@ -374,6 +374,7 @@ def test_something_in_the_way_within_the_workdir(tmp_path, name):
 # ---- A run that goes wrong, and whole processes ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite(tmp_path):
     options = ["--config.optimizer.lr=1e38", "--config.optimizer.warmup_lr=1e38", "--config.log_steps=4"]
     result = command(TRAIN, f"--config={runs.DIGITS}", f"--workdir={tmp_path}", *options, devices=1)

@@ -54,6 +54,7 @@ def test_what_a_study_has(lape, studies):
     assert [found.grid for found in swin.maps] == [(12, 12), (12, 12), (6, 6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", quick.first(1, ["lape", "default"]))
 def test_a_segmenter_is_studied_as_the_classifier_with_its_encoder(join):
     sizes = {key: value for key, value in WIDE.items() if key != "num_classes"}

@@ -75,6 +75,7 @@ def flat_row(bias: np.ndarray, dtype) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(out["pe"][:, 0], np.float64), np.asarray(logits, np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", quick.first(1, [1e-3, 1e-8, 1e-5, 1.0]))
 def test_flat_row_in_float32(size):
     """b_0 is normalised by the second norm, with a gain of up to 1/sqrt(eps) = 1000."""

@@ -220,6 +220,7 @@ def test_remat_and_bfloat16():
     assert 0 < np.abs(logits - expected).mean() < 0.1 * np.abs(expected).mean()
 
 
+@pytest.mark.slow
 def test_folded_it_gives_the_same_logits_for_images_of_its_own_size():
     folded, constants = port.fold(variables("linear"), tiny("linear"))
     logits, _ = quick.jit(folded.apply)(constants, images(15, 16))

@@ -305,6 +305,7 @@ def test_encoding_in_segments_equals_the_whole():
     close(carry.pe, out["pe"][-1])
 
 
+@pytest.mark.slow
 def test_what_is_not_used_costs_nothing():
     """Temporary memory for logits alone does not grow with depth; keeping the tokens of each layer does."""
 

@@ -267,6 +267,7 @@ def test_lape_sharing_normalises_the_same_table_in_each_layer():
     assert_same(delivered("lape_sharing"), np.asarray(expected))
 
 
+@pytest.mark.slow
 def test_lape_sharing_is_lape_if_there_is_one_layer():
     assert_same(run("lape_sharing", depth=1), run("lape", depth=1))
     assert np.abs(delivered("lape_sharing")[1] - delivered("lape")[1]).max() > 1e-3

@@ -106,4 +106,4 @@ def test_names_made_to_do_harm():
     with pytest.raises(UserError, match="has 2 blocks, and the last one is number 999999"):
         port.from_big_vision(blocks, tiny(gelu="tanh"))
     assert "layers" in refusal({f"layers.{'9' * 5000}.blocks.0.x": np.zeros(1)}, models.create("swin_t"))
-    assert len(refusal({"a." * 10**5 + str(i): np.zeros(1) for i in range(9)}, tiny())) < 400
+    assert len(refusal({"a." * 10**5 + str(i): np.zeros(1) for i in range(3)}, tiny())) < 400

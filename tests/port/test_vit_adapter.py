@@ -41,6 +41,7 @@ def test_names_and_shapes_are_the_official_ones(name, table, expected, join):
     assert ours == expected(states.Sizes(join=join))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", quick.first(1, [{}, {"join": "unshared"}, {"pe": "sincos_1d+relative+peg"}]), ids=str
 )

@@ -197,6 +197,7 @@ def test_until_it_is_discarded_the_end_can_be_had_again(together, tmp_path):
     seeds.discard(again)
 
 
+@pytest.mark.slow
 def test_what_is_half_removed_is_not_gone_on_with(interrupted, tmp_path):
     again = runs.copy(interrupted, tmp_path)
     with mock.patch.object(shutil, "rmtree", side_effect=KeyboardInterrupt), contextlib.suppress(KeyboardInterrupt):

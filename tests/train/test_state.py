@@ -229,6 +229,7 @@ def test_four_micro_batches_on_two_devices_equal_one_batch():
     assert_close(train(devices=2, stochastic=False, accumulate=4), train(stochastic=False))
 
 
+@pytest.mark.slow
 def test_the_same_again_gives_the_same_bits(trained):
     assert_identical(train(), trained)
 

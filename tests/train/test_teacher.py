@@ -72,6 +72,7 @@ def test_no_teacher():
         load(config_of(distilled=True))
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_of_a_run_teaches_and_lies_on_every_device(workdir):
     config = config_of(distilled=True, path=workdir)
     config.dtype = "bfloat16"
