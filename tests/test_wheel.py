@@ -60,6 +60,19 @@ def test_a_wheel_in_a_bare_environment(tmp_path):
     assert done.stdout.split() == [str(site / "lape_jax" / "configs"), "default"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-m", "lape_jax.convert"], "error: this command needs grain, PIL: pip install 'lape_jax[all]'\n"),
+        (["-m", "pytest", "lape_jax.convert"], ""),
+    ],
+)
+def test_what_commands_lack_is_one_line(arguments, said):
+    code = f"import sys; sys.orig_argv = {arguments}; sys.modules.update(grain=None, PIL=None); import lape_jax"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2 if said else 0, said)
+
+
 def test_the_version_is_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (said,) = re.findall(r'__version__ = "(.*)"', (ROOT / "lape_jax" / "__init__.py").read_text())
