@@ -89,7 +89,8 @@ def _failures(results: Mapping[Cell, Results]) -> list[str]:
             if "error" in metrics:
                 reasons.setdefault(" ".join(metrics["error"].split()), []).append(seed)
         for reason, seeds in reasons.items():
-            lines.append(f"- {cell}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {reason}")
+            word = "seeds" if len(seeds) > 1 else "seed"
+            lines.append(f"- {cell}, {word} {', '.join(map(str, seeds))}: {reason}")
     return lines
 
 

@@ -225,8 +225,15 @@ def restore(
         restored = checkpoints.restore(abstract, which if isinstance(which, int) else best)
     if restored is None:
         raise UserError(f"{what} in {str(path)!r} has no checkpoints")
-    why = "as asked" if isinstance(which, int) else "the newest" if best is None else "the best that was evaluated"
-    return Restored(*restored, why + (", as none was evaluated" if which is None and best is None else ""))
+    if isinstance(which, int):
+        why = "as asked"
+    elif best is not None:
+        why = "the best that was evaluated"
+    elif which == LAST:
+        why = "the newest"
+    else:
+        why = "the newest, as none was evaluated"
+    return Restored(*restored, why)
 
 
 def _of_config(file: str, config: ConfigDict, told: Mapping[str, str], mesh: jax.sharding.Mesh) -> Trained:

@@ -119,7 +119,8 @@ def _occurring(maps: Sequence[np.ndarray], count: int) -> list[int]:
     """The classes in the maps, most pixels first, and -1 at the end if some have no class."""
     found = sum(np.bincount(np.maximum(labels, -1).ravel() + 1, minlength=count + 1) for labels in maps)
     order = np.argsort(-found[1:], kind="stable")
-    return [int(label) for label in order if found[1 + label]] + [-1] * bool(found[0])
+    occurring = [int(label) for label in order if found[1 + label]]
+    return [*occurring, -1] if found[0] else occurring
 
 
 def _add_legend(

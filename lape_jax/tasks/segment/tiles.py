@@ -61,7 +61,8 @@ class Tiling:
 
     def cut(self, weights: Float32[np.ndarray, "anchors length patches"], axis: int) -> list[dict[int, jax.Array]]:
         """For each tile along the axis, what the windows that reach into it contribute, by their number."""
-        where, side, parts = (self.rows, self.everywhere)[axis], self.shape[axis], []
+        where = self.rows if axis == 0 else self.everywhere
+        side, parts = self.shape[axis], []
         for start in range(0, weights.shape[1], side):
             part = weights[:, start : start + side]
             part = np.pad(part, ((0, 0), (0, side - part.shape[1]), (0, 0)))
