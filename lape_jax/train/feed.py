@@ -34,14 +34,14 @@ class Resident:
     Args:
         update: (state, batch, *frozen) -> state, see `lape_jax.train.state.update_function`.
         data: the set, as `lape_jax.data.resident.load` returns it.
-        shardings: of the state.
-        mesh: of the devices.
+        shardings: how the state lies on the devices.
+        mesh: the mesh of devices.
         indices: step -> the examples of its batch, (batch_size,); or (batch_size, b), if each row of a batch is a batch
             of b examples itself (`lape_jax.sweeps.seeds`).
         batch_size: rows of a step's batch.
         max_steps: most steps of a dispatch.
         frozen: further arguments of `update`, arrays on the devices.
-        compiler_options: of `jax.jit`.
+        compiler_options: what `jax.jit` is given under that name.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class Streamed:
     Args:
         update: (state, batch, *frozen) -> state.
         batches: this host's part of every batch, in order, with a `close` method.
-        shardings: of the state.
-        mesh: of the devices.
+        shardings: how the state lies on the devices.
+        mesh: the mesh of devices.
         batch_size: examples of a step, over all hosts.
-        shapes: of everything in a batch, of one example.
+        shapes: shape and type of everything that one example has in a batch.
         frozen: further arguments of `update`, arrays on the devices.
-        compiler_options: of `jax.jit`.
+        compiler_options: what `jax.jit` is given under that name.
     """
 
     max_steps = 1

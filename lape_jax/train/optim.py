@@ -162,7 +162,7 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
 
 
 def describe(config: Any, params: Any, batch_size: int) -> list[str]:
-    """For the log: the learning rate, and each group of parameters with equal multipliers."""
+    """Lists, for the log, the learning rate and each group of parameters with equal multipliers."""
     peak = f"{config.name}, learning rate {peak_rate(config, batch_size):g}"
     if config.lr_batch:
         peak += f" = {config.lr:g} x batch {batch_size} / {config.lr_batch}"

@@ -68,8 +68,8 @@ def comparison(
     Args:
         rows: for each image: pixels, uint8 (h, w, 1 or 3); the truth, integer (h, w); and predictions of its shape.
         classes: names of all.
-        titles: of the predictions, one or more.
-        names: of the images, or nothing.
+        titles: what the predictions are called, one or more.
+        names: what the images are called, or nothing.
 
     Raises:
         UserError: there are no images, or a label has no class.
