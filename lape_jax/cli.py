@@ -124,7 +124,7 @@ def quiet_logs() -> None:
 
 
 def print_any_name() -> None:
-    """Of the names of files, which need not be text, stdout shows what it cannot as escapes; stderr does anyway."""
+    """Lets names of files that are no text be printed: stdout shows what it cannot as escapes; stderr does anyway."""
     if hasattr(sys.stdout, "reconfigure"):  # which what stands in for it in a notebook need not have
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -131,7 +131,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add[name]("--out", required=True, help="where the result goes", **place)
     args = parser.parse_args(argv)
     if args.command in READING:
-        found = "tfds" if args.name else "packed" if packed.is_pack(args.path) else "folder"
+        if args.name:
+            found = "tfds"
+        elif packed.is_pack(args.path):
+            found = "packed"
+        else:
+            found = "folder"
         args.set = splits.DataSet(args.source or found, args.path, args.name, args.train)
     if "orientation" in args:
         stored = args.command in READING and args.set.kind == "tfds"

@@ -61,7 +61,7 @@ def check(run: Candidate, name: str) -> None:
 
 
 def measure(run: Candidate, name: str, sizes: Sequence[int] = ()) -> Curve:
-    """Its metrics at each size; by default at `resolution.default_sizes`."""
+    """The metrics of a model at each size; by default at `resolution.default_sizes`."""
     results, task = {}, tasks.of(run.config)
     metric, shown = task.score
     side = max(pair(run.model.image_size))

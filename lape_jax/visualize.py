@@ -78,7 +78,8 @@ def main(argv: Sequence[str]) -> None:
         count = IMAGES if args.images is None else args.images
         runs = [comparison.load(path, args.step) for path in args.workdir]
         studies = distinct([of_run(run, count, args.eps) for run in runs], args.workdir)
-        shown = (OVERLAYS if args.overlays is None else args.overlays) if count else 0
+        overlays = OVERLAYS if args.overlays is None else args.overlays
+        shown = overlays if count else 0
         contents = comparisons({one.label: run for one, run in zip(studies, runs, strict=True)}, shown)
     contents = (render(studies, args.eps, args.token, args.layers) if studies else {}) | contents
     files.write_all(Path(args.out), contents)

@@ -201,7 +201,7 @@ def test_names_that_are_no_text_are_printed(monkeypatch):
 )
 def test_mistakes_are_one_line_and_exit_2(run, file, argv, message):
     code, config, _, err = run(*(arg.format(file=file) for arg in argv), required=("config", "workdir"))
-    assert code == 2
+    assert code == 2, err
     assert config is None
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -244,7 +244,7 @@ def test_broken_config_files(run, tmp_path, line, message):
     path = tmp_path / "broken.py"
     path.write_text("\n".join(lines))
     code, _, _, err = run(f"--config={path}")
-    assert code == 2
+    assert code == 2, err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
@@ -292,15 +292,15 @@ def main(config, args):
 sys.exit(cli.run(main, ["--config={file}"]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr
     assert done.stderr == "warning: skipped a.png\nwarning: careful\n"
     assert done.stdout == ""
 
 
 def test_arguments_that_are_no_options(run, file):
     """Wherever they stand; with commands that take none they are refused."""
-    code, _, args, _ = run("a.png", f"--config={file}", "--config.seed", "3", "~/b", "--", "-c.png", options=images)
-    assert code == 0
+    code, _, args, err = run("a.png", f"--config={file}", "--config.seed", "3", "~/b", "--", "-c.png", options=images)
+    assert code == 0, err
     assert args.files == ["a.png", str(Path.home() / "b"), "-c.png"]
     code, _, _, err = run(f"--config={file}", options=images)
     assert (code, err) == (2, "error: the following arguments are required: FILE\n")

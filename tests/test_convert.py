@@ -94,8 +94,8 @@ def test_many_layers_are_named_in_one(tmp_path):
 def test_mistakes_are_one_line(tmp_path, capfd):
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 and no more")
     code = cli.exit_code(lambda: run(tmp_path / "bad.npz", tmp_path / "b.npz", "--model=deit_ti"))
-    assert code == 2
     error = capfd.readouterr().err
+    assert code == 2, error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
 

@@ -68,7 +68,7 @@ def contents(workdir):
 
 def assert_error(result, message):
     code, _, err = result
-    assert code == 2
+    assert code == 2, err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert err.endswith("\n")
@@ -319,7 +319,7 @@ def test_a_corrupt_image_is_skipped_counted_and_named(png, tmp_path, resident):
     run = [f"--config={runs.DIGITS}", f"--workdir={tmp_path / 'run'}", *options]
     run.append("--config.total_epochs=2")
     code, out, err = command(TRAIN, *run, "--config.data.max_corrupt=2", devices=1)
-    assert code == 0
+    assert code == 0, err
     assert out.splitlines()[-1].startswith("done: 4 steps")
     # Two epochs, but each is told once; which one comes first is a matter of the order of the data.
     lines = err.splitlines()
@@ -331,7 +331,7 @@ def test_a_corrupt_image_is_skipped_counted_and_named(png, tmp_path, resident):
 
     shutil.rmtree(tmp_path / "run")
     code, out, err = command(TRAIN, *run, "--config.data.max_corrupt=1", devices=1)
-    assert code == 2
+    assert code == 2, err
     warnings, error = err.splitlines()[:-1], err.splitlines()[-1]
     assert all(line.startswith("warning: skipped a corrupt image (") for line in warnings)
     assert error.startswith("error: more than 1 images (data.max_corrupt) cannot be read, among them: ")

@@ -240,7 +240,8 @@ def test_an_error_of_one_process_ends_both(task, first, second, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_meets_nobody(tmp_path):
     with processes("alone", tmp_path, indices=[1]) as (process,):
-        assert process.wait(timeout=60) == 2
+        code = process.wait(timeout=60)
+    assert code == 2, said(tmp_path, 1)
     (line,) = said(tmp_path, 1)
     assert line.startswith("error: not all processes met within 3 seconds (this is process 1 of 2, coordinator 127.0.")
 

@@ -99,8 +99,9 @@ def test_other_families(name, tmp_path):
 def test_mistakes_are_one_line(options, message, capfd, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(overhead.overhead, "_initial", random_variables)
-    assert cli.exit_code(lambda: overhead.main(options)) == 2
+    code = cli.exit_code(lambda: overhead.main(options))
     error = capfd.readouterr().err
+    assert code == 2, error
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1

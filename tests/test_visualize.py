@@ -199,5 +199,6 @@ def test_data_that_are_gone(run, tmp_path):
 
 
 def test_exit_code(capsys):
-    assert cli.exit_code(lambda: visualize.main(["--out=x"])) == 2
-    assert capsys.readouterr().err.startswith("error: give either")
+    code, error = cli.exit_code(lambda: visualize.main(["--out=x"])), capsys.readouterr().err
+    assert code == 2, error
+    assert error.startswith("error: give either")

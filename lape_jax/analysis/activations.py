@@ -21,7 +21,7 @@ from lape_jax.port.params import to_flat
 
 
 class Measured(NamedTuple):
-    """Of one layer, over the patches of all images that were shown."""
+    """What one layer makes of tokens and position, over the patches of all images that were shown."""
 
     lambdas: np.ndarray  # (3, n): means over images of l1, l2 and l3 by patch
     token_energy: float  # mean squares of the two parts of what attention sees
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
 
 
 class Entering(NamedTuple):
-    """What a block is given, of class and distillation row too."""
+    """What a block is given, with the rows of class and distillation token."""
 
     stream: jax.Array  # (b, n, d), what its first LayerNorm is given
     placed: jax.Array | None  # (n, d), of it the position; None where it cannot be told from the tokens
@@ -58,9 +58,9 @@ def measure(
 
     Args:
         model: with an absolute position table.
-        variables: its.
+        variables: the variables of `model`.
         images: batches (b, h, w, c), normalised; of few sizes, as each is compiled for.
-        eps: of the standard deviations in the lambdas. Energies are of the LayerNorms' own.
+        eps: what is added to variances in the lambdas; in energies it is what the LayerNorms have.
 
     Raises:
         UserError: the model has no table or is a ViT-Adapter, `variables` are not its own, or there are no images.
@@ -82,7 +82,7 @@ def measure(
 
 
 def layer_inputs(model: nn.Module, variables: Mapping[str, Any], images: Float[Array, "b h w c"]) -> list[Entering]:
-    """By layer what enters it. With joinings that keep the position out of the stream, `placed` is 0."""
+    """Lists what enters each layer. With joinings that keep the position out of the stream, `placed` is 0."""
     join, (_, out) = model.method, model.apply(variables, images, train=False)
     staged = (lambda stages: stages) if isinstance(model, Swin) else (lambda stack: (stack,))
     stream, found = out["stem"], []

@@ -45,7 +45,7 @@ CLASS, CENTRE, AUTO = "class", "centre", "auto"
 
 
 class Shares(NamedTuple):
-    """Of the logits of one layer."""
+    """The shares that tokens, positions and both together have in the logits of one layer."""
 
     tokens: float
     both: float
@@ -106,7 +106,7 @@ def rollout(weights: Float[np.ndarray, "l heads n n"]) -> Float[np.ndarray, "n n
 
 
 def shares(model: nn.Module, variables: Mapping[str, Any], images: Iterable[jax.Array]) -> list[Shares]:
-    """By layer, over batches of normalised images.
+    """Measures the shares in the logits of each layer, over batches of normalised images.
 
     Raises:
         UserError: see `layers`; or there are no images.
@@ -149,10 +149,10 @@ def figure(
     """The image, the rollout, and a row of maps for each layer, one for each head; each relative to its largest value.
 
     Args:
-        weights: of one image, see `attention`.
-        pixels: of it.
-        row: of the token that looks.
-        numbers: of the layers, from 1, that are drawn; None for all.
+        weights: the attention weights of one image, see `attention`.
+        pixels: that image.
+        row: the row of the token that looks.
+        numbers: the layers that are drawn, counted from 1; None for all.
     """
     extra = model.num_prefix_tokens
     mark = divmod(row - extra, model.grid[1]) if row >= extra else None
@@ -203,7 +203,7 @@ def _query_and_key(block: BlockParams) -> list[tuple[jax.Array, jax.Array]]:
 
 
 def _terms(model: nn.Module, made: list[Layer], variables: Mapping[str, Any], images: jax.Array) -> list[tuple]:
-    """By layer, the three terms of the logits, (b, heads, n, n)."""
+    """Lists the three terms of the logits of each layer, (b, heads, n, n)."""
     found = []
     turning = rope.of(model.pe, model.grid)
     for entering, layer in zip(layer_inputs(model, variables, images), made, strict=True):

@@ -15,7 +15,7 @@ NAMES = {"LayerNorm_0/": "norm1/", "MultiHeadDotProductAttention_0/": "attn/"}  
 
 
 class BlockParams(NamedTuple):
-    """Of one block."""
+    """The parameters of one block, and where it stands."""
 
     stage: int  # 0 but in a Swin
     grid: tuple[int, int]  # rows and columns of its tokens

@@ -46,8 +46,8 @@ def maps(model: nn.Module, variables: Mapping[str, Any], eps: float = SCRIPT_EPS
 
     Args:
         model: a classifier of any family, with any joining.
-        variables: its.
-        eps: of the LayerNorms that the table goes through, see `lape_jax.analysis.effective_pe`.
+        variables: the variables of `model`.
+        eps: the eps of the LayerNorms that the table goes through, see `lape_jax.analysis.effective_pe`.
 
     Raises:
         UserError: the model has neither, or `variables` are not its own.
@@ -74,7 +74,7 @@ def table_maps(model: nn.Module, variables: Mapping[str, Any]) -> list[Map]:
 
 
 def relative_biases(model: nn.Module, variables: Mapping[str, Any]) -> list[Float[np.ndarray, "heads n n"]]:
-    """By layer what is added to the attention logits of each head, from query (second axis) to key.
+    """Lists what each layer adds to the attention logits of each head, from query (second axis) to key.
 
     Raises:
         UserError: the model has no relative bias, or `variables` are not its own.
@@ -91,7 +91,7 @@ def relative_biases(model: nn.Module, variables: Mapping[str, Any]) -> list[Floa
 
 
 def relative_maps(model: nn.Module, variables: Mapping[str, Any]) -> list[Map]:
-    """By layer the maps of all heads, values (heads, n, n): cosines of rows of the bias less their means.
+    """Lists a map of all heads for each layer, (heads, n, n): cosines of rows of the bias less their means.
 
     A head whose bias is the same for all pairs looks at no place more than at others: its map is 0.
 

@@ -67,12 +67,12 @@ def tables(model: nn.Module, variables: Mapping[str, Any]) -> list[Seen]:
 
 
 def seen(model: nn.Module, variables: Mapping[str, Any], eps: float = SCRIPT_EPS) -> list[Seen]:
-    """What the module says, layer by layer.
+    """Lists the effective PE of each layer, as the docstring of this module defines it.
 
     Args:
         model: any classifier or Segmenter with an absolute position table.
-        variables: its.
-        eps: of LN0, and of the PE norms.
+        variables: the variables of `model`.
+        eps: the eps of LN0 and of the PE norms.
 
     Raises:
         UserError: the model has no table, or `variables` are not its own.

@@ -33,7 +33,7 @@ def layer_tokens(model: nn.Module, out: Mapping[str, Any]) -> list[Float[Array, 
 def of_images(
     model: nn.Module, variables: Mapping[str, Any], images: Float[Array, "b h w c"]
 ) -> dict[str, Float[Array, "b d"]]:
-    """By place: "1 class token", "1 mean of patches" and so on for all blocks, counted from 1, and "head"."""
+    """Features by place: "1 class token", "1 mean of patches" and so on for all blocks, counted from 1, and "head"."""
     _, out = model.apply(variables, images, train=False)
     found = {}
     for number, tokens in enumerate(layer_tokens(model, out), start=1):

@@ -159,7 +159,7 @@ def parameters(model: nn.Module, variables: Mapping[str, Any]) -> tuple[int, int
 
     Args:
         model: any with a position embedding.
-        variables: its, as arrays or shapes.
+        variables: the variables of `model`, as arrays or shapes.
     """
     learned, frozen = _size(variables["params"]), _size(variables.get("constants", {}))
     absolute, _ = position.parse_pe(model.pe)

@@ -55,7 +55,7 @@ def maps(
     Args:
         rows: maps by what is written to the left of their row ("" for nothing), in lines no longer than a map is high.
         title: above all.
-        side: of a map, in inches.
+        side: the side of a map, in inches.
         columns: maps in a row, where there is one name alone.
     """
     from matplotlib.figure import Figure
@@ -103,7 +103,7 @@ def curves(
         xlabel: what x is.
         title: above all.
         log: titles of the panels with a logarithmic y axis, if their values are a decade apart or more.
-        limits: of the y axis, by title of a panel; others take those of their lines.
+        limits: ends of the y axis, by title of a panel; others take those of their lines.
         columns: panels in a row.
     """
     from matplotlib.figure import Figure
@@ -145,7 +145,7 @@ def spread(
 
     Args:
         rows: values by row and column; a column has one colour in all rows.
-        ylabel: of the values.
+        ylabel: what the values are.
         title: above all.
     """
     from matplotlib.figure import Figure

@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 
 def products(model: nn.Module, variables: Mapping[str, Any], images: Iterable[jax.Array]) -> Products:
-    """By layer, from 0: the sum over patches and images of z z^T, with z = (x, 1, row, column).
+    """Sums z z^T over patches and images, for each layer from 0, with z = (x, 1, row, column).
 
     Args:
         images: batches, normalised.
@@ -65,7 +65,7 @@ def products(model: nn.Module, variables: Mapping[str, Any], images: Iterable[ja
 
 
 def read(train: Products, test: Products) -> list[Place]:
-    """By layer, what is read of the places in the images of `test` by functions that are fitted to those of `train`."""
+    """Fits a function to `train` for each layer, and measures how well it reads the places in `test`."""
     return [_read(*layer) for layer in zip(train, test, strict=True)]
 
 

@@ -20,7 +20,7 @@ NAME = "resolutions"
 
 
 class Curve(NamedTuple):
-    """Of one model.
+    """The results of one model, by image size.
 
     Attributes:
         label: what it is called.
@@ -39,7 +39,7 @@ def default_sizes(model: nn.Module) -> list[int]:
     """Sizes from half to more than twice that of training, in whole patches, as far as the model takes them.
 
     Raises:
-        UserError: its images are not square.
+        UserError: the images of the model are not square.
     """
     height, width = pair(model.image_size)
     if height != width:

@@ -58,27 +58,27 @@ class Study(NamedTuple):
 
     @property
     def radius(self) -> list[float]:
-        """By layer, in patches."""
+        """How far the similarity reaches in each layer, in patches, see `locality.radius`."""
         return [locality.radius(found.values, found.grid) for found in self.maps]
 
     @property
     def background(self) -> list[float]:
-        """By layer."""
+        """Mean similarity of any two patches to each layer, see `locality.background`."""
         return [locality.background(found.values) for found in self.maps]
 
     @property
     def two_dness(self) -> list[float]:
-        """By layer."""
+        """How two-dimensional the map of each layer is, see `locality.two_dness`."""
         return [locality.two_dness(found.values, found.grid) for found in self.maps]
 
     @property
     def ratio(self) -> list[float]:
-        """By layer, energy of the tokens by that of the position; NaN where it was not measured."""
+        """Energy of the tokens by that of the position, in each layer; NaN where it was not measured."""
         return [layer.ratio if layer else math.nan for layer in self.measured or [None] * len(self.maps)]
 
     @property
     def lambdas(self) -> np.ndarray:
-        """(layers, 3), means over patches; NaN where they were not measured."""
+        """The three lambdas of each layer, (layers, 3), means over patches; NaN where they were not measured."""
         layers = self.measured or [None] * len(self.maps)
         return np.stack([layer.lambdas.mean(1) if layer else np.full(3, np.nan) for layer in layers])
 
@@ -90,12 +90,12 @@ def study(
     images: Iterable[jax.Array | np.ndarray] | None = None,
     eps: float = SCRIPT_EPS,
 ) -> Study:
-    """Everything about one model.
+    """Studies the position embedding of one model.
 
     Args:
         label: what it is called.
         model: any classifier or Segmenter with a position table or a relative bias.
-        variables: its.
+        variables: the variables of `model`.
         images: batches (b, h, w, c), normalised, to measure on; None to do without. Of no use without a position table,
             or to a model that cannot be measured (`lape_jax.analysis.activations.unmeasurable`).
         eps: see `lape_jax.analysis.effective_pe`.
@@ -153,14 +153,14 @@ def text(one: Study) -> str:
 def figures(
     studies: Sequence[Study], token: int | None = None, layers: Sequence[int] | None = None
 ) -> dict[str, "matplotlib.figure.Figure"]:
-    """By name: correlation_token, correlation_overall, locality, and if anything was measured lambda.
+    """Figures by name: correlation_token, correlation_overall, locality, and lambda if anything was measured.
 
     Maps are of the table itself, if there is one, and of layers; a row for each model. Colours are fixed to [0, 1] as
     in the paper's figures: in maps of one token, and in overall maps of LaPE; other overall maps have their own range.
 
     Args:
-        studies: of models, with different labels.
-        token: of the first stage's patches, whose map is drawn; None for the centre of each model's grid.
+        studies: one for each model, with different labels.
+        token: which of the first stage's patches has its map drawn; None for the centre of each model's grid.
         layers: numbers of those whose maps are drawn; None for all.
 
     Raises:

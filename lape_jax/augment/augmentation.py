@@ -113,18 +113,22 @@ def describe(config: Any) -> str:
             f"random-resized crop of area {_range(data.scale)} and ratio {_range(data.ratio)} "
             f"({data.interpolation}, {'device' if data.resident or canvas.on_canvas(data) else 'host'})"
         )
-    parts += ["flip"] * bool(augment.flip)
-    parts += [augment.policy] * (augment.policy != "none")
-    parts += [f"colour jitter {augment.color_jitter:g}"] * (augment.color_jitter > 0)
-    erasing = [f"erase {augment.erase_prob:g}"] * (augment.erase_prob > 0)
+    if augment.flip:
+        parts.append("flip")
+    if augment.policy != "none":
+        parts.append(augment.policy)
+    if augment.color_jitter > 0:
+        parts.append(f"colour jitter {augment.color_jitter:g}")
+    erasing = [f"erase {augment.erase_prob:g}"] if augment.erase_prob > 0 else []
     mixes = [f"{name} {alpha:g}" for name, alpha in (("mixup", augment.mixup), ("CutMix", augment.cutmix)) if alpha > 0]
-    mixing = [" or ".join(mixes)] * bool(mixes)
+    mixing = [" or ".join(mixes)] if mixes else []
     if mixing and augment.mix_prob < 1:
         mixing[0] += f" for {100 * augment.mix_prob:g} % of the batches"
     if len(mixes) == 2:
         mixing[0] += f" ({100 * augment.mix_switch_prob:g} % CutMix)"
     parts += erasing + mixing if ERASE_FIRST[augment.order] else mixing + erasing
-    parts += [f"label smoothing {config.loss.label_smoothing:g}"] * (config.loss.label_smoothing > 0)
+    if config.loss.label_smoothing > 0:
+        parts.append(f"label smoothing {config.loss.label_smoothing:g}")
     return ", ".join(parts) or "none"
 
 

@@ -94,7 +94,7 @@ def resize(
 
     Args:
       cubic: for each image, bicubic (a = -1/2) or else bilinear.
-      size: of the results.
+      size: the side of the results.
     """
     count, rows, side = canvases.shape
     matrices = jax.vmap(weights, in_axes=(0, None, None, 0))

@@ -137,7 +137,7 @@ def resize_boxes(
       boxes: one per image, not empty.
       choices: for each image, which of `filters` to use.
       size: side of the result.
-      filters: of "bilinear" and "bicubic".
+      filters: names of filters, "bilinear" and "bicubic".
     """
     height, width, channels = images.shape[1:]
 

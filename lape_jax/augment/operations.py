@@ -16,7 +16,7 @@ from lape_jax.augment.warp import Affine, sample
 
 
 class Statistics(NamedTuple):
-    """Of one image: what an operation may have to know of it."""
+    """What an operation may have to know of one image."""
 
     low: Int[Array, " c"]  # extremes of each channel
     high: Int[Array, " c"]
@@ -126,7 +126,7 @@ class Drawn(NamedTuple):
 
     Attributes:
         operation: index into NAMES.
-        argument: of that operation, in its own unit (degrees, factor, bits, ...); some ignore it.
+        argument: how much that operation changes, in its own unit (degrees, factor, bits, ...); some ignore it.
         method: interpolation of geometric operations, as in warp.sample.
     """
 

@@ -21,7 +21,8 @@ def make(name: str, *, fill: tuple[int, ...], interpolation: str) -> Policy:
         name: "none"; "cifar10_autoaugment"; "three_augment" (without its colour jitter); or RandAugment's settings in
             timm's form, like "rand-m9-mstd0.5-inc1".
         fill: RandAugment's colour for pixels that come from outside of the image, one value 0..255 per channel.
-        interpolation: of RandAugment's geometric operations: "bilinear", "bicubic", or "random" (either, each time).
+        interpolation: how RandAugment's geometric operations interpolate: "bilinear", "bicubic", or "random" (either,
+            each time).
 
     Raises:
         UserError: for an unknown name or interpolation.

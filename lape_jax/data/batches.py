@@ -44,9 +44,9 @@ class Reading:
     """What one process reads to train on, and how.
 
     Attributes:
-        order: of the examples.
-        steps: whose batches are made.
-        share: of every batch.
+        order: the order of the examples.
+        steps: the steps whose batches are made.
+        share: the part of every batch that this process reads.
         threads: how many read at a time.
         max_corrupt: how many distinct corrupt examples are tolerated, on each process.
         prefetch: whole batches that are kept ready, beside those that the threads work on.
@@ -61,7 +61,7 @@ class Reading:
 
     @classmethod
     def of(cls, config: Any, start: int, total: int, share: Share) -> "Reading":
-        """Of the steps start .. total-1 of a run with this config."""
+        """What the steps start .. total-1 of a run with this config read."""
         data = config.data
         return cls(Order.of(config), range(start, total), share, data.threads, data.max_corrupt, data.prefetch)
 
@@ -86,7 +86,7 @@ def shuffled_batches(
 
     Args:
       read: (item, the randomness of its place) -> (pixels, label), or more in the order of the `fields`, in threads.
-      shape: of the pixels.
+      shape: the shape of the pixels.
       fields: what is to be learned.
       chunk: how many items are a task for a thread.
 

@@ -31,8 +31,8 @@ class CanvasSource(Protocol):
     """A data set that writes its images to canvases.
 
     Attributes:
-      side: of the canvases.
-      labels: of all examples.
+      side: the side of a canvas, in pixels.
+      labels: the labels of all examples.
       sizes: (height, width) of all images.
     """
 

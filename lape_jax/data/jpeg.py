@@ -28,7 +28,7 @@ _SPARE = 1.25
 
 
 class Header(NamedTuple):
-    """Of a JPEG file.
+    """What the header of a JPEG file says.
 
     Attributes:
         height, width: in pixels, as it is stored.

@@ -124,7 +124,7 @@ class Share(NamedTuple):
     count: int = 1
 
     def positions(self, batch_size: int) -> range:
-        """Its positions in the global batch. Raises UserError if the batch cannot be shared equally."""
+        """Positions of the part in the global batch. Raises UserError if the batch cannot be shared equally."""
         rows, rest = divmod(batch_size, self.count)
         if rest:
             raise UserError(f"a batch of {batch_size} examples cannot be shared equally by {self.count} processes")

@@ -43,8 +43,8 @@ class PackedSource:
     """One split of a pack.
 
     Attributes:
-      side: of the canvases.
-      labels, sizes: of all examples, as for `canvas.CanvasSource`.
+      side: the side of a canvas, in pixels.
+      labels, sizes: labels of all examples, and sizes of their images, as for `canvas.CanvasSource`.
       root, files: the directory, and those that the split lies in.
       orientation: how images were turned: view | stored.
       turned: how many images of the pack noted an EXIF orientation in their files.
@@ -87,7 +87,7 @@ class PackedSource:
     def paint(
         self, indices: Int[np.ndarray, " b"], canvases: UInt8[np.ndarray, "b rows side"]
     ) -> dict[int, CorruptImage]:
-        """As `canvas.CanvasSource` asks: one copy for each image, and its checksum is not looked at."""
+        """Writes images to canvases as `canvas.CanvasSource` asks: by one copy each, without a look at its checksum."""
         pixels = canvases.reshape(len(canvases), -1)
         memory, size, unreadable = memoryview(pixels).cast("B"), pixels.shape[1], {}
         places = zip(
@@ -167,7 +167,7 @@ def open_packed(path: str, split: str, side: int | None = None) -> PackedSource:
     """A split of the pack at `path`.
 
     Args:
-      side: of the canvases that are expected, if any.
+      side: the side of the canvases that are expected, if any.
 
     Raises:
       UserError: there is no such pack or split, its canvases have another side, or a file is missing or damaged.

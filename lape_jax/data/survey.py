@@ -15,7 +15,7 @@ Seen = TypeVar("Seen")
 
 @dataclasses.dataclass
 class Notes:
-    """Of images that were read.
+    """What was noticed of images that were read.
 
     Attributes:
         read: how many.
@@ -57,7 +57,7 @@ DIM = "nearly black, as the upper 2 of 16 bits are not used (12 bits in 16?): sc
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most so many of `count` indices, evenly spaced.
+    """At most `most` of `count` indices, evenly spaced.
 
     >>> spread(7, 3)
     [0, 2, 4]

@@ -38,8 +38,10 @@ class Classifier(nn.Module):
     @property
     def joining(self) -> str:
         """The joining method, with `join=None` resolved."""
+        if self.join is not None:
+            return self.join
         absolute, _ = position.parse_pe(self.pe)
-        return (PUBLISHED if absolute else BASELINE) if self.join is None else self.join
+        return PUBLISHED if absolute else BASELINE
 
     @property
     def method(self) -> Joining:

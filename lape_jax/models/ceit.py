@@ -41,7 +41,7 @@ class CeiT(ViT):
         patch_size: pixels of the image, a multiple of 4: patches of a quarter of it are cut from the convolution's map.
         pool, distilled: "token" and False; other ways to read the tokens are not defined.
         dropout: acts on the embedded tokens, after attention and in the MLP of `lca`; not in `LeFF`.
-        drop_path: of the blocks; `lca` has none.
+        drop_path: stochastic depth rate of the blocks; `lca` has none.
         out: also "class_tokens", the class tokens after each block (layer axis first), and "encoded" and "pre_logits"
             are what leaves `lca` and the final LayerNorm, (b, depth, d) and its last row.
 

@@ -97,7 +97,7 @@ def halved(side: int) -> int:
 
 
 def stride_and_padding(kernel: int) -> tuple[int, int]:
-    """Of a convolution of the tokenizer; the padding is the same on all sides, unlike that of "SAME"."""
+    """Stride and padding of the tokenizer's convolutions; the padding is the same on all sides, unlike "SAME"."""
     return max(1, kernel // 2 - 1), max(1, kernel // 2)
 
 
@@ -106,9 +106,9 @@ class ConvTokenizer(nn.Module):
 
     Attributes:
         widths: channels after each layer, the last being those of a token.
-        kernel_size: of the convolutions, see `stride_and_padding`.
+        kernel_size: the kernel size of the convolutions, see `stride_and_padding`.
         dtype: type to compute in.
-        kernel_init: of the convolutions, which have no bias.
+        kernel_init: how the kernels of the convolutions start; they have no bias.
     """
 
     widths: tuple[int, ...]

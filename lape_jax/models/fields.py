@@ -35,7 +35,9 @@ def cast(field: dataclasses.Field, value: object) -> object:
     kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     for kind in kinds:
         if _is(value, kind):
-            return float(value) if kind is float else tuple(value) if isinstance(value, list) else value
+            if kind is float:
+                return float(value)
+            return tuple(value) if isinstance(value, list) else value
     if str in kinds:
         return str(value)
     raise UserError(f"{field.name}={value!r} is not {' or '.join(_WORDS[kind] for kind in kinds)}")

@@ -75,6 +75,6 @@ class ResizableViT(ViT):
         grid: tuple[int, int] | None = None,
         **changed: Any,
     ) -> tuple[Carry, dict[str, jax.Array | None]]:
-        """As `ViT.encode`; `grid` is that of the images if they are not of `image_size` (see `patches_of`)."""
+        """Encodes as `ViT.encode` does; `grid` is that of images that are not of `image_size` (see `patches_of`)."""
         options = {"train": train, "first": first, "count": count, "grid": None if grid == self.grid else grid}
         return encode_with_pegs(self.encoder, self.peg, carry, layer_pe, **options, **changed)

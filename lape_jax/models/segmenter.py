@@ -123,7 +123,7 @@ class Segmenter(ResizableViT):
         self.decoder = MaskDecoder(self.num_classes, blocks, std, self.decoder_ln_eps, self.dtype)
 
     def embed(self, images: Float[Array, "b h w c"], train: bool = False) -> tuple[Carry, Float[Array, "l n d"] | None]:
-        """As `ViT.embed`, for images of any size."""
+        """Embeds as `ViT.embed` does, images of any size."""
         self.check_images(images.shape)
         return super().embed(self._pad(images), train)
 

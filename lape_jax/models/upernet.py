@@ -30,10 +30,10 @@ class UperNet(ViTAdapter):
 
     Attributes beside those of `lape_jax.models.vit_adapter.ViTAdapter`:
         num_classes: k.
-        image_size: of the images that it is meant for: the crops of training and the windows of evaluation.
-        table_size: of the images that the position tables are learned for.
-        channels: of the pyramid's maps.
-        aux_channels: of the auxiliary head's.
+        image_size: size of the images that it is meant for: the crops of training and the windows of evaluation.
+        table_size: size of the images that the position tables are learned for.
+        channels: how many channels the pyramid's maps have.
+        aux_channels: how many the auxiliary head's have.
         head_dropout: rate at which both heads, in training, drop whole channels before their last layer.
 
     Source: open-mmlab/mmsegmentation 0.20.2, `uper_head.py`, `psp_head.py`, `fcn_head.py`; czczup/ViT-Adapter,
@@ -108,7 +108,7 @@ class PyramidHead(nn.Module):
 
     Attributes:
         num_classes: k.
-        channels: of all maps in between.
+        channels: how many channels all maps in between have.
         dropout: rate, of whole channels.
         dtype: type to compute in.
     """

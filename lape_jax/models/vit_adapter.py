@@ -50,11 +50,11 @@ class ViTAdapter(ResizableViT):
             "segmentation": all blocks attend to all patches; those that leave segment i are added to map i.
         interactions: segments, of as many blocks each; four of them for "segmentation".
         spatial_width: channels of the first convolutions of `SpatialPrior`.
-        deform_heads, deform_points: of `lape_jax.nn.deformable.DeformableAttention`.
+        deform_heads, deform_points: heads and points of `lape_jax.nn.deformable.DeformableAttention`.
         ffn_ratio: hidden channels of the extractors' `ConvFFN`, relative to the width.
-        image_size: of the images that the position tables are learned for.
+        image_size: size of the images that the position tables are learned for.
         drop_path: stochastic depth of the last block, rising linearly from 0 in the first, and that of all extractors.
-        layer_scale: of the blocks; on by default.
+        layer_scale: initial LayerScale of the blocks; on by default.
         patch_size, pool, distilled, num_classes: 16, "maps", False, and of no meaning.
 
     Initial values are those of DeiT in the blocks and the table (official training always starts from a pre-trained

@@ -25,7 +25,7 @@ def by_blocks(
     gradients of the `others` up in their type.
 
     Args:
-        function: of the indices of some queries (s,), these queries, and `others`.
+        function: a function of the indices of some queries (s,), these queries, and `others`.
         queries: arrays whose `axis` counts queries.
         others: what all queries share.
         axis: see `queries`.

@@ -28,7 +28,7 @@ class OnDevices:
         name: what was asked for, one of `IMPLEMENTATIONS`.
         platform: "cpu", "gpu" or "tpu".
         capability: compute capability of an NVIDIA GPU, else None.
-        mesh: of all devices.
+        mesh: the mesh over all devices.
         rows, heads: axes of the mesh that sequences and heads are split over.
     """
 
@@ -176,10 +176,10 @@ def by_shards(
     XLA cannot divide a kernel that it does not know, and would bring all sequences to every device.
 
     Args:
-        function: of sequences (b, n, ...) and a bias (w, heads or 1, n, m) or None, which comes last.
-        attention: of the model.
+        function: a function of sequences (b, n, ...) and a bias (w, heads or 1, n, m) or None, which comes last.
+        attention: the attribute `attention` of the model.
         split_heads: whether the third axis of the sequences counts heads.
-        arrays: its arguments.
+        arrays: the arguments of `function`.
     """
     if not isinstance(attention, OnDevices) or attention.mesh.size == 1:
         return function(*arrays)

@@ -22,7 +22,7 @@ class ConvNormReLU(nn.Module):
     Attributes:
         features: channels of the result.
         kernel: k, odd.
-        stride: of the convolution.
+        stride: the stride of the convolution.
         dtype: type to compute in.
     """
 

@@ -121,7 +121,7 @@ class DeformableAttention(nn.Module):
 
     Attributes:
         heads: M; must divide the width.
-        points: of each head in each map.
+        points: how many points each head looks at in each map.
         dtype: type to compute in.
     """
 
@@ -143,7 +143,7 @@ class DeformableAttention(nn.Module):
             queries: normalised.
             references: (x, y) of where each query is, in units of the maps' width and height; see `centres`.
             values: the pixels of all maps, one map after the other, normalised.
-            shapes: of the maps.
+            shapes: rows and columns of each map.
         """
         batch, count, width = queries.shape
         full = jnp.promote_types(self.dtype, jnp.float32)

@@ -76,7 +76,7 @@ class Block(nn.Module):
     Families with another attention or MLP override `self_attention` or `feed_forward`.
 
     Attributes:
-        options: see there.
+        options: settings of the block, see `BlockOptions`.
         stochastic_depth: whether some block of the stack has a rate.
         train: whether dropout and stochastic depth act.
     """

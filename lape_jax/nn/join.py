@@ -45,7 +45,7 @@ class Joining:
     """A method: three functions, of which `block` has to be written, and what others need to know of it.
 
     Attributes:
-        title: its name in tables.
+        title: the name of the method in tables.
         in_stream: whether the PE travels in the residual stream, and reaches attention through the first LayerNorm.
         delivers: whether a block adds what it delivers behind that LayerNorm, to the normalised tokens. (If not, what
             it delivers, if anything, is added to the residual stream.)

@@ -13,7 +13,7 @@ def neighbours(x: Float[Array, "*b n d"], grid: tuple[int, int]) -> Float[Array,
 
     Args:
         x: tokens row by row.
-        grid: their rows and columns, both even.
+        grid: rows and columns of the tokens, both even.
     """
     *batch, _, width = x.shape
     rows, columns = grid[0] // 2, grid[1] // 2
@@ -26,7 +26,7 @@ class PatchMerging(nn.Module):
 
     Attributes:
         grid: rows and columns of the tokens that come in.
-        ln_eps: of the LayerNorm over 4 C channels.
+        ln_eps: the eps of the LayerNorm over 4 C channels.
         dtype: type to compute in.
     """
 

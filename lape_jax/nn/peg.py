@@ -70,7 +70,7 @@ def encode_with_pegs(
     grid: tuple[int, int] | None = None,
     **changed: Any,
 ) -> tuple[Carry, dict[str, jax.Array | None]]:
-    """As `Encoder.__call__`, but `pegs[l]` acts on the tokens between block l and block l+1.
+    """Runs the encoder as `Encoder.__call__` does, but `pegs[l]` acts on the tokens between block l and block l+1.
 
     What is returned per layer is what the blocks put out, before a PEG acts on it; the carry has been through it. The
     carried PE is not touched. A `grid` takes the place of that which encoder and PEGs were made for; what else is

@@ -83,7 +83,7 @@ def turn(
     """Queries or keys of all heads, side by side, turned; in float32 or better, whatever type they have.
 
     Args:
-        x: of tokens whose last ones are the patches of the grid.
+        x: queries or keys of tokens whose last ones are the patches of the grid.
         rope: how.
         freqs: F of "rope_mixed", else None.
         heads: how many.

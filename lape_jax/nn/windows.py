@@ -34,7 +34,7 @@ class Windows(NamedTuple):
         return self._cut(np.roll(np.arange(np.prod(self.grid)).reshape(self.grid), -self.shift * shifted, (0, 1)))
 
     def mask(self) -> Float[np.ndarray, "w s s"]:
-        """For shifted windows, by window, query and key: `MASKED` if they come from different ends of the grid, else 0.
+        """The mask of shifted windows, by window, query and key: `MASKED` if from different ends of the grid, else 0.
 
         The s = size * size tokens of a window are those of a line of `order(True)`.
         """

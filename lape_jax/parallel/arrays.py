@@ -14,7 +14,7 @@ def blank(count: int, shapes: Mapping[str, jax.ShapeDtypeStruct], *, mask: float
     """A part of a batch, `count` rows, without any example: zeros, but for the mask.
 
     Args:
-        shapes: of everything in a batch, of one row.
+        shapes: shape and type of one row of everything in a batch.
         mask: what stands in the mask.
     """
     zeros = {name: np.zeros((count, *row.shape), row.dtype) for name, row in shapes.items()}
@@ -31,7 +31,7 @@ class OwnDevices:
     """What each of several processes does with examples of its own, on its own devices.
 
     Args:
-        mesh: of all devices.
+        mesh: the mesh over all devices.
 
     Attributes:
         mesh: this process's part of it, all of whose devices share the batch; if there is one process, all of it.

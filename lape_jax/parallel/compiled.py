@@ -25,8 +25,8 @@ def cache(setting: str, workdir: Path, mesh: Mesh) -> Iterator[str]:
 
     Args:
         setting: "auto", "off" or a directory.
-        workdir: of the run.
-        mesh: of the devices.
+        workdir: the directory of the run.
+        mesh: the mesh of devices that it runs on.
 
     Raises:
         UserError: the directory that was asked for cannot be written.

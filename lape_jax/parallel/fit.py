@@ -54,8 +54,8 @@ def training(model: Any, mesh: Mesh, shape: tuple[int, ...], images: int) -> Fit
         (benchmarks/tpu_compile.md). On CPUs "none".
 
     Args:
-        shape: of an image.
-        images: of a step, or of each of its micro-batches, over all devices.
+        shape: the shape of an image.
+        images: how many images a step has, or each of its micro-batches, over all devices.
     """
     device, reasons = mesh.devices.flat[0], []
     gpu = device.platform == "gpu"
@@ -134,7 +134,7 @@ def noted() -> Iterator[dict[int, Choice]]:
 
 
 def described(found: dict[int, Choice]) -> str:
-    """In words what `noted` has found, "" if nothing."""
+    """What `noted` has found, in words; "" if that is nothing."""
     names = {}
     for tokens, (name, reason) in sorted(found.items()):
         names.setdefault((name, reason), []).append(str(tokens))

@@ -44,7 +44,7 @@ def together(config: ConfigDict, explain: Callable[[BaseException], int], connec
     To be entered before the first JAX computation. With one process it does nothing.
 
     Args:
-        config: of the run, the same on every process but for `distributed`.
+        config: the config of the run, the same on every process but for `distributed`.
         explain: says what an exception means, and returns the exit code.
         connect: seconds to wait for the other processes.
 

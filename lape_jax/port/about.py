@@ -24,9 +24,9 @@ class About(NamedTuple):
     """What is known of weights beside them.
 
     Attributes:
-        model: its name, see `lape_jax.models.create`.
-        settings: its attributes as far as they are plain values, without those that only say how it runs.
-        channels: of the images.
+        model: the name of the model, see `lape_jax.models.create`.
+        settings: attributes of the model as far as they are plain values, without those that only say how it runs.
+        channels: how many channels images have.
         mean, std: that images, scaled to [0, 1], are normalised by; () if that is not known.
         classes: names, in the order of the outputs; () if they are not known.
     """

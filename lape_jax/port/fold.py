@@ -37,7 +37,7 @@ def fold(variables: Mapping[str, Any], model: nn.Module, size: tuple[int, int] |
     the head's bias. The PE norms of the blocks stay.
 
     Args:
-        variables: of `model`.
+        variables: the variables of `model`.
         model: a ViT of any family, with a joining that folds.
         size: height and width of the images that the constants are for, of a model that takes images of any size; if
             not given, those of its `input_shape`.

@@ -122,7 +122,7 @@ def _probes(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def sources(shapes_for: Callable[[nn.Module], Mapping[str, tuple[int, ...]]], model: nn.Module) -> list[nn.Module]:
-    """As `infer`, for weights that `model` is to start from: some start from a classifier, too."""
+    """What `infer` lists, for weights that `model` is to start from: some start from a classifier, too."""
     if isinstance(model, ViTAdapter) and not any(path.startswith(ADAPTER) for path in shapes_for(model)):
         classifier = model.classifier()
         scaled = classifier.clone(layer_scale=1.0)

@@ -155,7 +155,7 @@ def paper(
         NAME     models x {default, LaPE}, for each NAME of `models`
 
     Args:
-        arg: of `sweep`.
+        arg: what follows the config file, NAME first, see above.
         file: name of the config file that tables 7 to 9 vary.
         seeds: trained in each cell if the command names no others.
         models: rows by table.

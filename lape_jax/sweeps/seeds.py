@@ -92,7 +92,7 @@ def train(config: ConfigDict, seeds: Sequence[int], directory: Path, console: Co
     Args:
         config: complete and valid; `why_not` has nothing against it, and its own seed is not used.
         seeds: different from each other, from 0 to 2^31 - 1.
-        directory: of these runs and no others.
+        directory: where these runs are kept, and no others.
         console: for progress.
 
     Returns:
@@ -134,7 +134,7 @@ class _Runs:
     Attributes:
         wrong: what went wrong with each seed; "" if nothing did.
         checkpoints: what all seeds need to go on.
-        writers: of each seed.
+        writers: what writes the logs of each seed.
     """
 
     checkpoints: Checkpoints

@@ -14,7 +14,7 @@ Results = Mapping[int, Mapping]  # of a cell: seed -> metrics, or {"error": why 
 
 
 class Summary(NamedTuple):
-    """Of the seeds of a cell that have a result."""
+    """The score of a cell, over those of its seeds that have a result."""
 
     n: int
     mean: float  # NaN if n = 0
@@ -49,7 +49,7 @@ def markdown(sweep: Sweep, results: Mapping[Cell, Results], labels: Sequence[str
     published; "-" where nothing was trained so far. Below it what the numbers are, and what failed.
 
     Args:
-        results: of the cells that were trained.
+        results: what the cells that were trained came to.
         labels: paragraphs to put below, such as the command.
     """
     columns = sweep.column_names
@@ -89,7 +89,8 @@ def _failures(results: Mapping[Cell, Results]) -> list[str]:
             if "error" in metrics:
                 reasons.setdefault(" ".join(metrics["error"].split()), []).append(seed)
         for reason, seeds in reasons.items():
-            lines.append(f"- {cell}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {reason}")
+            word = "seeds" if len(seeds) > 1 else "seed"
+            lines.append(f"- {cell}, {word} {', '.join(map(str, seeds))}: {reason}")
     return lines
 
 

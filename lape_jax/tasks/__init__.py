@@ -27,5 +27,5 @@ def of(config: ConfigDict) -> Task:
 
 
 def scores() -> dict[str, str]:
-    """Of each task the metric, in percent, that runs are compared by, and what a reader calls it."""
+    """The metric, in percent, by which runs of each task are compared, and what a reader calls it."""
     return dict(task.score for task in TASKS.values())

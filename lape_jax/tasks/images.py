@@ -76,7 +76,7 @@ def check_places(images: Found, places: Callable[[Path], Sequence[Path]], others
 
     Args:
         images: files -> what to call them.
-        places: of what an image is called, the files of it.
+        places: for each name of an image, the files that have it.
         others: files that are of no image -> what they are.
     """
     makers: dict[Path, Path] = {}

@@ -171,7 +171,7 @@ class Task:
         """Shape and type of everything in a batch, of one image. Asked for what takes a batch's place.
 
         Args:
-            image_shape: of the images that the model is made for, which may be trained on others.
+            image_shape: the shape of the images that the model is made for, which may be trained on others.
         """
         return {
             "image": jax.ShapeDtypeStruct(image_shape, jnp.uint8),

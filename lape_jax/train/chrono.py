@@ -103,7 +103,7 @@ class Chrono:
     Args:
         total_steps: steps of the whole run.
         batch_size: images of one step, over all devices.
-        flops_per_image: of a training step, see `training_flops`; 0 if unknown.
+        flops_per_image: FLOPs of a training step for one image, see `training_flops`; 0 if unknown.
         peak: FLOP/s of all devices together; 0 if unknown.
         devices: how many devices share the batch.
         clock: returns seconds.
@@ -214,7 +214,7 @@ def flops_per_image(model: nn.Module, variables: Any, shape: tuple[int, ...] | N
     Args:
         model: with `input_shape` (height, width, channels).
         variables: what `model.apply` takes; arrays or jax.ShapeDtypeStruct.
-        shape: of the image, if it is another than `input_shape`.
+        shape: the shape of the image, if it is another than `input_shape`.
     """
     if hasattr(model, "attention"):
         model = model.clone(attention="xla")
@@ -224,7 +224,7 @@ def flops_per_image(model: nn.Module, variables: Any, shape: tuple[int, ...] | N
 
 
 def matrix_flops(jaxpr: Any) -> int:
-    """Of all dot_general and conv_general_dilated in `jaxpr`; the body of a scan counts `length` times."""
+    """FLOPs of all dot_general and conv_general_dilated in `jaxpr`; the body of a scan counts `length` times."""
     flops = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":

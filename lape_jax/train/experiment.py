@@ -25,7 +25,7 @@ class Experiment:
         task: what is learned.
         source, val_source: examples to train on, and to evaluate by.
         model: as the config says; how it runs on the devices is not decided yet.
-        mesh: of the devices.
+        mesh: the mesh of devices that it will run on.
         plan: what is due when.
         params: shapes and types of the parameters.
         tx: the optimiser.

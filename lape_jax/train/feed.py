@@ -4,7 +4,6 @@ Both run the same update over the same order of examples (`lape_jax.data.order`)
 waited for data in `waited`.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,14 +34,14 @@ class Resident:
     Args:
         update: (state, batch, *frozen) -> state, see `lape_jax.train.state.update_function`.
         data: the set, as `lape_jax.data.resident.load` returns it.
-        shardings: of the state.
-        mesh: of the devices.
+        shardings: how the state lies on the devices.
+        mesh: the mesh of devices.
         indices: step -> the examples of its batch, (batch_size,); or (batch_size, b), if each row of a batch is a batch
             of b examples itself (`lape_jax.sweeps.seeds`).
         batch_size: rows of a step's batch.
         max_steps: most steps of a dispatch.
         frozen: further arguments of `update`, arrays on the devices.
-        compiler_options: of `jax.jit`.
+        compiler_options: what `jax.jit` is given under that name.
     """
 
     def __init__(
@@ -109,12 +108,12 @@ class Streamed:
     Args:
         update: (state, batch, *frozen) -> state.
         batches: this host's part of every batch, in order, with a `close` method.
-        shardings: of the state.
-        mesh: of the devices.
+        shardings: how the state lies on the devices.
+        mesh: the mesh of devices.
         batch_size: examples of a step, over all hosts.
-        shapes: of everything in a batch, of one example.
+        shapes: shape and type of everything that one example has in a batch.
         frozen: further arguments of `update`, arrays on the devices.
-        compiler_options: of `jax.jit`.
+        compiler_options: what `jax.jit` is given under that name.
     """
 
     max_steps = 1
@@ -155,8 +154,10 @@ class Streamed:
         for _ in range(count):
             start, before = time.perf_counter(), self._last
             batch = self._ahead.result()
-            idle = start if before is None else max(start, before.result()) if before.done() else math.inf
-            self.waited += max(0.0, time.perf_counter() - idle)
+            if before is None:
+                self.waited += time.perf_counter() - start
+            elif before.done():  # else the devices still have work, and do not wait
+                self.waited += max(0.0, time.perf_counter() - max(start, before.result()))
             if isinstance(batch, UserError):
                 raise batch  # before `state` is donated, so that it can still be saved
             self._ahead = self._fetcher.submit(self._next)  # before the step, which a CPU may make at once
@@ -216,4 +217,6 @@ def hint(config: ConfigDict) -> str:
     ways.append("a smaller copy of the images (--short of python -m lape_jax.prepare)")
     if "packed" in task.sources and data.source != "packed":
         ways.append("a packed one (python -m lape_jax.prepare pack)")
-    return f"the devices wait for data: what helps is {', '.join(ways[:-1])}{' or ' * (len(ways) > 1)}{ways[-1]}"
+    *others, last = ways
+    shown = f"{', '.join(others)} or {last}" if others else last
+    return f"the devices wait for data: what helps is {shown}"

@@ -23,11 +23,11 @@ SPLITS = ("train", "val")
 
 
 class Seen(NamedTuple):
-    """Of the images of one split.
+    """What was seen of the images of one split.
 
     Attributes:
         features: by place, see `lape_jax.analysis.features.of_images`.
-        classes: of the images.
+        classes: the class of each image.
         products: by layer, see `lape_jax.analysis.position_probe.products`.
     """
 

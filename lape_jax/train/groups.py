@@ -73,7 +73,7 @@ def multipliers(config: Any, params: Any) -> tuple[Any, Any]:
 
 
 def describe(config: Any, params: Any) -> list[str]:
-    """For the log: each group of parameters with equal multipliers; stacked ones count once."""
+    """Lists, for the log, each group of parameters with equal multipliers; stacked ones count once."""
     lr_mults, wd_mults = multipliers(config, params)
     tensors, numbers = Counter(), Counter()
     groups = zip(jax.tree.leaves(lr_mults), jax.tree.leaves(wd_mults), jax.tree.leaves(params), strict=True)

@@ -162,7 +162,7 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
 
 
 def describe(config: Any, params: Any, batch_size: int) -> list[str]:
-    """For the log: the learning rate, and each group of parameters with equal multipliers."""
+    """Lists, for the log, the learning rate and each group of parameters with equal multipliers."""
     peak = f"{config.name}, learning rate {peak_rate(config, batch_size):g}"
     if config.lr_batch:
         peak += f" = {config.lr:g} x batch {batch_size} / {config.lr_batch}"
@@ -174,8 +174,10 @@ def _course(config: Any) -> str:
     if config.schedule == "multistep":
         return f"x 0.1 after {' and '.join(f'{100 * share:.4g} %' for share in config.milestones)} of the run"
     if config.schedule in ("poly", "poly_warm"):
-        return f"falls with power {config.power:g}{', also under its warm-up' * (config.schedule == 'poly_warm')}"
-    return f"changes every {config.schedule.partition('_')[0]}{', one late' * config.schedule.endswith('lag')}"
+        under = ", also under its warm-up" if config.schedule == "poly_warm" else ""
+        return f"falls with power {config.power:g}{under}"
+    late = ", one late" if config.schedule.endswith("lag") else ""
+    return f"changes every {config.schedule.partition('_')[0]}{late}"
 
 
 def _decay(config: Any, wd_mults: Any) -> optax.GradientTransformation:

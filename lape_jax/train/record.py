@@ -33,7 +33,7 @@ def first_changed(record: dict, state: Any) -> str | None:
 
 
 def digests(state: Any) -> list[int]:
-    """For every array of `state`, the sum of its raw words modulo 2^32 (a word is 4 bytes, or the smaller element).
+    """Sums the raw words of every array of `state`, modulo 2^32 (a word is 4 bytes, or the smaller element).
 
     Computed on the host from one copy of each distinct shard, so it depends on the values alone, not on how the array
     is laid out. (Under jit it would cost a second of compilation; the host copies are what Orbax needs anyway.)

@@ -23,14 +23,14 @@ Results = Mapping[str, float]
 
 @dataclasses.dataclass
 class SingleRun:
-    """The run.
+    """A run of one seed, with all that it is driven by.
 
     Attributes:
-        config, plan: of the run.
+        config, plan: what the run is to do, and when.
         feed: makes the steps.
         evaluator: see `lape_jax.tasks.task.Task.evaluator`.
-        checkpoints, writers, clock: of the run.
-        examples: in the training set.
+        checkpoints, writers, clock: what saves the run, logs it, and measures its time.
+        examples: how many examples the training set has.
     """
 
     config: ConfigDict

@@ -43,15 +43,15 @@ class Trained:
     """A model that has learned something.
 
     Attributes:
-        name: of the model, as `models.create` knows it.
-        variables: of the model, on the host or wherever they were asked for.
+        name: the name of the model, as `models.create` knows it.
+        variables: the variables of the model, on the host or wherever they were asked for.
         classes: names of what it has learned; None or () if nobody knows.
-        mean, std: of the images, by channel, as `config.data` has them; None or () if nobody knows.
-        what: to call it in messages.
-        config: that holds for it; None of a file whose model was only named.
+        mean, std: mean and deviation of the images, by channel, as `config.data` has them; None or () if nobody knows.
+        what: what messages call it.
+        config: the config that holds for it; None for a file whose model was only named.
         ema: the EMA of the run's weights, or None.
-        step: of the run's checkpoint; None of a file.
-        why: this step.
+        step: the step of the run's checkpoint; None for a file.
+        why: why it is this step.
         format: whose names the weights in a file have, see `lape_jax.port.files.format_of`; "" if that was not asked.
     """
 
@@ -126,7 +126,7 @@ def load(config: ConfigDict, args: argparse.Namespace, strategies: Any = shardin
     them; a file that says what its images and its model are is believed.
 
     Args:
-        config: the run's, or that of --config, with the overrides put in.
+        config: the config of the run, or that of --config, with the overrides put in.
         args: the options of `add_options`; `args.overrides` are the keys of the config that were given on the command
             line.
         strategies: how variables are split over the mesh.
@@ -165,12 +165,12 @@ def of_run(
     """The weights of a run, on the devices.
 
     Args:
-        path: its workdir.
-        config: instead of its own.
-        mesh: of the devices, by default over all of them.
+        path: the workdir of the run.
+        config: a config to use instead of the run's own.
+        mesh: the mesh of devices, by default over all of them.
         step: which checkpoint.
         strategies: how variables are split over the mesh.
-        what: it is called in errors.
+        what: what errors call it.
 
     Raises:
         UserError: there is no such run or checkpoint, or it is not one of the config's.
@@ -226,8 +226,15 @@ def restore(
         restored = checkpoints.restore(abstract, which if isinstance(which, int) else best)
     if restored is None:
         raise UserError(f"{what} in {str(path)!r} has no checkpoints")
-    why = "as asked" if isinstance(which, int) else "the newest" if best is None else "the best that was evaluated"
-    return Restored(*restored, why + (", as none was evaluated" if which is None and best is None else ""))
+    if isinstance(which, int):
+        why = "as asked"
+    elif best is not None:
+        why = "the best that was evaluated"
+    elif which == LAST:
+        why = "the newest"
+    else:
+        why = "the newest, as none was evaluated"
+    return Restored(*restored, why)
 
 
 def _of_config(file: str, config: ConfigDict, told: Mapping[str, str], mesh: jax.sharding.Mesh) -> Trained:

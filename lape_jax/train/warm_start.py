@@ -81,7 +81,7 @@ def of_same_classes(
     """What was moved, without a head that is of other classes.
 
     Args:
-        result, moved: of `lape_jax.port.transfer`.
+        result, moved: what `lape_jax.port.transfer` returned.
         fresh: variables as they were before.
         theirs: names of the classes of the weights; None if nobody knows.
         ours: those of the data.

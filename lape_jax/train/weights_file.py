@@ -21,8 +21,8 @@ def of_name(path: str, name: str, settings: dict[str, Any]) -> Trained:
 
     Args:
         path: FILE or FILE:KEY, see `lape_jax.port.files.read`.
-        name: of the model, "" if the file says it.
-        settings: of the model, that are given.
+        name: the name of the model, "" if the file says it.
+        settings: those settings of the model that are given.
 
     Raises:
         UserError: there is no name, what is given contradicts the file, or no such model has these weights; then it

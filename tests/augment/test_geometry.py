@@ -1,11 +1,13 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from lape_jax.augment import geometry
 from lape_jax.augment.geometry import random_flip
-from lape_jax.augment.warp import BICUBIC, BILINEAR, NEAREST
+from lape_jax.augment.operations import NAMES, OPERATIONS
+from lape_jax.augment.warp import BICUBIC, BILINEAR, NEAREST, sample
 from tests import quick
 from tests.augment.samples import assert_frequencies
 from tests.augment.samples import images as sample_images
@@ -45,6 +47,10 @@ def test_flips_half_of_the_images_left_to_right_each_by_its_key(images):
     assert_frequencies(flip(pixels, jax.random.split(jax.random.key(1), 20_000))[:, 0, 0, 0], [1, 1])
 
 
+def moved(name, image, argument, method):
+    return sample(image, OPERATIONS[NAMES.index(name)].place(argument, *image.shape[:2]), FILL, method)
+
+
 def pillow(name, image, argument, method):
     image, method = Image.fromarray(image), PILLOW_METHODS[method]
     if name == "rotate":
@@ -57,8 +63,7 @@ def pillow(name, image, argument, method):
 def test_agrees_with_pillow(name):
     """Every pixel within 1 grey level, nearly all equal."""
     greatest = 30 if name == "rotate" else MATRICES[name][0]
-    operation = getattr(geometry, name)
-    compute = jit(jax.vmap(lambda image, argument, method: operation(image, argument, FILL, method), (0, None, None)))
+    compute = jit(jax.vmap(partial(moved, name), (0, None, None)))
     batch = sample_images()[:3]
     for method in (NEAREST, BILINEAR, BICUBIC):
         equal = []
@@ -76,7 +81,7 @@ def test_agrees_with_pillow(name):
 
 def test_rotates_about_the_middle_of_images_of_any_shape():
     image = sample_images()[0][:20, :35]
-    rotate = jit(lambda image, degrees: geometry.rotate(image, degrees, FILL, BICUBIC))
+    rotate = jit(lambda image, degrees: moved("rotate", image, degrees, BICUBIC))
     for degrees in (-45.0, 15.0, 60.0):
         difference = np.abs(np.asarray(rotate(image, degrees)).astype(int) - pillow("rotate", image, degrees, BICUBIC))
         assert difference.max() <= 1

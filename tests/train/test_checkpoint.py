@@ -419,7 +419,7 @@ def test_kill_9_in_the_middle_of_saves(tmp_path, caplog):
             time.sleep(0.4 * rng.random())
             child.kill()
             errors = child.stderr.read()
-        assert child.returncode == -signal.SIGKILL
+        assert child.returncode == -signal.SIGKILL, errors
         assert errors == ""  # no warning either: a kill leaves no damaged checkpoint
     names: dict = {}
     exec(shared, names)

@@ -47,11 +47,11 @@ def copy(data: DataSet, wanted: str, out: str, *, side: int, orientation: str, h
 
 @dataclasses.dataclass(frozen=True)
 class Pack(shards.Form):
-    """A pack.
+    """How a pack is written.
 
     Attributes:
-        whole: its directory.
-        side: of the canvases.
+        whole: the directory of the pack.
+        side: the side of a canvas, in pixels.
         orientation: view | stored.
     """
 

@@ -26,7 +26,7 @@ class RegionHeads(nn.Module):
     Attributes:
         num_classes: k, without background, which is the last of the k + 1 logits.
         features: channels of the mask head.
-        hidden: of the box head.
+        hidden: how many channels the box head has inside.
         dtype: type to compute in; what both heads give is float32 or better.
     """
 

@@ -47,11 +47,11 @@ def best_of_classes(
     lost to a limit, however many there are.
 
     Args:
-        boxes: of each region, as each class has it.
-        scores: of the same.
+        boxes: the box of each region, as each class has it.
+        scores: the score of each region for each class.
         threshold: of the IoU.
         at_least: scores must be greater than this.
-        count: of pairs.
+        count: how many pairs are kept.
 
     Returns:
         Region, class and score of each, best first (of equals that of the first region, then class); where there are

@@ -37,7 +37,7 @@ def shares(
         return jnp.clip(jnp.ceil((limit - first) / step), 0, samples)
 
     def total(low, high, offset):
-        """Of t_j - offset, j from low to high - 1."""
+        """Sums t_j - offset over j from low to high - 1."""
         return (high - low) * (first - offset + step * (low + high - 1) / 2)
 
     size = jnp.asarray(size)[..., None, None]

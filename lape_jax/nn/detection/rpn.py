@@ -18,7 +18,7 @@ NORMAL = nn.initializers.normal(0.01)
 
 
 class ProposalHead(nn.Module):
-    """Of each map: a logit for each anchor, that there is an object, and its box relative to the anchor.
+    """Gives each map a logit for each anchor, that there is an object, and its box relative to the anchor.
 
     A convolution 3x3 with ReLU and two linear layers, the same for all maps.
 
@@ -75,7 +75,7 @@ def propose(
 
     Args:
         logits, deltas: see `ProposalHead`.
-        anchors: of the same maps.
+        anchors: the anchors of the same maps.
         sizes: height and width of the images within their canvas.
     """
     boxes, scores = [], []

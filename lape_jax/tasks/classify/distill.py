@@ -57,9 +57,9 @@ def load_teacher(config: Any, student: nn.Module, classes: Sequence[str]) -> tup
     """The teacher whose weights are in the file `config.distill.teacher`, for the classes and images of `student`.
 
     Args:
-        config: the run's; `distill.model` names the teacher's model.
+        config: the config of the run; `distill.model` names the teacher's model.
         student: the model of the run, whose number of classes, image size, channels and type the teacher has to share.
-        classes: names of the run's, which the teacher has to share if its file says what it is of.
+        classes: names of the run's classes, which the teacher has to share if its file says what it is of.
 
     Returns:
         The model, and its variables on the host, in float32 as all variables.

@@ -17,11 +17,11 @@ class Evaluator:
 
     Args:
         model: called with `train=False`.
-        config: the run's; `eval_batch_size` is rounded up to what the devices divide.
-        mesh: of the devices.
+        config: the config of the run; `eval_batch_size` is rounded up to what the devices divide.
+        mesh: the mesh of devices that it runs on.
         batches: (batch size, i, n) -> the i-th of n equal parts of every batch, the last batch padded with mask 0.
         examples: in the data set.
-        shapes: of an example in a batch.
+        shapes: shape and type of everything that an example has in a batch.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Evaluator:
         """{prefix + metric: value}: top1 and top5 in percent, loss in nats, examples counted.
 
         Args:
-            variables: of the model, all its collections.
-            prefix: of the names.
+            variables: all collections of the model's variables.
+            prefix: what the names of metrics begin with.
 
         Raises:
             UserError: an example cannot be read; on all processes, whichever it was.

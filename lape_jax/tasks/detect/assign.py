@@ -95,7 +95,7 @@ def valid_anchors(
 
     Args:
         grids: rows, columns and anchors per cell of each level.
-        strides: of the levels, pixels from cell to cell.
+        strides: pixels from cell to cell, for each level.
         size: height and width of the image, without padding.
     """
     valid = []

@@ -59,13 +59,13 @@ class PhotoEvaluator:
 
     Args:
         model: a Mask R-CNN, called with `train=False`.
-        config: the run's; `eval_batch_size`, in images, is rounded up to what the devices divide.
-        mesh: of the devices.
+        config: the config of the run; `eval_batch_size`, in images, is rounded up to what the devices divide.
+        mesh: the mesh of devices that it runs on.
         source: the data set; may be None if only `find` is used.
 
     Attributes:
-        scores: of the last call.
-        detections: of the last call.
+        scores: the scores that the last call computed.
+        detections: the detections that the last call made.
         programs: how many canvases there were, each of which is compiled once.
     """
 
@@ -84,8 +84,8 @@ class PhotoEvaluator:
         """{prefix + metric: value}: the figures of `lape_jax.tasks.detect.scores` in percent, examples counted.
 
         Args:
-            variables: of the model, all its collections.
-            prefix: of the names.
+            variables: all collections of the model's variables.
+            prefix: what the names of metrics begin with.
 
         Raises:
             UserError: an example cannot be read, or there is no object in any; on all processes, whichever it was.
@@ -119,7 +119,7 @@ class PhotoEvaluator:
         """What is found in each image, in their order.
 
         Args:
-            variables: of the model, all its collections.
+            variables: all collections of the model's variables.
             images: taken as they are needed, a few ahead of what is given back.
         """
         scale = pipeline.test_scale(self._config)

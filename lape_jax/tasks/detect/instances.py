@@ -51,11 +51,11 @@ class Row(NamedTuple):
 
 
 def row(item: Mapping[str, Any], label: int, height: int, width: int, where: str, masks: bool) -> tuple[Row, str]:
-    """An annotation, and why it is not learned, if it is not (crowds are not, but that is no wonder).
+    """Reads an annotation, and says why it is not learned, if it is not (crowds are not, but that is no wonder).
 
     Args:
-        label: of its category.
-        height, width: of its image.
+        label: the label of the annotation's category.
+        height, width: the size of the annotated image.
         where: what it is called in messages.
         masks: whether what is learned must have a mask.
 

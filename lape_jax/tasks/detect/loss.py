@@ -61,7 +61,7 @@ def _of_class(values: Float[Array, "..."], labels: Integer[Array, "b k"], axis: 
 
 
 def rpn_parts(logits: Float[Array, "b n"], deltas: Float[Array, "b n 4"], drawn: Anchors) -> dict[str, Ratio]:
-    """Of the RPN's answers for all anchors: cross entropy and L1 at those drawn, by positives + negatives.
+    """Losses of the RPN's answers for all anchors: cross entropy and L1 at those drawn, by positives + negatives.
 
     An image without any positives, or negatives, counts one.
     """
@@ -76,7 +76,7 @@ def rpn_parts(logits: Float[Array, "b n"], deltas: Float[Array, "b n 4"], drawn:
 
 
 def box_parts(logits: Float[Array, "b k classes"], deltas: Float[Array, "b k c 4"], drawn: Rois) -> dict[str, Ratio]:
-    """Of the box head's answers: cross entropy, and L1 of the true class at positives; both by all RoIs drawn."""
+    """Losses of the box head's answers: cross entropy, L1 of the true class at positives; both by all RoIs drawn."""
     entropy = jax.nn.logsumexp(logits, axis=-1) - _of_class(logits, drawn.labels, axis=2)
     entropy = jnp.where(drawn.sample.used, entropy, 0)
     distance = jnp.abs(_of_class(deltas, drawn.labels, axis=2) - drawn.deltas)
@@ -88,11 +88,11 @@ def box_parts(logits: Float[Array, "b k classes"], deltas: Float[Array, "b k c 4
 def mask_parts(
     logits: Float[Array, "b k 28 28 c"], wanted: Bool[Array, "b k 28 28"], labels: Integer[Array, "b k"]
 ) -> dict[str, Ratio]:
-    """Of the mask head's answers: cross entropy of the true class's map, by pixels of positives.
+    """The loss of the mask head's answers: cross entropy of the true class's map, by pixels of positives.
 
     Args:
         wanted: see `lape_jax.tasks.detect.masks.targets`.
-        labels: of the RoIs; no class of the logits for those that are not positive.
+        labels: the classes of the RoIs; no class of the logits for those that are not positive.
     """
     positive = labels < logits.shape[-1]
     entropy = binary_cross_entropy(_of_class(logits, labels, axis=4), wanted).mean(axis=(2, 3))

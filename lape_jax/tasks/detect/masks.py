@@ -67,7 +67,7 @@ def expand(
 
     Args:
         mask, box: as of `compact`.
-        height, width: of the bitmap.
+        height, width: the size of the bitmap.
     """
     x1, y1, x2, y2 = np.asarray(box, np.float32)
     cells = np.pad(np.unpackbits(mask, axis=1), (0, 1))  # so that cell -1 is empty
@@ -94,7 +94,7 @@ def targets(
     Source: open-mmlab/mmdetection 2.22, `core/mask/mask_target.py`, `core/mask/structures.py`.
 
     Args:
-        masks, boxes: of the objects, see `compact`.
+        masks, boxes: masks and boxes of the objects, see `compact`.
         rois: in pixels of the canvas.
         own: the object that each RoI is to find.
         size: height and width of the image with its padding to multiples of 32.

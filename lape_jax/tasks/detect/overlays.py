@@ -33,8 +33,8 @@ def drawn(
     Args:
         boxes: x1, y1, x2, y2 in pixels.
         masks: 1 where the object is.
-        labels: of each the class, that gives the colour.
-        captions: of each what is written at its box.
+        labels: the class of each object, which gives its colour.
+        captions: what is written at the box of each object.
     """
     times = -(-READABLE // max(pixels.shape)) if max(pixels.shape[:2]) < READABLE else 1
     image = pixels.astype(np.float32)
@@ -82,7 +82,7 @@ def comparison(
     """Drawn images in rows, under titles of the columns.
 
     Args:
-        names: of the rows.
+        names: what the rows are called.
     """
     from matplotlib.figure import Figure
 

@@ -20,7 +20,7 @@ def paste(
     Args:
         mask: probabilities.
         box: x1, y1, x2, y2 in pixels of the image.
-        height, width: of the image.
+        height, width: the size of the image.
 
     Source: open-mmlab/mmdetection 2.22, `models/roi_heads/mask_heads/fcn_mask_head.py`.
     """

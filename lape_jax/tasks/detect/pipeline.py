@@ -45,7 +45,7 @@ def train_batches(source: Source[Photo], config: ConfigDict, reading: Reading) -
     A photo that cannot be read is skipped (mask 0, all else 0), logged once, and listed in `Batches.corrupt`.
 
     Args:
-        config: the run's.
+        config: the config of the run.
 
     Raises:
         UserError: a batch that does not fit the data set or the processes; while iterating: a photo of another size

@@ -23,8 +23,8 @@ class PhotoRecords:
     """Images of one split of a TFDS data set, which stay encoded, and what is in them.
 
     Args:
-        builder: of the data set.
-        split: its name.
+        builder: what TFDS knows the data set by.
+        split: the name of the split.
         entries, ids, left: as of `lape_jax.tasks.detect.sources.PhotoFiles`.
         places: number of an image -> the number of its record.
     """

@@ -27,7 +27,7 @@ class Sample(NamedTuple):
     """Candidates that were drawn: first those that are to find an object, then those of background, then empty places.
 
     Attributes:
-        index: of the candidate; of an empty place 0.
+        index: the index of the candidate; 0 for an empty place.
         own: the object that it is to find; 0 if there is none.
         positive: whether there is one.
         used: whether the place is not empty.
@@ -40,14 +40,14 @@ class Sample(NamedTuple):
 
 
 def draw(key: Key[Array, ""], assigned: Int32[Array, " n"], share: Share) -> Sample:
-    """At most `share.positives` candidates with an object, then so many of background that there are `share.total`.
+    """Draws at most `share.positives` candidates with an object, and fills up to `share.total` with background.
 
     Each candidate gets a number of 30 random bits, and those with the largest are taken: as the numbers are
     independent and of one distribution, each set of so many candidates is as likely as any other, without replacement.
     Equal numbers, of which the first wins, matter once in 4,000 images at 260,000 candidates.
 
     Args:
-        key: of the image: the same key draws the same.
+        key: the random key of the image; the same key draws the same.
         assigned: see `lape_jax.tasks.detect.assign.assign`.
         share: how many; of fewer candidates there are only as many places.
     """

@@ -108,7 +108,7 @@ def results(evaluator: PhotoEvaluator, source: Source[Photo], kinds: tuple[str, 
 
 
 def _text(result: dict) -> dict:
-    """With RLE that JSON can hold."""
+    """The same with RLE that JSON can hold."""
     if "segmentation" not in result:
         return result
     mask = result["segmentation"]

@@ -24,7 +24,7 @@ def open_photos(config: ConfigDict, split: str) -> Source[Photo]:
     """Opens what `config.data` and `config.detect` describe.
 
     Args:
-        config: the run's.
+        config: the config of the run.
         split: "train" or "val". Of the first, images without objects, and those that are smaller than LEAST pixels,
             are left out, as in COCO's training by open-mmlab/mmdetection 2.22 (`datasets/coco.py`).
 

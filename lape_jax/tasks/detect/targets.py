@@ -16,7 +16,7 @@ class Objects(NamedTuple):
 
     Attributes:
         boxes: x1, y1, x2, y2 in pixels of the canvas.
-        labels: their classes.
+        labels: the classes of the objects.
         valid: which places hold one.
         masks: see `lape_jax.tasks.detect.masks`.
     """
@@ -44,7 +44,7 @@ class Rois(NamedTuple):
 
     Attributes:
         sample: which of the objects' boxes and proposals they are, and whether they are positive.
-        boxes: of the RoIs; of empty places 0.
+        boxes: the boxes of the RoIs; 0 for empty places.
         labels: the object's class; the number of classes for background and empty places.
         deltas: from the RoI to the object's box, divided by STDS; 0 unless positive.
     """

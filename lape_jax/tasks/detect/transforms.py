@@ -20,7 +20,7 @@ class Seen:
     """An image as far as it was changed.
 
     Attributes:
-        pixels: of the image.
+        pixels: the pixels of the image.
         boxes: x1, y1, x2, y2 in its pixels, of the objects that are still in it.
         kept: which of the original objects these are.
         rows, columns: of each row and column, which of the original ones it is.
@@ -79,7 +79,7 @@ def mirrored(seen: Seen) -> Seen:
 
 
 def resized(seen: Seen, scale: tuple[int, int]) -> Seen:
-    """As large as `rescale.fit` makes it within `scale`; boxes by the ratio of the sides, each along its axis."""
+    """Resizes a photo to what `rescale.fit` makes of it within `scale`; boxes by the ratio of sides on each axis."""
     height, width = seen.pixels.shape[:2]
     new_height, new_width = rescale.fit(height, width, scale)
     ratios = np.array([new_width / width, new_height / height] * 2, np.float32)

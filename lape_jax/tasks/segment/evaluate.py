@@ -45,13 +45,13 @@ class SceneEvaluator:
 
     Args:
         model: with `out["masks"]`, called with `train=False`.
-        config: the run's. `data.image_size` is the side of a window, `segment` has stride, multiple, scales and flip;
-            `eval_batch_size`, in windows, is rounded up to what the devices divide.
-        mesh: of the devices.
+        config: the config of the run. `data.image_size` is the side of a window, `segment` has stride, multiple, scales
+            and flip; `eval_batch_size`, in windows, is rounded up to what the devices divide.
+        mesh: the mesh of devices that it runs on.
         source: the data set; may be None if only `maps` is used.
 
     Attributes:
-        limits: of the size of images.
+        limits: how large and how narrow images may be.
         matrix: how many pixels of each class (row) were given each class (column), int64, by the last call.
 
     Raises:
@@ -77,8 +77,8 @@ class SceneEvaluator:
         """{prefix + metric: value}: miou, mean_accuracy and pixel_accuracy in percent, examples counted.
 
         Args:
-            variables: of the model, all its collections.
-            prefix: of the names.
+            variables: all collections of the model's variables.
+            prefix: what the names of metrics begin with.
 
         Raises:
             UserError: an example cannot be read or is too narrow, or none has a label; on all processes, whichever it
@@ -111,7 +111,7 @@ class SceneEvaluator:
         """The class of each pixel of each image, in their order.
 
         Args:
-            variables: of the model, all its collections.
+            variables: all collections of the model's variables.
             images: taken as they are needed, a few ahead of what is given back.
 
         Raises:
@@ -187,7 +187,7 @@ class _Views:
     """What an image is looked at as: at each scale, and perhaps mirrored. Source: rstrudel/segmenter.
 
     Args:
-        config: the run's.
+        config: the config of the run.
         model: that sees the windows.
     """
 
@@ -222,7 +222,7 @@ class _Views:
 
 
 def _filled(weights: Float32[np.ndarray, "n l p"], patches: int) -> Float32[np.ndarray, "n l {patches}"]:
-    """With as many patches as a window of full size has."""
+    """`weights` with as many patches as a window of full size has."""
     return np.pad(weights, ((0, 0), (0, 0), (0, patches - weights.shape[-1])))
 
 

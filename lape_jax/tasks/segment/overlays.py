@@ -68,8 +68,8 @@ def comparison(
     Args:
         rows: for each image: pixels, uint8 (h, w, 1 or 3); the truth, integer (h, w); and predictions of its shape.
         classes: names of all.
-        titles: of the predictions, one or more.
-        names: of the images, or nothing.
+        titles: what the predictions are called, one or more.
+        names: what the images are called, or nothing.
 
     Raises:
         UserError: there are no images, or a label has no class.
@@ -119,7 +119,8 @@ def _occurring(maps: Sequence[np.ndarray], count: int) -> list[int]:
     """The classes in the maps, most pixels first, and -1 at the end if some have no class."""
     found = sum(np.bincount(np.maximum(labels, -1).ravel() + 1, minlength=count + 1) for labels in maps)
     order = np.argsort(-found[1:], kind="stable")
-    return [int(label) for label in order if found[1 + label]] + [-1] * bool(found[0])
+    occurring = [int(label) for label in order if found[1 + label]]
+    return [*occurring, -1] if found[0] else occurring
 
 
 def _add_legend(

@@ -43,7 +43,7 @@ def windows(canvas: UInt8[np.ndarray, "h w c"], window: int, stride: int) -> lis
 def weights(
     length: int, canvas: int, window: int, stride: int, patches: int
 ) -> Float32[np.ndarray, "anchors length patches"]:
-    """For each window along an axis, how much of each of its patches is in each pixel of the image.
+    """Weights that say, for each window along an axis, how much of each of its patches is in each pixel of the image.
 
     Args:
         length: pixels of the image along the axis.

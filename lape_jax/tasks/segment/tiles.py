@@ -22,7 +22,7 @@ class View:
 
     Attributes:
         rows, columns: what the patches of each window contribute, see `lape_jax.tasks.segment.sliding.weights`.
-        maps: of each window, row by row, a batch of logits of patches, and its place in it.
+        maps: for each window, row by row, a batch of logits of patches, and the place of the window in the batch.
     """
 
     rows: Float32[np.ndarray, "down h r"]
@@ -47,9 +47,9 @@ class Tiling:
     """The programs of tiles (height, width).
 
     Args:
-        mesh: of the devices; the shards of a batch divide the height.
-        shape: of a tile.
-        num_classes: that there are.
+        mesh: the mesh of devices; the shards of a batch divide the height.
+        shape: height and width of a tile.
+        num_classes: how many classes there are.
     """
 
     def __init__(self, mesh: Mesh, shape: tuple[int, int], num_classes: int):
@@ -60,8 +60,9 @@ class Tiling:
         self.add_band = jax.jit(loss.add_band, donate_argnums=(0, 1, 2), out_shardings=results)
 
     def cut(self, weights: Float32[np.ndarray, "anchors length patches"], axis: int) -> list[dict[int, jax.Array]]:
-        """For each tile along the axis, what the windows that reach into it contribute, by their number."""
-        where, side, parts = (self.rows, self.everywhere)[axis], self.shape[axis], []
+        """Lists for each tile along the axis what the windows that reach into it contribute, by their number."""
+        where = self.rows if axis == 0 else self.everywhere
+        side, parts = self.shape[axis], []
         for start in range(0, weights.shape[1], side):
             part = weights[:, start : start + side]
             part = np.pad(part, ((0, 0), (0, side - part.shape[1]), (0, 0)))

@@ -125,7 +125,7 @@ def test_from_a_copy_where_the_host_is_out_of_reach(tmp_path, archive):
     (data / "downloads/manual").mkdir()
     (data / "downloads/manual" / NAME).write_bytes(b"something else")
     code, _, err = prepare(archive, host, data)
-    assert code == 2
+    assert code == 2, err
     assert err[-1].endswith(f"downloaded to {data}/downloads/manual/{NAME}, has wrong checksum")
     (data / "downloads/manual" / NAME).write_bytes(archive.read_bytes())
     code, _, err = prepare(archive, host, data)
