@@ -10,9 +10,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
-from lape_jax import cli, evaluate, predict, visualize
+from lape_jax import cli, convert, evaluate, port, predict, visualize
 from lape_jax.models import rules
 from lape_jax.parallel import sharding
 from lape_jax.tasks.config import from_json
@@ -21,6 +22,7 @@ from lape_jax.tasks.detect.evaluate import PhotoEvaluator
 from lape_jax.tasks.detect.scores import FIGURES
 from lape_jax.train import setup, trained
 from tests import runs
+from tests.port.tiny import identical
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +109,17 @@ def test_evaluate(workdir, tmp_path, capsys):
     results = json.loads((tmp_path / "detections.json").read_text())
     assert {*results[0]} == {"image_id", "category_id", "bbox", "segmentation", "score"}
     assert len({one["image_id"] for one in results}) <= 59
+
+
+def test_convert_to_the_official_names_and_back(workdir, tmp_path):
+    there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
+    convert.main([str(workdir), str(there), "--step=last"])
+    convert.main([str(there), str(back), "--to=lape"])
+    run = trained.of_run(workdir, step=trained.LAST)
+    for path in (there, back):
+        identical(port.load(path, run.model), jax.device_get(run.variables))
+    names = {name.partition(".")[0] for name in safetensors.numpy.load_file(there)}
+    assert names == {"backbone", "neck", "rpn_head", "roi_head"}
 
 
 def test_predict(workdir, tmp_path, capsys):
