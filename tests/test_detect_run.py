@@ -10,17 +10,21 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
-from lape_jax import cli, evaluate, predict, visualize
+from lape_jax import cli, convert, evaluate, models, port, predict, visualize
 from lape_jax.models import rules
 from lape_jax.parallel import sharding
+from lape_jax.port.params import flatten
 from lape_jax.tasks.config import from_json
+from lape_jax.tasks.detect import recipes
 from lape_jax.tasks.detect.digits import DigitPhotos
 from lape_jax.tasks.detect.evaluate import PhotoEvaluator
 from lape_jax.tasks.detect.scores import FIGURES
 from lape_jax.train import setup, trained
 from tests import runs
+from tests.port.tiny import identical, random_variables
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +111,35 @@ def test_evaluate(workdir, tmp_path, capsys):
     results = json.loads((tmp_path / "detections.json").read_text())
     assert {*results[0]} == {"image_id", "category_id", "bbox", "segmentation", "score"}
     assert len({one["image_id"] for one in results}) <= 59
+
+
+def test_convert_to_the_official_names_and_back(workdir, tmp_path):
+    there, back = tmp_path / "there.safetensors", tmp_path / "back.safetensors"
+    convert.main([str(workdir), str(there), "--step=last"])
+    convert.main([str(there), str(back), "--to=lape"])
+    run = trained.of_run(workdir, step=trained.LAST)
+    for path in (there, back):
+        identical(port.load(path, run.model), jax.device_get(run.variables))
+    names = {name.partition(".")[0] for name in safetensors.numpy.load_file(there)}
+    assert names == {"backbone", "neck", "rpn_head", "roi_head"}
+
+
+def test_a_run_begins_with_the_encoder_of_a_classifier(tmp_path, caplog):
+    sizes = {name: recipes.TINY[name] for name in ("width", "depth", "heads")}
+    classifier = models.create("deit_ti", join="default", image_size=64, num_classes=7, **sizes)
+    theirs = random_variables(classifier)
+    port.save(tmp_path / "deit.npz", theirs, classifier)
+    config = runs.load(DEBUG, **RUN, **{"init.weights": tmp_path / "deit.npz"})
+    runs.train(tmp_path / "run", config)
+    said = [line.removeprefix(f"from {tmp_path}/deit.npz, ").partition(": ") for line in caplog.messages]
+    said = {kind: set(names.split(", ")) for kind, _, names in said}
+    assert said["resized"] == {"pos_embed"}
+    assert said["dropped"] == {"head/kernel", "head/bias", "cls_token", "norm/scale", "norm/bias"}
+    assert {"blocks/pe_norm/scale", "rpn_head/rpn_cls/kernel", "spm/fc1/kernel"} < said["initialised"]
+    theirs, found = flatten(theirs), saved_state(tmp_path / "run", 4)
+    assert said["loaded"] == theirs.keys() - said["dropped"] - said["resized"]
+    for name in said["loaded"]:  # in four steps nothing moves far
+        np.testing.assert_allclose(found[f"params/{name}"], theirs[name], atol=0.01, err_msg=name)
 
 
 def test_predict(workdir, tmp_path, capsys):
