@@ -98,7 +98,7 @@ def ours(
     count = len(images)
     config = cli.load_config(f"{CONFIG}:source=tfds,join={join},batch={count}", "", [*BARE, *settings])
     model, mesh = setup.build_model(config, CLASSES), sharding.make_mesh(config.mesh)
-    tx = optim.make(config.optimizer, model.param_shapes(), lambda step: RATE)
+    tx = optim.make(config.optimizer, model.param_shapes(), lambda step: RATE, model.no_weight_decay)
     state = jax.jit(states.initialiser(model, tx, ema=False, task=tasks.of(config)))(jax.random.key(0))
     if join == "default":
         state = state.replace(params=jax.tree.map(jnp.asarray, port.from_torch(weights, model)["params"]))

@@ -47,7 +47,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Step:
     classes, images = _data(config)
     model = setup.build_model(config, classes)
     plan = plans.make(config, images)
-    tx = optim.make(config.optimizer, model.param_shapes(), plan.learning_rate)
+    tx = optim.make(config.optimizer, model.param_shapes(), plan.learning_rate, model.no_weight_decay)
     init = states.initialiser(model, tx, ema=config.ema_decay > 0, task=tasks.of(config))
     frozen, teacher = (), None
     if config.distill.model:

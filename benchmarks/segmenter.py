@@ -102,7 +102,7 @@ def ours(args: argparse.Namespace, join: str, labels: np.ndarray) -> Callable[[]
     arg = f"source=tfds,join={join},batch={args.batch}"
     config = cli.load_config(f"{CONFIG}:{arg}", "", [*overrides, ("segment.stride", str(min(480, args.size)))])
     model, mesh = setup.build_model(config, CLASSES), sharding.make_mesh(config.mesh)
-    tx = optim.make(config.optimizer, model.param_shapes(), lambda step: 1e-3)
+    tx = optim.make(config.optimizer, model.param_shapes(), lambda step: 1e-3, model.no_weight_decay)
     init = states.initialiser(model, tx, ema=False, task=tasks.of(config))
     state = jax.jit(init)(jax.random.key(0))
     update = jax.jit(setup.update(config, model, 0, tx, mesh), donate_argnums=0)

@@ -62,7 +62,7 @@ def ours(size: int, join: str, images: np.ndarray, labels: np.ndarray) -> tuple[
     sizes = [("data.image_size", str(size)), ("segment.stride", str(min(341, size)))]
     config = cli.load_config(f"{CONFIG}:source=tfds,join={join},batch={count}", "", [*rates, *sizes])
     model, mesh = setup.build_model(config, CLASSES), sharding.make_mesh(config.mesh)
-    tx = optim.make(config.optimizer, model.param_shapes(), lambda step: RATE)
+    tx = optim.make(config.optimizer, model.param_shapes(), lambda step: RATE, model.no_weight_decay)
     state = jax.jit(states.initialiser(model, tx, ema=False, task=tasks.of(config)))(jax.random.key(0))
     weights = port.to_torch(jax.device_get(state.variables), model)
     # The images are normalised already, as PyTorch gets them: the augmentation would do just that.

@@ -40,7 +40,7 @@ def workdir(path, **model):
     found = config(**model)
     train, val = (tasks.of(found).open_split(found, split) for split in ("train", "val"))
     segmenter = setup.build_model(found, len(train.classes))
-    tx = optim.make(found.optimizer, segmenter.param_shapes(), float)
+    tx = optim.make(found.optimizer, segmenter.param_shapes(), float, segmenter.no_weight_decay)
     with runs.on(1):
         state = jax.jit(states.initialiser(segmenter, tx, True, tasks.of(found)))(jax.random.key(0))
     variables = random_variables(segmenter)

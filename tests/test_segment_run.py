@@ -180,7 +180,7 @@ def test_accumulation_equals_the_whole_batch():
         for accumulate in (1, 2):
             config = runs.load(LINEAR, **SMALL, **settings, **{"optimizer.accumulate": accumulate})
             model = setup.build_model(config, 11)
-            tx = optim.make(config.optimizer, model.param_shapes(), lambda step: 0.1)
+            tx = optim.make(config.optimizer, model.param_shapes(), lambda step: 0.1, model.no_weight_decay)
             shapes = jax.eval_shape(states.initialiser(model, tx, ema=False, task=TASKS["segment"]), jax.random.key(0))
             start = jax.tree.map(lambda leaf: jax.numpy.full(leaf.shape, 0, leaf.dtype), shapes)
             start = start.replace(params=random_variables(model)["params"])
@@ -207,7 +207,7 @@ def classifier_workdir(path):
     config.total_steps = config.log_steps = config.eval_steps = config.checkpoint_steps = 1
     config.warmup_steps = 0
     model = setup.build_model(config, 10)
-    tx = optim.make(config.optimizer, model.param_shapes(), float)
+    tx = optim.make(config.optimizer, model.param_shapes(), float, model.no_weight_decay)
     with runs.on(1):
         state = jax.jit(states.initialiser(model, tx, ema=False, task=TASKS["classify"]))(jax.random.key(0))
     state = state.replace(params=random_variables(model)["params"])

@@ -61,6 +61,18 @@ class Classifier(nn.Module):
         """The same of all variables: the parameters under "params", and the other collections if there are any."""
         return jax.tree.map(lambda leaf: leaf, _variable_shapes(self, jax.config.jax_enable_x64))
 
+    @property
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """Patterns of whole names of parameters that do not decay, beside biases and scales: timm's `no_weight_decay`.
+
+        The class token, a position table, what `pe="peg"` adds, kernels included (as in Twins' `CPVTV2`), and the
+        frequencies of `pe="rope_mixed"` (as in naver-ai/rope-vit). Everything else decays, also `dist_token`,
+        `relative_position_bias_table`, and the tables of join="unshared": the official code calls those `pos_embed0`,
+        `pos_embed1`, ..., which its list misses. Source: `no_weight_decay` in Ingrid725/LaPE vision_transformer.py.
+        """
+        tables = () if self.method.table_per_layer else ("pos_embed",)
+        return ("cls_token", *tables, r"peg_\d+/.*", r"(.*/)?freqs")
+
     def check_images(self, shape: tuple) -> None:
         """Raises UserError unless the model takes images of this shape (batch, height, width, channels)."""
         if shape[1:] != self.input_shape:

@@ -79,6 +79,11 @@ class BigVisionViT(ViT):
     pools: ClassVar = POOLS
 
     @property
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """As elsewhere, and nothing decays but kernels, as in big_vision's configs."""
+        return (*super().no_weight_decay, "cls", "pos_embedding", "MAPHead_0/probe")
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: the class token, if there is one."""
         return int(self.pool == "tok")

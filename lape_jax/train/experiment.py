@@ -65,5 +65,5 @@ def make(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Exp
     plan = plans.make(config, len(source))
     setup.check_training(config, model)
     params = setup.param_shapes(config, model)
-    tx = optim.make(config.optimizer, params, plan.learning_rate)
+    tx = optim.make(config.optimizer, params, plan.learning_rate, model.no_weight_decay)
     return Experiment(config, task, source, val_source, model, mesh, plan, params, tx)

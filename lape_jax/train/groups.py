@@ -20,34 +20,20 @@ from lape_jax.models import depth, rules
 LR_MULTS = ((r".*", 1.0),)
 
 
-def default_wd_mults(params: Any) -> tuple[tuple[str, float], ...]:
+def default_wd_mults(no_weight_decay: Sequence[str]) -> tuple[tuple[str, float], ...]:
     """Which parameters decay in timm's and the official LaPE's training: the rules behind `optimizer.wd_mults = ()`.
 
     No decay for every bias, every normalisation scale (norm1, norm2, pe_norm of any kind, the final norm) and every
-    LayerScale gamma, that is for all tensors that are 1-D in one block, and for `cls_token` and `pos_embed`.
-    None either for what `pe="peg"` adds, kernels included, as in Twins' `CPVTV2`, nor for the frequencies `freqs` of
-    `pe="rope_mixed"`, as in naver-ai/rope-vit; and of models with big_vision's names
-    only the kernels decay, as in its configs.
-    Everything else decays, also `dist_token`, `relative_position_bias_table`, and the unshared position tables: the
-    official code calls those `pos_embed0`, `pos_embed1`, ..., which its no-decay list misses. Here they are one
-    `pos_embed` of shape (layers, rows, width), told from the shared (rows, width) by its number of axes.
-    Source: `no_weight_decay` in Ingrid725/LaPE vision_transformer.py and `add_weight_decay` in timm.
+    LayerScale gamma, that is for all tensors that are 1-D in one block, and for what the model declares itself.
+    Source: `add_weight_decay` in timm.
 
     Args:
-        params: the parameter tree (arrays or jax.ShapeDtypeStruct).
+        no_weight_decay: patterns of whole names, as models have them.
     """
-    unshared = {name for name, leaf in rules.flat_names(params).items() if name == "pos_embed" and len(leaf.shape) == 3}
-    return (
-        (r"(.*/)?(bias|scale|gamma|freqs)", 0.0),
-        (r"cls_token", 0.0),
-        (r"pos_embed", 1.0 if unshared else 0.0),
-        (r"peg_\d+/.*", 0.0),
-        (r"cls|pos_embedding|MAPHead_0/probe", 0.0),
-        (r".*", 1.0),
-    )
+    return ((r"(.*/)?(bias|scale|gamma)", 0.0), *((pattern, 0.0) for pattern in no_weight_decay), (r".*", 1.0))
 
 
-def multipliers(config: Any, params: Any) -> tuple[Any, Any]:
+def multipliers(config: Any, params: Any, no_weight_decay: Sequence[str]) -> tuple[Any, Any]:
     """The trees (lr multiplier, weight-decay multiplier), each with a number or a vector of layers per parameter.
 
     A learning rate that is multiplied by 0 in every layer is the number 0.
@@ -55,12 +41,13 @@ def multipliers(config: Any, params: Any) -> tuple[Any, Any]:
     Args:
         config: with lr_mults, wd_mults (empty: `LR_MULTS`, `default_wd_mults`) and layer_decay.
         params: the parameter tree (arrays or jax.ShapeDtypeStruct).
+        no_weight_decay: as for `default_wd_mults`.
 
     Raises:
         UserError: a parameter that no rule covers, a bad rule or factor, or a layer_decay for a model without blocks.
     """
     lr = _numbers(config.lr_mults or LR_MULTS, params, "config.optimizer.lr_mults")
-    wd = _numbers(config.wd_mults or default_wd_mults(params), params, "config.optimizer.wd_mults")
+    wd = _numbers(config.wd_mults or default_wd_mults(no_weight_decay), params, "config.optimizer.wd_mults")
     if config.layer_decay != 1:
         ids, last = depth.layer_ids(params)
         if last == 1:
@@ -72,9 +59,9 @@ def multipliers(config: Any, params: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda mult: mult if np.any(mult) else 0.0, lr), wd
 
 
-def describe(config: Any, params: Any) -> list[str]:
+def describe(config: Any, params: Any, no_weight_decay: Sequence[str]) -> list[str]:
     """Lists, for the log, each group of parameters with equal multipliers; stacked ones count once."""
-    lr_mults, wd_mults = multipliers(config, params)
+    lr_mults, wd_mults = multipliers(config, params, no_weight_decay)
     tensors, numbers = Counter(), Counter()
     groups = zip(jax.tree.leaves(lr_mults), jax.tree.leaves(wd_mults), jax.tree.leaves(params), strict=True)
     for lr, wd, leaf in groups:

@@ -167,7 +167,7 @@ def _introduce(console: Console, e: Experiment, step: int) -> None:
         f"{config.model.name} (join {model.joining}, pe {model.pe}): {count:,} parameters on {mesh.size} "
         f"{mesh.devices.flat[0].device_kind} ({axes})"
     )
-    for group in optim.describe(config.optimizer, e.params, config.batch_size):
+    for group in optim.describe(config.optimizer, e.params, model.no_weight_decay, config.batch_size):
         console.line(f"  {group}")
     for line in e.task.introduction(config):
         console.line(line)

@@ -12,7 +12,7 @@ SGD, after the same clipping, is `torch.optim.SGD`, whose decay is part of the g
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -128,7 +128,9 @@ def schedule(
     return learning_rate
 
 
-def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTransformation:
+def make(
+    config: Any, params: Any, learning_rate: Callable, no_weight_decay: Sequence[str]
+) -> optax.GradientTransformation:
     """The optimiser of the module docstring, as one optax transformation.
 
     A parameter, or a layer of it, with lr multiplier 0 is frozen: its gradient does not count in the clipping norm and
@@ -141,11 +143,12 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
             `groups.multipliers` takes.
         params: the parameter tree (arrays or jax.ShapeDtypeStruct).
         learning_rate: by update, from `schedule`.
+        no_weight_decay: what the model declares, see `lape_jax.models.base.Classifier`.
 
     Raises:
         UserError: as `groups.multipliers`.
     """
-    lr_mults, wd_mults = groups.multipliers(config, params)
+    lr_mults, wd_mults = groups.multipliers(config, params, no_weight_decay)
     decay = _decay(config, wd_mults)
     if config.name == "sgd":
         rule = (decay, optax.trace(config.momentum, nesterov=config.nesterov))
@@ -161,13 +164,13 @@ def make(config: Any, params: Any, learning_rate: Callable) -> optax.GradientTra
     )
 
 
-def describe(config: Any, params: Any, batch_size: int) -> list[str]:
+def describe(config: Any, params: Any, no_weight_decay: Sequence[str], batch_size: int) -> list[str]:
     """Lists, for the log, the learning rate and each group of parameters with equal multipliers."""
     peak = f"{config.name}, learning rate {peak_rate(config, batch_size):g}"
     if config.lr_batch:
         peak += f" = {config.lr:g} x batch {batch_size} / {config.lr_batch}"
     decay = f", layer decay {config.layer_decay:g}" if config.layer_decay != 1 else ""
-    return [f"{peak}, {_course(config)}{decay}", *groups.describe(config, params)]
+    return [f"{peak}, {_course(config)}{decay}", *groups.describe(config, params, no_weight_decay)]
 
 
 def _course(config: Any) -> str:

@@ -126,7 +126,7 @@ def update(
 def abstract_state(config: ConfigDict, model: Any, mesh: jax.sharding.Mesh, strategies: Any) -> states.TrainState:
     """What a checkpoint of `config`'s run is restored by: see `lape_jax.train.state.abstract`."""
     any_rate = optax.constant_schedule(0.0)  # only the shapes of the optimiser's state matter
-    tx = optim.make(config.optimizer, param_shapes(config, model), any_rate)
+    tx = optim.make(config.optimizer, param_shapes(config, model), any_rate, model.no_weight_decay)
     return states.abstract(states.initialiser(model, tx, config.ema_decay > 0, tasks.of(config)), mesh, strategies)
 
 

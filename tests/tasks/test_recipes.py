@@ -15,6 +15,10 @@ from tests import quick
 CIFAR = 50_000
 
 
+def multipliers(optimizer, model):
+    return groups.multipliers(optimizer, model.param_shapes(), model.no_weight_decay)
+
+
 def durations(config, steps_per_epoch):
     total = chrono.steps(config, "total", batch_size=config.batch_size, steps_per_epoch=steps_per_epoch)
     of = {"batch_size": config.batch_size, "steps_per_epoch": steps_per_epoch, "total_steps": total}
@@ -66,7 +70,7 @@ def test_ceit_is_trained_as_deit_and_evaluated_as_it_is_officially(model):
     assert config.to_json() == deit.to_json()
     validate(config)
     assert (config.data.crop_ratio, recipes.ceit("crop=lape", model).data.crop_ratio) == (0.875, 1.0)
-    _, wd = groups.multipliers(config.optimizer, models.create(model).param_shapes())
+    _, wd = multipliers(config.optimizer, models.create(model))
     assert (wd["pos_embed"], wd["cls_token"], wd["pos_layer_embed"]) == (0.0, 0.0, 1.0)
     norm, conv = wd["blocks"]["mlp"]["bn1"], wd["blocks"]["mlp"]["conv"]
     assert (norm["scale"], norm["bias"], conv["kernel"], conv["bias"]) == (0.0, 0.0, 1.0, 0.0)
@@ -93,8 +97,7 @@ def test_swin(model, drop_path):
 @pytest.mark.parametrize("join", ["lape", "unshared"])
 def test_no_table_of_swin_decays(join):
     config = recipes.swin("", "swin_t")
-    shapes = models.create("swin_t", join=join).param_shapes()
-    _, decay = groups.multipliers(config.optimizer, shapes)
+    _, decay = multipliers(config.optimizer, models.create("swin_t", join=join))
     decays = {"/".join(path[-2:]) for path, value in flatten_dict(decay).items() if value}
     assert decays == {f"{name}/kernel" for name in ("qkv", "proj", "fc1", "fc2", "reduction", "head")}
 
@@ -167,8 +170,7 @@ def test_t2t_vit():
     assert (augment.mixup, augment.cutmix, config.loss.label_smoothing) == (0.8, 1.0, 0.1)
     assert (optimizer.lr, optimizer.lr_batch, optimizer.weight_decay, optimizer.clip_norm) == (1e-3, 0, 0.03, 0)
     assert recipes.t2t("", "t2t_vit_14").optimizer.weight_decay == 0.05
-    shapes = models.create("t2t_vit_7", pe="learnable", depth=1).param_shapes()
-    _, wd = groups.multipliers(optimizer, shapes)
+    _, wd = multipliers(optimizer, models.create("t2t_vit_7", pe="learnable", depth=1))
     assert (wd["cls_token"], wd["pos_embed"], wd["blocks"]["pe_norm"]["scale"]) == (0.0, 1.0, 0.0)
     tokens = wd["patch_embed"]["attention1"]
     assert (tokens["kqv"]["kernel"], tokens["kqv"]["bias"], tokens["norm1"]["scale"]) == (1.0, 0.0, 0.0)
@@ -195,7 +197,7 @@ def test_upernet(size, lr, drop_path):
     assert (segment.stride, segment.multiple, segment.scales, segment.flip) == (341, 32, (1.0,), False)
     assert (optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.clip_norm) == ("adamw", lr, 0.01, 0)
     assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
-    lr_mults, wd = groups.multipliers(optimizer, model.param_shapes())
+    lr_mults, wd = multipliers(optimizer, model)
     assert lr_mults["pos_embed"] == pytest.approx(0.95**13)
     assert lr_mults["blocks"]["mlp"]["fc1"]["kernel"] == pytest.approx([0.95 ** (12 - i) for i in range(12)])
     assert (lr_mults["level_embed"], lr_mults["decode_head"]["conv_seg"]["kernel"]) == (1.0, 1.0)
@@ -209,12 +211,12 @@ def test_a_shorter_run_of_upernet_keeps_its_proportions():
 
 
 def test_the_position_table_decays_on_cifar_and_not_in_deit():
-    shapes = models.create("vit_lite_7_4", num_classes=10).param_shapes()
+    model = models.create("vit_lite_7_4", num_classes=10)
     for config, decays in (
         (recipes.compact_cifar("", "vit_lite_7_4", "cifar10"), 1.0),
         (recipes.deit("", "deit_ti"), 0.0),
     ):
-        _, wd = groups.multipliers(config.optimizer, shapes)
+        _, wd = multipliers(config.optimizer, model)
         assert (wd["pos_embed"], wd["cls_token"]) == (decays, decays)
         assert (wd["blocks"]["pe_norm"]["scale"], wd["norm"]["bias"], wd["head"]["kernel"]) == (0.0, 0.0, 1.0)
 

@@ -23,6 +23,8 @@ PARAMS = {
     "head": {"kernel": (4, 5), "bias": (5,)},
 }
 
+NO_WEIGHT_DECAY = ("cls_token", "pos_embed")  # as a model with such parameters declares it
+
 
 def config(**overrides):
     base = {

@@ -11,11 +11,11 @@ from lape_jax.errors import UserError
 from lape_jax.models import rules
 from lape_jax.train import groups, optim
 from tests import quick
-from tests.train.small import config, random_tree, shapes
+from tests.train.small import NO_WEIGHT_DECAY, config, random_tree, shapes
 
 
 def test_default_decay_follows_the_official_rule():
-    _, wd = groups.multipliers(config(), shapes())
+    _, wd = groups.multipliers(config(), shapes(), NO_WEIGHT_DECAY)
     assert wd == {
         "patch_embed": {"proj": {"kernel": 1.0, "bias": 0.0}},
         "cls_token": 0.0,
@@ -32,36 +32,38 @@ def test_default_decay_follows_the_official_rule():
     }
 
 
+def declared(name, **settings):
+    """The weight decay of a model's parameters, and all it has."""
+    model = models.create(name, depth=2, **settings)
+    return groups.multipliers(config(), model.param_shapes(), model.no_weight_decay)[1]
+
+
 def test_positional_encoding_generators_do_not_decay():
-    generator = {"proj": {"kernel": (3, 3, 1, 4), "bias": (4,)}}
-    _, wd = groups.multipliers(config(), shapes({"peg_0": generator, "peg_11": generator}))
-    assert not any(jax.tree.leaves(wd))
+    assert not any(jax.tree.leaves(declared("deit_ti", pe="learnable+peg", peg_blocks=2)["peg_1"]))
 
 
 def test_frequencies_of_rope_do_not_decay():
-    params = models.create("deit_ti", pe="rope_mixed").param_shapes()
-    _, wd = groups.multipliers(config(), params)
+    wd = declared("deit_ti", pe="rope_mixed")
     assert wd["blocks"]["attn"]["freqs"] == 0
     assert wd["blocks"]["attn"]["qkv"]["kernel"] == 1
 
 
 def test_of_big_visions_parameters_the_kernels_decay():
-    params = models.create("vit_ti_16", pool="map").param_shapes()
-    params["cls"] = params["pos_embedding"]
-    _, wd = groups.multipliers(config(), params)
-    mults = rules.flat_names(wd)
+    mults = rules.flat_names(declared("vit_ti_16", pool="map")) | rules.flat_names(declared("vit_ti_16", pool="tok"))
+    assert {"cls", "pos_embedding"} < set(mults)
     assert {name for name, mult in mults.items() if mult} == {name for name in mults if name.endswith("/kernel")}
 
 
 def test_unshared_position_tables_decay():
-    _, wd = groups.multipliers(config(), shapes({"pos_embed": (3, 6, 4), "cls_token": (1, 1, 4)}))
-    assert wd == {"pos_embed": 1.0, "cls_token": 0.0}
+    wd = declared("deit_ti", join="unshared")
+    assert (wd["pos_embed"], wd["cls_token"]) == (1.0, 0.0)
 
 
 def test_first_matching_rule_wins_on_whole_names():
     lr, wd = groups.multipliers(
         config(lr_mults=(("head/.*", 10), ("head/bias", 7.0), (".*", 1)), wd_mults=(("norm", 5.0), (".*", 2.0))),
         shapes(),
+        NO_WEIGHT_DECAY,
     )
     assert lr["head"] == {"kernel": 10.0, "bias": 10.0}
     assert wd["norm"] == {"scale": 2.0, "bias": 2.0}  # "norm" is not the whole of "norm/scale"
@@ -77,11 +79,11 @@ def test_first_matching_rule_wins_on_whole_names():
 )
 def test_bad_rules_are_user_errors(rules, message):
     with pytest.raises(UserError, match=message):
-        optim.make(config(lr_mults=rules), shapes(), float)
+        optim.make(config(lr_mults=rules), shapes(), float, NO_WEIGHT_DECAY)
 
 
 def test_describe_counts_each_group():
-    lines = optim.describe(config(lr_mults=(("head/.*", 0.0), (".*", 0.5))), shapes(), batch_size=1024)
+    lines = optim.describe(config(lr_mults=(("head/.*", 0.0), (".*", 0.5))), shapes(), NO_WEIGHT_DECAY, batch_size=1024)
     assert lines == [
         "adamw, learning rate 0.01, changes every step",
         "lr x 0.5, weight decay x 1: 4 tensors, 218 parameters",
@@ -102,16 +104,16 @@ def by_hand(name, layer):
 
 
 def test_layer_decay_by_hand():
-    lr, _ = groups.multipliers(config(layer_decay=0.5), shapes())
+    lr, _ = groups.multipliers(config(layer_decay=0.5), shapes(), NO_WEIGHT_DECAY)
     for name, mult in rules.flat_names(lr).items():
         expected = LAYERS if name.startswith("blocks/") else by_hand(name, None)
         np.testing.assert_array_equal(mult, expected)
-    assert optim.make(config(layer_decay=1.0), shapes(), float)  # off
+    assert optim.make(config(layer_decay=1.0), shapes(), float, NO_WEIGHT_DECAY)  # off
 
 
 def test_layer_decay_and_rules_multiply():
     mults = (("head/.*", 3), ("blocks/norm1/.*", (0, 1, 4)), ("blocks/.*", 2), ("pos_embed", 0), (".*", 1))
-    lr, _ = groups.multipliers(config(layer_decay=0.5, lr_mults=mults), shapes())
+    lr, _ = groups.multipliers(config(layer_decay=0.5, lr_mults=mults), shapes(), NO_WEIGHT_DECAY)
     assert lr["head"] == {"kernel": 3.0, "bias": 3.0}
     np.testing.assert_array_equal(lr["blocks"]["norm1"]["scale"], [0, 1 / 4, 2])
     np.testing.assert_array_equal(lr["blocks"]["attn"]["qkv"]["bias"], [1 / 4, 1 / 2, 1])
@@ -119,7 +121,9 @@ def test_layer_decay_and_rules_multiply():
 
 
 def test_a_frozen_stack_is_frozen():
-    lr, _ = groups.multipliers(config(layer_decay=0.5, lr_mults=(("blocks/.*", 0), (".*", 1))), shapes())
+    lr, _ = groups.multipliers(
+        config(layer_decay=0.5, lr_mults=(("blocks/.*", 0), (".*", 1))), shapes(), NO_WEIGHT_DECAY
+    )
     assert set(jax.tree.leaves(lr["blocks"])) == {0.0}
 
 
@@ -138,17 +142,17 @@ def test_a_frozen_stack_is_frozen():
 )
 def test_bad_vectors_are_user_errors(rule, message):
     with pytest.raises(UserError, match=f"optimizer.wd_mults: {message}"):
-        groups.multipliers(config(wd_mults=(rule, (".*", 1.0))), shapes())
+        groups.multipliers(config(wd_mults=(rule, (".*", 1.0))), shapes(), NO_WEIGHT_DECAY)
 
 
 def test_layer_decay_needs_blocks():
     with pytest.raises(UserError, match=r"layer_decay is 0\.9, but the model has no stacked blocks for it to act on"):
-        groups.multipliers(config(layer_decay=0.9), shapes({"stem": (3,), "head": (3,)}))
+        groups.multipliers(config(layer_decay=0.9), shapes({"stem": (3,), "head": (3,)}), NO_WEIGHT_DECAY)
 
 
 def test_describe_shows_layers():
     frozen = (("head/.*|blocks/ls1/.*", 0.0), ("blocks/pe_norm/.*", (0, 1, 1)), (".*", 1.0))
-    lines = optim.describe(config(layer_decay=0.5, lr_mults=frozen), shapes(), batch_size=8)
+    lines = optim.describe(config(layer_decay=0.5, lr_mults=frozen), shapes(), NO_WEIGHT_DECAY, batch_size=8)
     assert lines == [
         "adamw, learning rate 0.01, changes every step, layer decay 0.5",
         "lr x 1, weight decay x 0: 2 tensors, 8 parameters",
@@ -182,7 +186,7 @@ def learn(cfg):
     """The parameters after some updates by our optimiser, and the gradients of each."""
     gradients = [random_tree(step + 1) for step in range(UPDATES)]
     params = jax.tree.map(jnp.asarray, random_tree(0))
-    tx = optim.make(cfg, params, lambda step: cfg.lr)
+    tx = optim.make(cfg, params, lambda step: cfg.lr, NO_WEIGHT_DECAY)
     state, update = tx.init(params), quick.jit(tx.update)
     for gradient in gradients:
         updates, state = update(jax.tree.map(jnp.asarray, gradient), state, params)
@@ -245,7 +249,7 @@ def test_a_layer_moves_as_in_torch(kind):
 def test_a_frozen_layer_stays_and_does_not_count_in_the_norm():
     params = {"blocks": {"norm1": {"scale": jnp.ones((2, 3))}}}
     cfg = config(name="sgd", lr_mults=(("blocks/.*", (0, 1)),), wd_mults=((".*", 0.0),), clip_norm=1.0)
-    tx = optim.make(cfg, params, lambda step: 1.0)
+    tx = optim.make(cfg, params, lambda step: 1.0, NO_WEIGHT_DECAY)
     gradient = jnp.array([[jnp.nan, jnp.inf, 5.0], [3.0, 0.0, 4.0]])
     updates, _ = quick.jit(tx.update)({"blocks": {"norm1": {"scale": gradient}}}, tx.init(params), params)
     np.testing.assert_allclose(updates["blocks"]["norm1"]["scale"], [[0, 0, 0], [-0.6, 0, -0.8]], rtol=1e-6)
@@ -254,21 +258,25 @@ def test_a_frozen_layer_stays_and_does_not_count_in_the_norm():
 def test_weight_decay_by_layer():
     params = {"blocks": {"mlp": {"kernel": jnp.full((3, 2, 2), 2.0)}}}
     cfg = config(wd_mults=((".*", (0, 1, 2)),))
-    tx = optim.make(cfg, params, lambda step: 1.0)
+    tx = optim.make(cfg, params, lambda step: 1.0, NO_WEIGHT_DECAY)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     expected = -0.3 * 2 * np.array([0, 1, 2])[:, None, None] * np.ones((3, 2, 2))
     np.testing.assert_allclose(updates["blocks"]["mlp"]["kernel"], expected, rtol=1e-6, atol=0)
 
 
 def test_a_run_goes_on_with_another_layer_decay():
-    states = [optim.make(config(layer_decay=d), shapes(), float).init(random_tree(0)) for d in (1.0, 0.5)]
+    states = [
+        optim.make(config(layer_decay=d), shapes(), float, NO_WEIGHT_DECAY).init(random_tree(0)) for d in (1.0, 0.5)
+    ]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 
 
 def test_scanned_and_unrolled_blocks_have_the_same_multipliers():
     settings = {"layer_decay": 0.9}
     found = [
-        groups.multipliers(config(**settings), models.create("vit_micro", unroll=unroll).param_shapes())
+        groups.multipliers(
+            config(**settings), models.create("vit_micro", unroll=unroll).param_shapes(), NO_WEIGHT_DECAY
+        )
         for unroll in (1, 6)
     ]
     jax.tree.map(np.testing.assert_array_equal, *found)

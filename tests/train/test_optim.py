@@ -10,7 +10,7 @@ import pytest
 
 from lape_jax.errors import UserError
 from lape_jax.train import groups, optim
-from tests.train.small import config, random_tree, shapes
+from tests.train.small import NO_WEIGHT_DECAY, config, random_tree, shapes
 
 
 def test_schedule_is_timms_by_hand():
@@ -61,7 +61,7 @@ def test_segmenters_polynomial_by_hand():
     for step, expected in ((0, 1e-3), (40_000, 1e-4 + 9e-4 * 0.75**0.9), (120_000, 1e-4 + 9e-4 * 0.25**0.9)):
         np.testing.assert_allclose(lr(step), expected, rtol=1e-6)
     assert lr(160_000) == np.float32(1e-4)
-    assert optim.describe(config(name="sgd", schedule="poly", lr=1e-3), shapes(), 8)[0] == (
+    assert optim.describe(config(name="sgd", schedule="poly", lr=1e-3), shapes(), NO_WEIGHT_DECAY, 8)[0] == (
         "sgd, learning rate 0.001, falls with power 0.9"
     )
 
@@ -78,7 +78,7 @@ def test_upernets_schedule_warms_up_the_falling_rate():
     exact = np.where(steps < 1500, falling * (1 - (1 - steps / 1500) * (1 - 1e-6)), falling)
     np.testing.assert_allclose(jax.jit(rate)(jnp.asarray(steps)), exact, rtol=3e-7)
     assert rate(160_000) == 0
-    assert optim.describe(cfg, shapes(), 16)[0] == (
+    assert optim.describe(cfg, shapes(), NO_WEIGHT_DECAY, 16)[0] == (
         "adamw, learning rate 0.00012, falls with power 1, also under its warm-up"
     )
 
@@ -118,7 +118,7 @@ def test_mask_rcnns_schedule():
     for step in (0, 1, 250, 499):
         np.testing.assert_allclose(rate(step), 1e-4 * (1 - (1 - step / 500) * (1 - 0.001)), rtol=3e-7)
     assert (rate(0), rate(500)) == (pytest.approx(1e-7, rel=1e-6), np.float32(1e-4))
-    assert optim.describe(cfg, shapes(), 16)[0] == (
+    assert optim.describe(cfg, shapes(), NO_WEIGHT_DECAY, 16)[0] == (
         "adamw, learning rate 0.0001, x 0.1 after 75 % and 91.67 % of the run"
     )
 
@@ -160,7 +160,7 @@ def test_impossible_schedules_are_user_errors(total, warmup):
 
 def test_the_peak_follows_the_batch_and_is_printed():
     cfg = config(lr=5e-4, lr_batch=512, schedule="epoch_lag", min_lr=0.0)
-    assert optim.describe(cfg, shapes(), 1024)[0] == (
+    assert optim.describe(cfg, shapes(), NO_WEIGHT_DECAY, 1024)[0] == (
         "adamw, learning rate 0.001 = 0.0005 x batch 1024 / 512, changes every epoch, one late"
     )
     assert optim.schedule(cfg, 10, 0, batch_size=256)(0) == np.float32(2.5e-4)
@@ -200,7 +200,7 @@ def reference_run(cfg, wd_mults, lr_mults, steps, total, warmup):
 
 def our_run(cfg, steps, total, warmup):
     params = jax.tree.map(jnp.asarray, random_tree(0))
-    tx = optim.make(cfg, params, optim.schedule(cfg, total, warmup))
+    tx = optim.make(cfg, params, optim.schedule(cfg, total, warmup), NO_WEIGHT_DECAY)
     state = tx.init(params)
 
     @jax.jit
@@ -225,7 +225,7 @@ def test_ten_updates_agree_with_numpy(kind):
     cfg = config(**kind, clip_norm=2.0, lr_mults=(("head/.*", 3.0), ("blocks/.*/qkv/.*", 0.0), (".*", 1.0)))
     with jax.enable_x64():
         ours = our_run(cfg, 10, total=20, warmup=3)
-        lr, wd = groups.multipliers(cfg, shapes())
+        lr, wd = groups.multipliers(cfg, shapes(), NO_WEIGHT_DECAY)
         for a, b in zip(jax.tree.leaves(ours), reference_run(cfg, wd, lr, 10, total=20, warmup=3), strict=True):
             assert a.dtype == np.float64
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
@@ -241,7 +241,7 @@ def test_ten_updates_agree_with_torch(kind):
         rate = optim.schedule(cfg, 20, 3)
         rates = [float(rate(t)) for t in range(10)]
     tensors = [torch.nn.Parameter(torch.tensor(p)) for p in jax.tree.leaves(random_tree(0))]
-    _, wd = groups.multipliers(cfg, shapes())
+    _, wd = groups.multipliers(cfg, shapes(), NO_WEIGHT_DECAY)
     decayed = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if mult]
     others = [t for t, mult in zip(tensors, jax.tree.leaves(wd), strict=True) if not mult]
     sets = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -264,7 +264,12 @@ def test_ten_updates_agree_with_torch(kind):
 
 def test_frozen_parameters_stay_even_where_gradients_are_not_finite():
     params = {"a": jnp.ones(3), "b": jnp.ones(3)}
-    tx = optim.make(config(lr_mults=(("a", 0), (".*", 1.0)), clip_norm=1.0), params, optim.schedule(config(), 10, 0))
+    tx = optim.make(
+        config(lr_mults=(("a", 0), (".*", 1.0)), clip_norm=1.0),
+        params,
+        optim.schedule(config(), 10, 0),
+        NO_WEIGHT_DECAY,
+    )
     updates, _ = jax.jit(tx.update)({"a": jnp.full(3, jnp.nan), "b": jnp.ones(3)}, tx.init(params), params)
     np.testing.assert_array_equal(updates["a"], 0.0)
     assert np.all(np.isfinite(updates["b"]))
@@ -273,7 +278,7 @@ def test_frozen_parameters_stay_even_where_gradients_are_not_finite():
 
 def test_weight_decay_without_parameters_is_refused():
     params = {"a": jnp.ones(3)}
-    tx = optim.make(config(), params, optim.schedule(config(), 10, 0))
+    tx = optim.make(config(), params, optim.schedule(config(), 10, 0), NO_WEIGHT_DECAY)
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(params, tx.init(params))
 
@@ -281,7 +286,7 @@ def test_weight_decay_without_parameters_is_refused():
 def test_the_state_does_not_depend_on_the_options():
     params = {"a": jnp.ones(3), "b": jnp.ones(3)}
     states = [
-        optim.make(config(**options), params, float).init(params)
+        optim.make(config(**options), params, float, NO_WEIGHT_DECAY).init(params)
         for options in ({}, {"clip_norm": 1.0, "lr_mults": (("a", 0.0), (".*", 2.0)), "wd_mults": ((".*", 1.0),)})
     ]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])

@@ -44,7 +44,7 @@ def workdir(tmp_path_factory):
     (path / "config.json").write_text(to_json(config))
     (path / "data.json").write_text(json.dumps({"train": 3, "val": 3, "classes": CLASSES}))
     model = setup.build_model(config, len(CLASSES))
-    tx = optim.make(config.optimizer, model.param_shapes(), float)
+    tx = optim.make(config.optimizer, model.param_shapes(), float, model.no_weight_decay)
     state = jit(states.initialiser(model, tx, ema=True, task=TASKS["classify"]))(jax.random.key(0))
     with Checkpoints(path) as checkpoints:
         for step, top1 in ((1, 50.0), (2, 60.0), (3, None)):

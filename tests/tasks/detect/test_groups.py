@@ -29,7 +29,7 @@ def test_every_parameter_of_the_backbone_decays_as_officially():
     variables = models.create("vit_adapter_ti", variant="detection", join="lape", attention="xla").variable_shapes()
     optimizer = base().optimizer
     optimizer.wd_mults = DETECTION_WD_MULTS
-    wd = rules.flat_names(groups.multipliers(optimizer, variables["params"])[1])
+    wd = rules.flat_names(groups.multipliers(optimizer, variables["params"], ())[1])
     shapes = {path: leaf.shape for path, leaf in params.flatten(variables).items()}
     entries = [entry for entry in vit_adapter.entries(shapes) if entry.path in wd]
     found = {f"backbone.{entry.names[0]}": wd[entry.path] for entry in entries}

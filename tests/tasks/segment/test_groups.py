@@ -38,7 +38,7 @@ def ours(size: str, join: str) -> dict[str, tuple[float, bool]]:
     variables = models.create(f"upernet_vit_adapter_{size}", join=join, attention="xla").variable_shapes()
     optimizer = base().optimizer
     optimizer.layer_decay, optimizer.wd_mults = 0.95, UPERNET_WD_MULTS
-    lr, wd = (rules.flat_names(tree) for tree in groups.multipliers(optimizer, variables["params"]))
+    lr, wd = (rules.flat_names(tree) for tree in groups.multipliers(optimizer, variables["params"], ()))
     found = {}
     for entry in upernet.entries({path: leaf.shape for path, leaf in params.flatten(variables).items()}):
         if entry.path in lr:  # and is no running mean of a BatchNorm
