@@ -109,8 +109,8 @@ def told(scene, workdir: Path):
 
 
 def train(workdir: Path, config: dict) -> None:
-    with runs.on(8):
-        runs.train_and_evaluate(runs.load(**config), workdir)
+    with runs.quickly():
+        runs.train_and_evaluate(runs.load(**config), workdir, jax.devices()[:8])
 
 
 def one_each():
@@ -119,9 +119,8 @@ def one_each():
 
 
 def train_small(workdir: Path, config: dict) -> None:
-    make_mesh, devices = sharding.make_mesh, one_each()
-    with runs.on(8), mock.patch.object(sharding, "make_mesh", lambda sizes, _=None: make_mesh(sizes, devices)):
-        runs.train_and_evaluate(runs.load(**config), workdir)
+    with runs.quickly():
+        runs.train_and_evaluate(runs.load(**config), workdir, one_each())
 
 
 # ---- Scenes ----------------------------------------------------------------------------------------------------------

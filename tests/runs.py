@@ -16,7 +16,6 @@ from lape_jax.data import sources
 from lape_jax.parallel import sharding
 from lape_jax.train import chrono
 from lape_jax.train.loop import train_and_evaluate
-from tests import quick
 
 ROOT = Path(__file__).parents[1]
 DIGITS = f"{ROOT / 'configs' / 'digits.py'}:debug"
@@ -47,22 +46,26 @@ def options(command, files=(), **given):
 
 @contextlib.contextmanager
 def on(devices):
-    """Makes meshes of the first so many of the eight virtual devices, and saves time that tests need not spend."""
+    """Lets commands, which take all devices, have the first so many of the eight virtual ones, and be quick."""
     make_mesh = sharding.make_mesh
     with (
+        quickly(),
         mock.patch.object(
             sharding, "make_mesh", lambda sizes, given=None: make_mesh(sizes, given or jax.devices()[:devices])
         ),
-        mock.patch.object(chrono, "peak_flops", return_value=1e12),  # would measure for a quarter of a second
-        mock.patch.object(jax, "jit", quick.jit),
     ):
         yield
 
 
+def quickly():
+    """Saves a quarter of a second in which the peak of the devices would be measured."""
+    return mock.patch.object(chrono, "peak_flops", return_value=1e12)
+
+
 def train(workdir, config, devices=1):
     """Trains; returns the results and the lines of metrics.jsonl."""
-    with on(devices):
-        return train_and_evaluate(config, workdir), metrics(workdir)
+    with quickly():
+        return train_and_evaluate(config, workdir, jax.devices()[:devices]), metrics(workdir)
 
 
 @functools.cache

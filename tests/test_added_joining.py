@@ -34,7 +34,6 @@ class LastLape(Lape):
 def name(monkeypatch):
     """Of the method, which is one of those that there are as long as a test runs."""
     monkeypatch.setitem(JOINS, "lape_last", LastLape())
-    monkeypatch.setattr(jax, "jit", quick.jit)
     return "lape_last"
 
 

@@ -8,15 +8,9 @@ import pytest
 
 from lape_jax import cli, overhead
 from lape_jax.errors import UserError
-from tests import quick
 from tests.port.tiny import TINY, random_variables
 
 SIZES = [f"--model.{key}={value}" for key, value in TINY.items()]
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(jax, "jit", quick.jit)
 
 
 def rows_of(tmp_path, *argv):

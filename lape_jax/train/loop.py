@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -24,7 +24,9 @@ from lape_jax.train.writers import Console, Writers, clock_time
 _log = logging.getLogger(__name__)
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+) -> dict[str, float]:
     """Trains as `config` says and leaves everything in `workdir`; resumes there if a run was interrupted.
 
     The state at a step, and the metrics written up to it, are functions of the config alone: not of when the run was
@@ -33,6 +35,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     Args:
         config: complete and valid (see `lape_jax.tasks.config.validate`).
         workdir: created if it does not exist.
+        devices: to train on, by default all.
 
     Returns:
         The last evaluation's metrics, e.g. {"val/top1": 97.8, ...} in percent; of an interrupted run those so far.
@@ -43,7 +46,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, flo
     workdir = Path(workdir)
 
     # ---- What it is made of: what does not fit is said before anything is decoded, restored or written -------------
-    e = experiment.make(config)
+    e = experiment.make(config, devices)
     task, model, mesh, total = e.task, e.model, e.mesh, e.plan.total
     shapes, accumulate = task.shapes(config, model.input_shape), config.optimizer.accumulate
     setting = "config.batch_size" + (" / config.optimizer.accumulate =" if accumulate > 1 else "")
