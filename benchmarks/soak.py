@@ -26,8 +26,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lape_jax import cli
-from lape_jax.data import sources
+from lape_jax import cli, tasks
 from lape_jax.models import rules
 from lape_jax.parallel import sharding
 from lape_jax.train import setup, trained
@@ -142,7 +141,7 @@ def differences(one: Path, other: Path) -> list[str]:
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
     """The arrays of the newest checkpoint by name."""
     config = cli.load_config("", str(workdir))
-    model = setup.build_model(config, len(sources.open_split(config.data, "train").classes))
+    model = setup.build_model(config, len(tasks.of(config).open_split(config, "train").classes))
     mesh = sharding.make_mesh(config.mesh)
     state = trained.restore(Path(workdir), config, model, mesh, trained.LAST, config.sharding).state
     return {name: np.asarray(leaf) for name, leaf in rules.flat_names(jax.device_get(state)).items()}

@@ -7,8 +7,8 @@
 DATA_DIR holds imagenet2012 as TFDS prepares it (array_record), DIR one folder per class in train/ and val/. A global
 batch of 512 over all devices; 310 epochs of 2,502 steps. The position embedding is the 1-D sinusoid, which is not
 learned.
-Published top-1, default -> LaPE: 71.69 -> 71.92 % on 4 V100 (LaPE, Table 1); T2T-ViT's own: 71.7 %, of the running mean
-of the weights (`val/ema_top1` here; which one LaPE's are is not said). Not yet trained to the end with this code.
+Published top-1, default -> LaPE: 71.69 -> 71.92 % on 4 V100 (LaPE, Table 1); T2T-ViT's own: 71.7 %, of the EMA of the
+weights (`val/ema_top1` here; which one LaPE's are is not said). Not yet trained to the end with this code.
 Arguments: see `lape_jax.tasks.classify.recipes.t2t`.
 """
 

@@ -14,6 +14,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from lape_jax import cli
 from lape_jax.data import pipeline, resident
@@ -63,6 +64,23 @@ MESHES = {
 SMALL = RUN | {"model.depth": 1, "model.drop_path": 0.0, "batch_size": 8, "ema_decay": 0.0, "eval_batch_size": 128}
 SHORT = SMALL | {"total_steps": 8, "log_steps": 4, "eval_steps": 8, "checkpoint_steps": 100, "data.resident": False}
 ENDLESS = SMALL | {"total_steps": 10**6, "log_steps": 5, "eval_steps": 10**6, "checkpoint_steps": 10**6}
+# Of tasks that do not classify: their configs by the scene in which they are trained, and the run.
+OTHER_TASKS = {"learns_scenes": "segmenter_ti_mask_ade20k", "learns_photos": "mask_rcnn_vit_adapter_ti_coco"}
+OTHER_RUN = {
+    "total_steps": 4,
+    "batch_size": 8,
+    "log_percent": 50,
+    "eval_percent": 100,
+    "checkpoint_percent": 100,
+    "model.drop_path": 0.2,
+    "optimizer.lr": 1e-3,
+    "ema_decay": 0.9,
+}
+
+
+def other(scene: str):
+    """The config of a scene of OTHER_TASKS."""
+    return runs.load(f"{runs.ROOT}/configs/{OTHER_TASKS[scene]}.py:debug", **OTHER_RUN)
 
 
 class Data(list):
@@ -118,9 +136,9 @@ def one_each():
     return [next(d for d in jax.devices() if d.process_index == index) for index in (0, 1)]
 
 
-def train_small(workdir: Path, config: dict) -> None:
+def train_small(workdir: Path, config: ConfigDict) -> None:
     with runs.quickly():
-        runs.train_and_evaluate(runs.load(**config), workdir, one_each())
+        runs.train_and_evaluate(config, workdir, one_each())
 
 
 # ---- Scenes ----------------------------------------------------------------------------------------------------------
@@ -245,7 +263,7 @@ def unreadable(workdir):
 
     train_batches = pipeline.train_batches
     with mock.patch.object(pipeline, "train_batches", Breaking if SECOND else train_batches):
-        train_small(workdir, SHORT)
+        train_small(workdir, runs.load(**SHORT))
 
 
 def interrupted(workdir):
@@ -257,11 +275,23 @@ def interrupted(workdir):
             signal.raise_signal(signals.pop())
 
     with mock.patch.object(Writers, "write", write):
-        train_small(workdir, ENDLESS)
+        train_small(workdir, runs.load(**ENDLESS))
+
+
+def learns_scenes(workdir):
+    train_small(workdir, other("learns_scenes"))
+
+
+def learns_photos(workdir):
+    train_small(workdir, other("learns_photos"))
 
 
 EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene, detects)
-SCENES = {"evaluations": EVALUATIONS, "plays": (starts, goes_on, unreadable, interrupted)}
+SCENES = {
+    "evaluations": EVALUATIONS,
+    "plays": (starts, goes_on, unreadable, interrupted),
+    **{scene.__name__: (scene,) for scene in (learns_scenes, learns_photos)},
+}
 
 if __name__ == "__main__":
     sys.exit(cli.exit_code(lambda: main(sys.argv[1], Path(sys.argv[2]))))

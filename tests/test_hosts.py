@@ -152,6 +152,22 @@ def test_two_processes(on_one_device, tmp_path):
     assert 5 <= step < 10**6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", host_process.OTHER_TASKS)
+def test_two_processes_learn_other_tasks_as_one(scene, tmp_path):
+    """Each with one device, as one process with two."""
+    happened = play(scene, tmp_path)
+    assert [both[scene] for both in happened] == [[None, [4]]] * 2
+    config = host_process.other(scene)
+    found, (_, expected) = runs.metrics(tmp_path / scene), runs.train(tmp_path / "alone", config, devices=2)
+    assert [line["step"] for line in found] == [line["step"] for line in expected] == [2, 4, 4]
+    assert [line.keys() for line in found] == [line.keys() for line in expected]
+    assert runs.losses(found) == pytest.approx(runs.losses(expected), rel=1e-5)
+    figures, wanted = found[-1], expected[-1]
+    assert figures["val/examples"] == wanted["val/examples"] > 20
+    assert figures == pytest.approx(wanted, abs=0.05, nan_ok=True)  # a pixel or two may fall to the other side
+
+
 BROKEN = ["UserError: process 1: the disk is gone", "UserError: the disk is gone"]
 
 

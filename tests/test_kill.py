@@ -100,6 +100,42 @@ def test_a_run_that_is_killed_and_stopped_ends_bit_identical(tmp_path, environme
         assert soak.differences(whole, workdir) == []
 
 
+# What makes a run of a detector short. All that is random takes part.
+SHORT = {
+    "total_steps": 8,
+    "batch_size": 8,
+    "steps_per_dispatch": 1,
+    "log_percent": 12.5,
+    "eval_percent": 100,
+    "checkpoint_percent": 25,
+    "model.drop_path": 0.2,
+    "optimizer.lr": 1e-3,
+    "ema_decay": 0.9,
+    "report": "false",
+}
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_a_detector_ends_bit_identical(tmp_path, environment):
+    options = [f"--config={runs.ROOT}/configs/mask_rcnn_vit_adapter_ti_coco.py:debug"]
+    options += [f"--config.{key}={value}" for key, value in SHORT.items()]
+    workdir, whole = tmp_path / "interrupted", tmp_path / "whole"
+    with soak.Life(workdir, options, environment) as life:
+        life.wait_for((workdir / "checkpoints" / "2").is_dir)
+        life.freeze_in_save()
+        assert life.end(signal.SIGKILL) == -signal.SIGKILL
+        assert [*(workdir / "checkpoints").glob("*-tmp*")]
+        saved = newest_checkpoint(workdir)
+    with (
+        soak.Life(workdir, options, environment) as life,
+        soak.Life(whole, options, environment) as uninterrupted,
+    ):
+        assert life.end() == uninterrupted.end() == 0
+        assert life.resumed_at() == saved < 8
+        assert soak.last_step(workdir) == 8
+        assert soak.differences(whole, workdir) == []
+
+
 def newest_checkpoint(workdir):
     return max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
 
