@@ -64,9 +64,8 @@ MESHES = {
 SMALL = RUN | {"model.depth": 1, "model.drop_path": 0.0, "batch_size": 8, "ema_decay": 0.0, "eval_batch_size": 128}
 SHORT = SMALL | {"total_steps": 8, "log_steps": 4, "eval_steps": 8, "checkpoint_steps": 100, "data.resident": False}
 ENDLESS = SMALL | {"total_steps": 10**6, "log_steps": 5, "eval_steps": 10**6, "checkpoint_steps": 10**6}
-# Of tasks that do not classify: their configs by the scene in which they are trained, and the run.
-OTHER_TASKS = {"learns_scenes": "segmenter_ti_mask_ade20k", "learns_photos": "mask_rcnn_vit_adapter_ti_coco"}
-OTHER_RUN = {
+# A run of a detector.
+DETECTOR = {
     "total_steps": 4,
     "batch_size": 8,
     "log_percent": 50,
@@ -78,9 +77,8 @@ OTHER_RUN = {
 }
 
 
-def other(scene: str):
-    """The config of a scene of OTHER_TASKS."""
-    return runs.load(f"{runs.ROOT}/configs/{OTHER_TASKS[scene]}.py:debug", **OTHER_RUN)
+def detector() -> ConfigDict:
+    return runs.load(f"{runs.ROOT}/configs/mask_rcnn_vit_adapter_ti_coco.py:debug", **DETECTOR)
 
 
 class Data(list):
@@ -278,19 +276,15 @@ def interrupted(workdir):
         train_small(workdir, runs.load(**ENDLESS))
 
 
-def learns_scenes(workdir):
-    train_small(workdir, other("learns_scenes"))
-
-
 def learns_photos(workdir):
-    train_small(workdir, other("learns_photos"))
+    train_small(workdir, detector())
 
 
 EVALUATIONS = (claimed, not_shared, other_data, evaluates, unreadable_evaluation, segments, unreadable_scene, detects)
 SCENES = {
     "evaluations": EVALUATIONS,
     "plays": (starts, goes_on, unreadable, interrupted),
-    **{scene.__name__: (scene,) for scene in (learns_scenes, learns_photos)},
+    "learns_photos": (learns_photos,),
 }
 
 if __name__ == "__main__":
