@@ -105,6 +105,8 @@ def processes(task, directory, indices=(0, 1)):
                 "JAX_PROCESS_ID": str(index),
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {FLAGS}",
                 "PYTHONPATH": str(directory / "modules"),
+                # One process would find a program and the other compile it: such a pair was seen to wait for ever.
+                "JAX_ENABLE_COMPILATION_CACHE": "false",
             }
             with (directory / f"log_{index}").open("w") as log:
                 started.append(
