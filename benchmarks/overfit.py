@@ -50,7 +50,7 @@ def main() -> None:
         settings = SETTINGS | {"total_steps": args.steps, "data.source": "json", "data.path": directory}
         config = cli.load_config(f"{CONFIG}:debug", "", [(key, str(value)) for key, value in settings.items()])
         results = train_and_evaluate(config, args.workdir or Path(directory) / "run")
-    print(", ".join(f"{name.removeprefix('val/')} {results[name]:.1f} (more than {LEAST[name]})" for name in LEAST))
+    print(", ".join(f"{name.removeprefix('val/')} {results[name]:.1f} (to be above {LEAST[name]})" for name in LEAST))
     sys.exit(int(any(results[name] <= least for name, least in LEAST.items())))
 
 

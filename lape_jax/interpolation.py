@@ -6,8 +6,13 @@ from lape_jax.errors import UserError, nearest
 INTERPOLATIONS = {"bicubic": ("bicubic",), "bilinear": ("bilinear",), "random": ("bilinear", "bicubic")}
 
 
-def filters_of(interpolation: str) -> tuple[str, ...]:
-    """The filters of which each image gets one. Raises UserError for a name that is not among `INTERPOLATIONS`."""
+def check(interpolation: str) -> None:
+    """Raises UserError for a name that is not among `INTERPOLATIONS`."""
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"data.interpolation: {nearest(interpolation, INTERPOLATIONS)}")
+
+
+def filters_of(interpolation: str) -> tuple[str, ...]:
+    """The filters of which each image gets one. Raises UserError as `check`."""
+    check(interpolation)
     return INTERPOLATIONS[interpolation]

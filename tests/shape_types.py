@@ -39,7 +39,7 @@ def _decorate(statements: list[ast.stmt]) -> None:
             node.decorator_list.append(_CHECKED)
         elif isinstance(node, ast.ClassDef):
             node.decorator_list.insert(0, _CHECKED)
-        for part in ("body", "orelse", "finalbody"):
+        for part in ("body", "handlers", "orelse", "finalbody", "cases"):
             _decorate(getattr(node, part, []))
 
 

@@ -31,20 +31,7 @@ def environment(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_is_killed_in_a_save_ends_bit_identical(tmp_path, environment):
     options = [*soak.OPTIONS, "--config.total_steps=60", "--config.warmup_steps=10", "--config.batch_size=16"]
-    workdir, whole = tmp_path / "interrupted", tmp_path / "whole"
-    with soak.Life(workdir, options, environment) as life:
-        life.wait_for((workdir / "checkpoints" / "20").is_dir)
-        life.freeze_in_save()
-        assert life.end(signal.SIGKILL) == -signal.SIGKILL
-        assert [*(workdir / "checkpoints").glob("*-tmp*")]
-        saved = newest_checkpoint(workdir)
-    with (
-        soak.Life(workdir, options, environment) as life,
-        soak.Life(whole, options, environment) as uninterrupted,
-    ):
-        assert life.end() == uninterrupted.end() == 0
-        assert life.resumed_at() == saved < 60
-        assert soak.differences(whole, workdir) == []
+    killed_in_a_save(tmp_path, options, environment, first_checkpoint=20, total=60)
 
 
 @pytest.mark.slow
@@ -119,9 +106,14 @@ SHORT = {
 def test_a_killed_run_of_a_detector_ends_bit_identical(tmp_path, environment):
     options = [f"--config={runs.ROOT}/configs/mask_rcnn_vit_adapter_ti_coco.py:debug"]
     options += [f"--config.{key}={value}" for key, value in SHORT.items()]
-    workdir, whole = tmp_path / "interrupted", tmp_path / "whole"
+    killed_in_a_save(tmp_path, options, environment, first_checkpoint=2, total=8)
+
+
+def killed_in_a_save(directory, options, environment, first_checkpoint, total):
+    """A run that is killed in the save after its first checkpoint, and goes on, ends as one that was left alone."""
+    workdir, whole = directory / "interrupted", directory / "whole"
     with soak.Life(workdir, options, environment) as life:
-        life.wait_for((workdir / "checkpoints" / "2").is_dir)
+        life.wait_for((workdir / "checkpoints" / str(first_checkpoint)).is_dir)
         life.freeze_in_save()
         assert life.end(signal.SIGKILL) == -signal.SIGKILL
         assert [*(workdir / "checkpoints").glob("*-tmp*")]
@@ -131,8 +123,8 @@ def test_a_killed_run_of_a_detector_ends_bit_identical(tmp_path, environment):
         soak.Life(whole, options, environment) as uninterrupted,
     ):
         assert life.end() == uninterrupted.end() == 0
-        assert life.resumed_at() == saved < 8
-        assert soak.last_step(workdir) == 8
+        assert life.resumed_at() == saved < total
+        assert soak.last_step(workdir) == total
         assert soak.differences(whole, workdir) == []
 
 

@@ -134,8 +134,11 @@ def _draw_filter(rng: np.random.Generator, interpolation: str) -> str:
 def eval_crop(image: UInt8[np.ndarray, "h w c"], size: int, crop_ratio: float) -> UInt8[np.ndarray, "{size} {size} c"]:
     """Resizes the shorter side to floor(size / crop_ratio), keeping the aspect ratio, and cuts out the centre.
 
-    crop_ratio is in (0, 1].
+    Raises:
+      UserError: crop_ratio is not in (0, 1].
     """
+    if not 0 < crop_ratio <= 1:  # margins would be negative, and cut out something else without a word
+        raise UserError(f"crop_ratio is {crop_ratio}, but must be above 0 and at most 1")
     height, width = image.shape[:2]
     short = math.floor(size / crop_ratio)
     # Truncating the longer side and rounding margins half to even is what torchvision's Resize and CenterCrop do.

@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 
+from lape_jax import interpolation
 from lape_jax.data import decode
 from lape_jax.data.batches import CLASS, Batches, Reading, one_by_one, shuffled_batches
 from lape_jax.data.example import Example, Source
 from lape_jax.data.order import Share
 from lape_jax.errors import UserError
-from lape_jax.interpolation import filters_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def train_batches(source: Source, reading: Reading, crop: Crop) -> Batches:
       UserError: an unknown interpolation, or a batch that does not fit the data set or the processes; while iterating:
         too many corrupt images.
     """
-    filters_of(crop.interpolation)  # or the first image would find it out, in a thread
+    interpolation.check(crop.interpolation)  # else a thread would find it out at the first image
 
     def read(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, int]:
         return crop(example, rng), example.label

@@ -36,7 +36,7 @@ class MaskRCNN(ViTAdapter):
 
     Attributes beside those of `lape_jax.models.vit_adapter.ViTAdapter`:
         num_classes: k, without background.
-        channels: how many channels the pyramid's maps have, and what looks at them.
+        channels: how many channels the pyramid's maps have, and the layers of the RPN and of the mask head.
         hidden: channels of the box head.
         pre_nms_train, pre_nms_test: candidates from each map, in training and otherwise.
         rpn_nms_threshold: IoU above which a proposal suppresses a worse one of the same map.

@@ -33,7 +33,7 @@ class UperNet(ViTAdapter):
         image_size: size of the images that it is meant for: the crops of training and the windows of evaluation.
         table_size: size of the images that the position tables are learned for.
         channels: how many channels the pyramid's maps have.
-        aux_channels: how many the auxiliary head's have.
+        aux_channels: how many channels the auxiliary head has inside.
         head_dropout: rate at which both heads, in training, drop whole channels before their last layer.
 
     Source: open-mmlab/mmsegmentation 0.20.2, `uper_head.py`, `psp_head.py`, `fcn_head.py`; czczup/ViT-Adapter,

@@ -279,3 +279,9 @@ def test_of_a_very_narrow_image_only_the_centre_is_made(monkeypatch):
     assert (
         decode.eval_crop(np.full((1, 6000, 3), 7, np.uint8), 224, 0.875).tolist() == np.full((224, 224, 3), 7).tolist()
     )
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.2])
+def test_crop_ratio_is_checked(photo, ratio):
+    with pytest.raises(UserError, match=f"crop_ratio is {ratio}, but must be above 0 and at most 1"):
+        decode.eval_crop(photo, 8, ratio)
